@@ -1,0 +1,14 @@
+"""Generative recommenders in JAX: HSTU retrieval and ranking on packed sequences.
+
+Dimension letters, used in every signature and einsum string:
+
+    R  rows of a batch               B  users
+    L  tokens in a row               N  longest history the model sees
+    D  model width                   H  attention heads
+    A  query and key width per head  V  value width per head
+    X  items in the catalogue        K  negatives
+    T  tokens                        Q  queries (users) in an evaluation batch
+    M  candidates                    S  seen items of a user
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,219 @@
+"""The command line of every command: its own flags, `--config=FILE[:variant]` and `--config.a.b=value`.
+
+A command reads
+
+    def main(argv: list[str]) -> None:
+        args = cli.parse(argv, doc=__doc__, flags={"workdir": (Path, Path("runs/last"), "folder of the run")})
+        ...
+
+    if __name__ == "__main__":
+        cli.run(main)
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from gr_jax.config import Config, ConfigError, load
+from gr_jax.overrides import comments, leaves, override_all
+
+REQUIRED: typing.Any = object()  # as a default: the flag has to be given
+
+# (type, default, help); the type is str, int, float or Path; bool for a switch; words for a choice.
+Flag = tuple[typing.Any, typing.Any, str]
+
+
+def parse(
+    argv: Sequence[str],
+    *,
+    doc: str | None,
+    flags: Mapping[str, Flag] | None = None,
+    config: typing.Literal["required", "optional", "none"] = "required",
+) -> argparse.Namespace:
+    """Reads a command line; `--help` prints the docstring, the flags and the config fields, and exits.
+
+    Args:
+      argv: the words after the command's name.
+      doc: the command's docstring.
+      flags: `{name: (type, default, help)}`; `--some-name` and `--some_name` are the same flag.
+      config: whether `--config` has to be given, may be given, or is unknown to the command.
+
+    Returns:
+      One attribute per flag and `debug`; unless `config` is "none" also `config` (overrides applied) and
+      `config_spec` (its `FILE[:variant]`), both None when not given.
+
+    Raises:
+      ConfigError: anything wrong, in one line with the nearest name where there is one.
+    """
+    flags = {**(flags or {}), "debug": (bool, False, "show the traceback of an error")}
+    given, overrides, spec, wants_help = _split(argv, flags, config)
+    if wants_help:
+        print(help_text(doc, flags, config, load(spec) if spec else None))
+        raise SystemExit(0)
+    args = {name: default for name, (_, default, _) in flags.items()}
+    args |= {name: _convert(text, flags[name][0], f"--{name}") for name, text in given.items()}
+    missing = [name for name, value in args.items() if value is REQUIRED]
+    if config == "required" and spec is None:
+        missing.append("config")
+    if missing:
+        shown = " and ".join(f"--{name}={_example(flags, name)}" for name in missing)
+        raise ConfigError(f"{shown} must be given; --help tells more")
+    if config == "none":
+        return argparse.Namespace(**args)
+    if overrides and spec is None:
+        raise ConfigError(f"--config.{next(iter(overrides))} changes a config: give --config=FILE too")
+    made = override_all(load(spec), overrides) if spec else None
+    return argparse.Namespace(**args, config=made, config_spec=spec)
+
+
+def _split(argv: Sequence[str], flags: Mapping[str, Flag], config: str):
+    """The texts of the flags, those of the config fields, the config file, and whether to help."""
+    given, overrides, spec, wants_help, words = {}, {}, None, False, list(argv)
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help"):
+            wants_help = True
+            continue
+        if not word.startswith("-") or word.strip("-") == "":
+            raise ConfigError(f"unexpected argument {word!r}: flags look like --name=value")
+        name, equals, text = word.partition("=")
+        name = name.lstrip("-")
+        is_config = config != "none" and name.split(".")[0] == "config"
+        name = name if is_config else name.replace("-", "_")
+        if not is_config and name not in flags:
+            raise ConfigError(f"unknown flag --{name}{_nearest_flag(name, flags, config)}")
+        if not equals and not is_config and flags[name][0] is bool:
+            text = "true"
+        elif not equals:
+            if not words or words[0].startswith("--"):
+                raise ConfigError(f"--{name} needs a value: --{name}={_example(flags, name)}")
+            text = words.pop(0)
+        if not is_config:
+            given[name] = text
+        elif name == "config":
+            spec = text
+        else:
+            overrides[name.removeprefix("config.")] = text
+    return given, overrides, spec, wants_help
+
+
+def _nearest_flag(name: str, flags: Mapping[str, Flag], config: str) -> str:
+    known = [*flags, "help"] + (["config"] if config != "none" else [])
+    hint = difflib.get_close_matches(name.split(".")[0], known, 1)
+    if hint:
+        return f"; did you mean --{hint[0] + name[len(name.split('.')[0]) :]}?"
+    fields = [f for f in leaves(Config()) if name in (f, f.rpartition(".")[2])] if config != "none" else []
+    nearest = " or ".join(f"--config.{f}" for f in fields)
+    return f"; did you mean {nearest}?" if nearest else f"; there are {', '.join(f'--{k}' for k in known)}"
+
+
+def _example(flags: Mapping[str, Flag], name: str) -> str:
+    if name not in flags:
+        return "FILE[:variant]" if name == "config" else "value"
+    kind = flags[name][0]
+    return "|".join(kind) if isinstance(kind, tuple) else kind.__name__.upper()
+
+
+def _convert(text: str, kind: typing.Any, flag: str) -> typing.Any:
+    if isinstance(kind, tuple):
+        if text not in kind:
+            hint = difflib.get_close_matches(text, kind, 1)
+            nearest = f"; did you mean {hint[0]!r}?" if hint else ""
+            raise ConfigError(f"{flag}={text!r}: must be one of {', '.join(kind)}{nearest}")
+        return text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{flag}: expected true or false, got {text!r}")
+        return text.lower() == "true"
+    if not text and kind is not str:
+        raise ConfigError(f"{flag} needs a value")
+    try:
+        return Path(text).expanduser() if kind is Path else kind(text)
+    except ValueError:
+        raise ConfigError(f"{flag}: expected {kind.__name__}, got {text!r}") from None
+
+
+def help_text(doc: str | None, flags: Mapping[str, Flag], config: str, shown: Config | None = None) -> str:
+    """The docstring, a line per flag, and one per config field with its value in `shown` or by default."""
+    lines = [(doc or "").strip(), "", "Flags:"]
+    rows = [(f"--{n}" + ("" if f[0] is bool else f"={_example(flags, n)}"), _told(f)) for n, f in flags.items()]
+    if config != "none":
+        rows.insert(
+            0,
+            (
+                "--config=FILE[:variant]",
+                "the config file" + ("" if config == "required" else "; may be absent"),
+            ),
+        )
+    with_file = "" if config == "none" else "; with --config=FILE, the values of that file"
+    rows.append(("--help", f"print this text{with_file}"))
+    lines += _table(rows)
+    if config != "none":
+        made = shown or Config()
+        about = comments(made)
+        lines += [
+            "",
+            "Config fields, each set by --config.NAME=value (here with their "
+            + ("values):" if shown else "defaults):"),
+        ]
+        lines += _table([(f"{n}={v!r}" if n != "mesh.rules" else n, about[n]) for n, v in leaves(made).items()])
+    return "\n".join(lines)
+
+
+def _told(flag: Flag) -> str:
+    kind, default, about = flag
+    if default is REQUIRED:
+        return f"{about} (must be given)"
+    return about if kind is bool or default in (None, "") else f"{about} (default {default})"
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = min(40, max(len(left) for left, _ in rows))
+    return [f"  {left:<{width}}  {right}" for left, right in rows]
+
+
+def run(main: Callable[[list[str]], int | None]) -> typing.NoReturn:
+    """Runs `main(argv)` and exits: 0; 2 and a line for a user's mistake (`--debug`: a traceback too)."""
+    argv = sys.argv[1:]
+    try:
+        code = main(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code or 0)
+
+
+def _is_users(error: Exception) -> bool:
+    """Mistakes of the caller: this project's own errors, missing files, kernels that cannot run here."""
+    module = type(error).__module__.split(".")[0]
+    if isinstance(error, ValueError) and module in ("gr_jax", "pallas_kernels"):
+        return True
+    if isinstance(error, NotImplementedError):
+        return _raised_in(error).startswith("pallas_kernels")
+    kinds = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+    return isinstance(error, kinds) and error.filename is not None
+
+
+def _raised_in(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+
+
+def _one_line(error: Exception) -> str:
+    text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
+    return " ".join(text.split("\n"))

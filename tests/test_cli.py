@@ -1,0 +1,187 @@
+"""The command line: flags, the config and its overrides, help, and how errors reach the user."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gr_jax import cli
+from gr_jax.config import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+ML_1M = str(ROOT / "configs" / "ml_1m.py")
+FLAGS = {
+    "workdir": (Path, Path("runs/last"), "folder of the run"),
+    "split": (("test", "valid"), "test", "which events"),
+    "k": (int, 10, "items"),
+    "at_time": (float, None, "seconds"),
+    "json": (bool, False, "print JSON"),
+}
+
+
+def parse(*argv, config="optional", flags=FLAGS):
+    return cli.parse(argv, doc="What it does.\n\nMore.", flags=flags, config=config)
+
+
+def one_line(*argv, **kwargs) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_flags_have_their_defaults():
+    args = parse()
+    assert vars(args) == {
+        "workdir": Path("runs/last"),
+        "split": "test",
+        "k": 10,
+        "at_time": None,
+        "json": False,
+        "debug": False,
+        "config": None,
+        "config_spec": None,
+    }
+
+
+def test_flags_take_the_type_they_declare():
+    args = parse("--workdir=a/b", "--split", "valid", "-k", "3", "--at-time", "-1.5", "--json", "--debug")
+    assert (args.workdir, args.split, args.k, args.at_time) == (Path("a/b"), "valid", 3, -1.5)
+    assert args.json is True and args.debug is True
+    assert parse("--json=false").json is False
+    assert parse("--workdir=~/a").workdir == Path("~/a").expanduser()
+
+
+def test_the_config_is_loaded_and_overridden_in_either_spelling():
+    args = parse(f"--config={ML_1M}:large", "--config.model.width=64")
+    assert args.config.model.num_blocks == 8 and args.config.model.width == 64
+    assert args.config_spec == f"{ML_1M}:large"
+    assert parse("--config", ML_1M, "--config.model.width", "64").config.model.width == 64
+    assert parse("--config.model.width=64", f"--config={ML_1M}").config.model.width == 64
+
+
+def test_a_value_may_hold_an_equals_sign():
+    assert parse(f"--config={ML_1M}", "--config.data.path=a=b").config.data.path == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--wordir=x"], "unknown flag --wordir; did you mean --workdir?"),
+        (["--confg=x"], "unknown flag --confg; did you mean --config?"),
+        (["--confg.model.width=3"], "did you mean --config.model.width?"),
+        (["--num_blocks=3"], "did you mean --config.model.num_blocks?"),
+        (["--zzz"], "unknown flag --zzz; there are --workdir,"),
+        (["ml_1m.py"], "unexpected argument 'ml_1m.py'"),
+        (["--workdir"], "--workdir needs a value: --workdir=PATH"),
+        (["--workdir", "--json"], "--workdir needs a value"),
+        (["--workdir="], "--workdir needs a value"),
+        (["--config", "--json"], "--config needs a value: --config=FILE[:variant]"),
+        (["--k=many"], "--k: expected int, got 'many'"),
+        (["--json=maybe"], "--json: expected true or false, got 'maybe'"),
+        (["--split=tset"], "--split='tset': must be one of test, valid; did you mean 'test'?"),
+        (["--config.model.width=3"], "--config.model.width changes a config: give --config=FILE too"),
+        ([f"--config={ML_1M}", "--config.model.widht=3"], "did you mean config.model.width?"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_that_names_it(argv, told):
+    assert told in one_line(*argv)
+
+
+def test_what_must_be_given_is_asked_for():
+    assert "--config=FILE[:variant] must be given" in one_line(config="required")
+    assert "--user=STR must be given" in one_line(flags={"user": (str, cli.REQUIRED, "raw id")})
+
+
+def test_a_command_without_a_config_does_not_know_the_flag():
+    assert "unknown flag --config" in one_line(f"--config={ML_1M}", config="none")
+    assert not hasattr(parse(config="none"), "config")
+
+
+def test_help_shows_the_docstring_the_flags_and_the_fields(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help", config="required", flags=FLAGS | {"user": (str, cli.REQUIRED, "raw id")})
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0
+    for text in (
+        "What it does.\n\nMore.",
+        "--config=FILE[:variant]",
+        "--workdir=PATH",
+        "folder of the run (default runs/last)",
+        "--split=test|valid",
+        "raw id (must be given)",
+        "model.num_blocks=2",
+        "encoder blocks",
+    ):
+        assert text in shown
+
+
+def test_help_with_a_config_shows_its_values(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help", f"--config={ML_1M}:large")
+    assert "model.num_blocks=8" in capsys.readouterr().out
+
+
+def test_help_without_a_config_shows_no_fields(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help", config="none")
+    assert "config" not in capsys.readouterr().out
+
+
+# Exit codes, through a real process: `body` is the command's main.
+
+
+def command(folder: Path, body: str, *argv: str) -> subprocess.CompletedProcess:
+    script = folder / "command.py"
+    script.write_text(f"from gr_jax import cli\ndef main(argv):\n    {body}\ncli.run(main)\n")
+    words = [sys.executable, str(script), *argv]
+    return subprocess.run(words, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (
+            "cli.parse(argv, doc='', flags={})",
+            "error: --config=FILE[:variant] must be given; --help tells more\n",
+        ),
+        ("open('nowhere/file')", "error: No such file or directory: nowhere/file\n"),
+        ("from gr_jax.config import DataConfig; DataConfig(max_length=0)", "error: config.data.max_length=0"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, body, told):
+    done = command(tmp_path, body)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(told) and done.stderr.count("\n") == 1
+
+
+def test_debug_shows_where_a_mistake_was_found(tmp_path):
+    done = command(tmp_path, "open('nowhere/file')", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr and done.stderr.endswith("error: No such file or directory: nowhere/file\n")
+
+
+@pytest.mark.parametrize("error", ["ValueError('shapes')", "KeyError('x')", "NotImplementedError('later')"])
+def test_a_fault_of_the_program_keeps_its_traceback(tmp_path, error):
+    done = command(tmp_path, f"raise {error}")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "error: " not in done.stderr
+
+
+def test_ctrl_c_exits_130_without_a_traceback(tmp_path):
+    done = command(tmp_path, "raise KeyboardInterrupt")
+    assert done.returncode == 130 and done.stderr == "interrupted\n"
+
+
+def test_success_exits_0_and_a_returned_code_is_kept(tmp_path):
+    assert command(tmp_path, "pass").returncode == 0
+    assert command(tmp_path, "return 3").returncode == 3
+
+
+def test_a_kernel_that_cannot_run_here_is_a_users_mistake():
+    raised = {"__name__": "pallas_kernels.fast"}
+    exec("def op(): raise NotImplementedError('needs a GPU')", raised)
+    with pytest.raises(NotImplementedError) as caught:
+        raised["op"]()
+    assert cli._is_users(caught.value)
+    assert not cli._is_users(NotImplementedError("elsewhere"))
