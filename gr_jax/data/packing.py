@@ -1,0 +1,71 @@
+"""Sequences -> rows: several users' sequences back to back in rows of a fixed length, never split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each sequence lies: row and first column, for sequences in the order of the lengths given."""
+
+    row: Int[np.ndarray, " B"]  # row of the sequence
+    column: Int[np.ndarray, " B"]  # column of its first token
+    num_rows: int  # rows used
+
+
+def pack(lengths: Int[np.ndarray, " B"], row_length: int) -> Packing:
+    """Best-fit-decreasing packing of sequences into rows.
+
+    The longest sequence goes first, each into the fullest row that still has room. The number of rows depends on the
+    multiset of lengths alone, so every epoch has as many however its users are shuffled.
+
+    Args:
+      lengths: tokens of each sequence, 1 to row_length.
+      row_length: L.
+
+    Raises:
+      ValueError: a sequence is longer than a row.
+    """
+    if len(lengths) and lengths.max() > row_length:
+        raise ValueError(f"a sequence of {lengths.max()} tokens does not fit in a row of {row_length}")
+    order = np.argsort(-lengths, kind="stable")
+    rows_with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # open rows by free tokens
+    free_sizes = 0  # bit f: a row with f free tokens is open; the best fit is the lowest bit set from `length` on
+    row, column, num_rows = [0] * len(order), [0] * len(order), 0
+    for i, length in enumerate(lengths[order].tolist()):
+        fitting = free_sizes >> length
+        if fitting:
+            free = length + (fitting & -fitting).bit_length() - 1
+            target = rows_with_room[free].pop()
+            if not rows_with_room[free]:
+                free_sizes &= ~(1 << free)
+        else:
+            target, free = num_rows, row_length
+            num_rows += 1
+        row[i], column[i] = target, row_length - free
+        if free > length:
+            rows_with_room[free - length].append(target)
+            free_sizes |= 1 << (free - length)
+    position = np.empty(len(order), np.int64)
+    position[order] = np.arange(len(order))
+    return Packing(np.array(row, np.int64)[position], np.array(column, np.int64)[position], num_rows)
+
+
+def shuffle(packing: Packing, lengths: Int[np.ndarray, " B"], rng: np.random.Generator) -> Packing:
+    """The same rows with other users: sequences of equal length change places, and the rows their order, at random."""
+    permutation = rng.permutation(len(lengths))
+    place = np.argsort(lengths, kind="stable")
+    taken_by = permutation[np.argsort(lengths[permutation], kind="stable")]
+    row, column = np.empty_like(packing.row), np.empty_like(packing.column)
+    row[taken_by], column[taken_by] = packing.row[place], packing.column[place]
+    return Packing(rng.permutation(packing.num_rows)[row], column, packing.num_rows)
+
+
+def token_index(start: Int[np.ndarray, " B"], length: Int[np.ndarray, " B"]) -> Int[np.ndarray, " T"]:
+    """start[0], start[0] + 1, .. start[0] + length[0] - 1, start[1], ..: the elements of ranges, in turn."""
+    before = np.cumsum(length) - length
+    return np.repeat(start - before, length) + np.arange(length.sum())

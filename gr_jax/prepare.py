@@ -1,0 +1,72 @@
+"""Prepares a raw log: reads, filters, sorts and numbers it, and writes the dataset that training maps.
+
+    python -m gr_jax.prepare --config=configs/ml_1m.py --config.data.path=ml-1m
+    python -m gr_jax.prepare --source=csv --path=clicks.csv.gz --user-column=visitor --out=data/clicks
+
+What is already prepared from the same files with the same settings is only summarised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from datetime import UTC, datetime
+
+from gr_jax import cli
+from gr_jax.config import SOURCES, ConfigError, DataConfig
+from gr_jax.data.dataset import Dataset, prepare
+from gr_jax.overrides import comments
+
+_FIELDS = {  # flag -> type; each sets the field of DataConfig with this name
+    "source": SOURCES,
+    "path": str,
+    "user_column": str,
+    "item_column": str,
+    "time_column": str,
+    "rating_column": str,
+    "time_unit": str,
+    "filter": str,
+    "min_events": int,
+    "on_bad_row": str,
+}
+
+
+def main(argv: list[str]) -> None:
+    """Prepares what the command line asks for and prints a summary."""
+    about = comments(DataConfig())
+    flags: dict[str, cli.Flag] = {name: (kind, None, about[name]) for name, kind in _FIELDS.items()}
+    flags["out"] = (str, None, about["prepared"])
+    args = cli.parse(argv, doc=__doc__, flags=flags, config="optional")
+    if args.config is None and args.source is None:
+        raise ConfigError("give --config=FILE, or --source=NAME and --path=RAW; --help tells more")
+    given = {name: getattr(args, name) for name in _FIELDS if getattr(args, name) is not None}
+    if args.out is not None:
+        given["prepared"] = args.out
+    config = dataclasses.replace(args.config.data if args.config else DataConfig(), **given)
+    start = time.perf_counter()
+    dataset = prepare(config, progress=True)
+    print(summary(dataset, seconds=time.perf_counter() - start))
+
+
+def summary(dataset: Dataset, *, seconds: float) -> str:
+    """A table of what the dataset holds."""
+    meta = dataset.meta
+    days = [datetime.fromtimestamp(meta[name], UTC).strftime("%Y-%m-%d") for name in ("time_min", "time_max")]
+    length = f"mean {meta['mean_length']:.1f}, median {meta['median_length']:.0f}, max {meta['max_length']:,}"
+    skipped = ", ".join(f"{count:,} ({reason})" for reason, count in meta["skipped"].items())
+    rows = {
+        "source": meta["source"],
+        "users": f"{dataset.num_users:,}",
+        "items": f"{dataset.num_items:,}",
+        "events": f"{dataset.num_events:,}",
+        "events a user": length,
+        "time": f"{days[0]} to {days[1]}",
+        "bad rows skipped": skipped or "0",
+        "seconds": f"{seconds:.1f}",
+        "folder": str(dataset.folder),
+    }
+    return "\n".join(f"{name:<17} {value}" for name, value in rows.items())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,167 @@
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr_jax.config import DataConfig
+from gr_jax.data import pipeline, sequences
+from gr_jax.data.dataset import Dataset
+
+CONFIG = DataConfig(max_length=8, row_length=16)
+
+
+def make_log(counts: list[int], seed: int = 0) -> Dataset:
+    """A log whose item ids are unique, so that every token can be traced to its event."""
+    rng = np.random.default_rng(seed)
+    total = sum(counts)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    gaps = rng.integers(0, 5000, total)
+    return Dataset(
+        folder=Path("."),
+        offsets=offsets,
+        item=np.arange(1, total + 1, dtype=np.int32),
+        timestamp=1_000_000_000 + np.cumsum(gaps),
+        rating=None,
+        action=None,
+        meta={"items": total},
+    )
+
+
+def unpack(batch, dataset) -> dict[int, list[tuple]]:
+    """{user: [(item, time, query time, position, label), ..]} read token by token."""
+    users = {}
+    for row in range(batch.item.shape[0]):
+        for column in np.flatnonzero(batch.segment[row]):
+            user = int(np.searchsorted(dataset.offsets, batch.item[row, column] - 1, side="right") - 1)
+            token = tuple(
+                int(field[row, column])
+                for field in (batch.item, batch.time, batch.query_time, batch.position, batch.label)
+            )
+            users.setdefault((user, row, int(batch.segment[row, column])), []).append(token)
+    assert len({user for user, _, _ in users}) == len(users), "a user is in two segments"
+    return {user: tokens for (user, _, _), tokens in users.items()}
+
+
+def expected_tokens(dataset, split: str) -> dict[int, list[tuple]]:
+    """The same, from the log by its definition."""
+    users = {}
+    for user in range(len(dataset.offsets) - 1):
+        first, end = dataset.offsets[user], dataset.offsets[user + 1] - sequences.HELD_OUT[split]
+        if end - first < (1 if split == "train" else 1) or dataset.offsets[user + 1] - first < 3:
+            continue
+        begin = max(first, end - CONFIG.max_length)
+        t = dataset.timestamp
+        users[user] = [
+            (
+                int(dataset.item[e]),
+                int(t[e] - t[begin]),
+                int(t[e + 1] - t[begin]),
+                int(e - begin),
+                int(dataset.item[e + 1]),
+            )
+            for e in range(begin, end)
+        ]
+    return users
+
+
+counts_of_users = st.lists(st.integers(1, 20), min_size=1, max_size=30).map(lambda counts: [*counts, 6])
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts_of_users, st.integers(1, 10))
+def test_an_epoch_holds_every_training_token_once(counts, batch_users):
+    dataset = make_log(counts)
+    rows = pipeline.train_rows(dataset, CONFIG, batch_users=batch_users)
+    seen = {}
+    for index in range(rows.steps_per_epoch, 2 * rows.steps_per_epoch):
+        seen |= unpack(rows.batch(index), dataset)
+    assert seen == expected_tokens(dataset, "train")
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts_of_users, st.sampled_from(["valid", "test"]))
+def test_evaluation_asks_each_user_once_from_the_last_token(counts, split):
+    dataset = make_log(counts)
+    rows = pipeline.evaluation_rows(dataset, CONFIG, split, batch_users=4, exclude="history")
+    expected = expected_tokens(dataset, split)
+    asked = []
+    for index in range(len(rows)):
+        batch, queries, users = rows.batch(index)
+        assert {u: t for u, t in unpack(batch, dataset).items() if u in users.tolist()} == {
+            u: expected[u] for u in users.tolist()
+        }
+        for q, user in enumerate(users.tolist()):
+            last_item, *_, target = expected[user][-1]
+            assert batch.item.reshape(-1)[queries.token[q]] == last_item
+            assert queries.target[q] == target
+            history = dataset.item[dataset.offsets[user] : target - 1]
+            assert sorted(queries.seen[q][queries.seen[q] != 0].tolist()) == history.tolist()
+        assert not queries.target[len(users) :].any()
+        asked += users.tolist()
+    assert sorted(asked) == sorted(expected)
+
+
+def test_excluding_the_visible_leaves_older_items_in_the_ranking():
+    dataset = make_log([20, 5])
+    rows = pipeline.evaluation_rows(dataset, CONFIG, "test", batch_users=10, exclude="visible")
+    _, queries, users = rows.batch(0)
+    seen = queries.seen[users.tolist().index(0)]
+    assert sorted(seen[seen != 0].tolist()) == list(range(12, 20))
+    rows = pipeline.evaluation_rows(dataset, CONFIG, "test", batch_users=10, exclude="none")
+    assert not rows.batch(0)[1].seen.any()
+
+
+def test_batches_depend_on_seed_and_epoch_only():
+    dataset = make_log([10] * 40)
+    one, same, other = (pipeline.train_rows(dataset, CONFIG, batch_users=8, seed=seed) for seed in (1, 1, 2))
+    first, later = one.batch(3), one.batch(3 + one.steps_per_epoch)
+    np.testing.assert_array_equal(first.item, same.batch(3).item)
+    assert not np.array_equal(first.item, other.batch(3).item)
+    assert not np.array_equal(first.item, later.item)
+
+
+def test_processes_share_the_rows_of_the_same_global_batch():
+    dataset = make_log([10] * 40)
+    rows = pipeline.train_rows(dataset, CONFIG, batch_users=8, row_multiple=4)
+    assert rows.batch_rows % 4 == 0
+    whole = rows.batch(2)
+    parts = [rows.batch(2, process=p, processes=4) for p in range(4)]
+    for name in ("item", "time", "query_time", "position", "segment", "label"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_the_iterator_resumes_at_any_batch():
+    dataset = make_log([10] * 40)
+    rows = pipeline.train_rows(dataset, CONFIG, batch_users=8)
+    whole = [batch.item for batch in pipeline.train_batches(rows, 0, 12)]
+    resumed = [batch.item for batch in pipeline.train_batches(rows, 7, 12)]
+    assert len(whole) == 12
+    np.testing.assert_array_equal(np.stack(whole[7:]), np.stack(resumed))
+
+
+def test_a_validation_sample_is_fixed():
+    dataset = make_log([6] * 50)
+    draws = [
+        pipeline.evaluation_rows(dataset, CONFIG, "valid", batch_users=8, exclude="history", sample=10).spans.user
+        for _ in range(2)
+    ]
+    assert len(draws[0]) == 10
+    np.testing.assert_array_equal(draws[0], draws[1])
+
+
+def test_times_beyond_68_years_are_held_at_the_limit():
+    dataset = make_log([6])
+    dataset.timestamp[3:] += 3 * 10**9
+    batch = pipeline.train_rows(dataset, CONFIG, batch_users=1).batch(0)
+    assert batch.query_time.max() == np.iinfo(np.int32).max
+
+
+def test_a_batch_is_a_pytree_of_its_fields():
+    dataset = make_log([6])
+    batch = pipeline.train_rows(dataset, CONFIG, batch_users=1).batch(0)
+    assert len(jax.tree.leaves(batch)) == 6
+    with pytest.raises(AttributeError):
+        batch.item = None  # pyright: ignore
