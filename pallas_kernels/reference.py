@@ -1,0 +1,38 @@
+"""The specification of HSTU attention: dense [R, H, L, L] scores in float32, as short as possible."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels.masks import allowed_pairs, describe_tokens, pair_bias
+
+
+def reference_attention(
+    q: Float[Array, "R L H A"],
+    k: Float[Array, "R L H A"],
+    v: Float[Array, "R L H V"],
+    segments: Int[Array, "R L"],
+    *,
+    max_length: int,
+    scale: float = 1.0,
+    position_table: Float[Array, " P"] | None = None,
+    time_table: Float[Array, " buckets"] | None = None,
+    query_times: Int[Array, "R L"] | None = None,
+    key_times: Int[Array, "R L"] | None = None,
+    targets: Bool[Array, "R L"] | None = None,
+    contexts: Bool[Array, "R L"] | None = None,
+    window: int | None = None,
+    full_window_tail: int = 0,
+) -> Float[Array, "R L H V"]:
+    """Returns sum_j mask_ij SiLU(scale q_i.k_j + bias_ij) / N v_j; arguments as in `pallas_kernels.hstu_attention`."""
+    tokens = describe_tokens(segments, targets, contexts, full_window_tail=full_window_tail)
+    query, key = jax.tree.map(lambda x: x[:, :, None], tokens), jax.tree.map(lambda x: x[:, None, :], tokens)
+    tq, tk = (None, None) if time_table is None else (query_times[:, :, None], key_times[:, None, :])
+    bias = pair_bias(query, key, position_table, time_table, tq, tk)
+    mask = allowed_pairs(query, key, window)
+    q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
+    scores = scale * jnp.einsum("rihA,rjhA->hrij", q32, k32, precision="highest") + bias
+    weights = jnp.where(mask, jax.nn.silu(scores), 0.0) / max_length
+    return jnp.einsum("hrij,rjhV->rihV", weights, v32, precision="highest").astype(v.dtype)

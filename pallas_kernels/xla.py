@@ -1,0 +1,172 @@
+"""HSTU attention in plain XLA: query chunks against the window of keys that can hold their sequences.
+
+The cost per token is bounded by max_length + CHUNK keys, whatever the row length, and no [L, L] tensor is stored.
+The backward pass recomputes the scores of a chunk once; nothing of size [C, W] is kept but one byte per pair.
+
+Letters: C queries of a chunk, W keys of its window.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from pallas_kernels.masks import LAST_BUCKET, Tokens, allowed_pairs, describe_tokens, time_bucket
+
+CHUNK = 64  # queries per chunk
+MAX_UNROLLED = 8  # rows of more chunks are scanned, to bound the size of the program
+MASKED = 255  # code of a pair that does not see each other; the other codes are entries of the time table
+
+
+def xla_attention(
+    q: Float[Array, "R L H A"],
+    k: Float[Array, "R L H A"],
+    v: Float[Array, "R L H V"],
+    segments: Int[Array, "R L"],
+    *,
+    max_length: int,
+    scale: float = 1.0,
+    position_table: Float[Array, " P"] | None = None,
+    time_table: Float[Array, " buckets"] | None = None,
+    query_times: Int[Array, "R L"] | None = None,
+    key_times: Int[Array, "R L"] | None = None,
+    targets: Bool[Array, "R L"] | None = None,
+    contexts: Bool[Array, "R L"] | None = None,
+    window: int | None = None,
+    full_window_tail: int = 0,
+) -> Float[Array, "R L H V"]:
+    """Returns HSTU attention as `reference_attention` does; arguments as in `pallas_kernels.hstu_attention`."""
+    length = q.shape[1]
+    back = max_length - 1  # keys before the chunk that its sequences can reach
+    ahead = back if contexts is not None else 0  # only a contextual prefix looks ahead
+    if time_table is None:
+        query_times = key_times = None
+        time_table = jnp.zeros(1)
+    if position_table is None:
+        position_table = jnp.zeros(1)
+    tables = jnp.float32(position_table), jnp.float32(time_table)[: LAST_BUCKET + 1]
+    tokens = describe_tokens(segments, targets, contexts, full_window_tail=full_window_tail)
+    query, key = (q, tokens, query_times), (k, v, tokens, key_times)
+    attend = functools.partial(_chunk_attention, scale=scale, max_length=max_length, window=window)
+
+    if length <= CHUNK * MAX_UNROLLED:
+        outs = []
+        for lo in range(0, length, CHUNK):
+            hi = min(lo + CHUNK, length)
+            keys = _slice(key, max(0, lo - back), min(length, hi + ahead))
+            outs.append(attend(_slice(query, lo, hi), keys, *tables))
+        return jnp.concatenate(outs, axis=1)
+
+    chunks = -(-length // CHUNK)
+    fill = chunks * CHUNK - length
+    query, key = _pad(query, 0, fill), _pad(key, back, fill + ahead)
+
+    @jax.checkpoint  # keeps the chunk number instead of the chunk's keys
+    def step(lo):
+        queries = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, lo, CHUNK, 1), query)
+        keys = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, lo, back + CHUNK + ahead, 1), key)
+        return attend(queries, keys, *tables)
+
+    out = jax.lax.map(step, jnp.arange(chunks) * CHUNK)
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * CHUNK, *v.shape[2:])[:, :length]
+
+
+def _chunk_attention(query, key, position_table, time_table, *, scale, max_length, window):
+    """Returns the attention output [R, C, H, V] of a chunk of queries over a window of keys."""
+    q, query_tokens, query_times = query
+    k, v, key_tokens, key_times = key
+    codes = _pair_codes(query_tokens, key_tokens, query_times, key_times, window, len(time_table))
+    distance = query_tokens.position[:, :, None] - key_tokens.position[:, None, :]
+    distance = jnp.clip(distance, 0, len(position_table) - 1)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    return jnp.swapaxes(_block(scale, max_length, q, k, v, position_table, time_table, distance, codes), 1, 2)
+
+
+def _pair_codes(query: Tokens, key: Tokens, query_times, key_times, window, buckets) -> UInt8[Array, "R C W"]:
+    """Returns the entry of the time table of each pair, or MASKED.
+
+    A loop over a few groups of queries, because XLA does not fuse the body of a loop into its users: the CPU
+    backend would evaluate mask and logarithm once per use, without vector instructions (about 3x in all).
+    """
+    groups = math.gcd(query.start.shape[1], 4)
+
+    def group_codes(group):
+        query, query_times = jax.tree.map(lambda x: x[:, :, None], group)
+        code = 0
+        if query_times is not None:
+            code = jnp.minimum(time_bucket(query_times - key_times[:, None]), buckets - 1)
+        mask = allowed_pairs(query, jax.tree.map(lambda x: x[:, None], key), window)
+        return jnp.where(mask, code, MASKED).astype(jnp.uint8)
+
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], groups, -1), 1, 0), (query, query_times))
+    codes = jnp.moveaxis(jax.lax.map(group_codes, split), 0, 1)
+    return codes.reshape(codes.shape[0], -1, codes.shape[-1])
+
+
+def _scores(scale, q, k, position_table, time_table, distance, codes) -> Float[Array, "R H C W"]:
+    """Returns scale q.k + bias, and about -1e30 for a masked pair: there SiLU and its derivative are 0."""
+    lookup = jnp.full(MASKED + 1, -1e30).at[: len(time_table)].set(time_table)
+    bias = position_table[distance] + lookup.at[codes].get(mode="promise_in_bounds")
+    return scale * _dot("rhia,rhja->rhij", q, k) + bias[:, None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _block(scale, max_length, q, k, v, position_table, time_table, distance, codes) -> Float[Array, "R H C V"]:
+    scores = _scores(scale, q, k, position_table, time_table, distance, codes)
+    weights = jax.nn.silu(scores) * (1 / max_length)
+    return _dot("rhij,rhjv->rhiv", weights.astype(v.dtype), v).astype(v.dtype)
+
+
+def _block_forward(scale, max_length, *args):
+    return _block(scale, max_length, *args), args
+
+
+def _block_backward(scale, max_length, args, d_out):
+    q, k, v, position_table, time_table, distance, codes = args
+    scores = _scores(scale, q, k, position_table, time_table, distance, codes)
+    gate = jax.nn.sigmoid(scores)
+    d_out = (d_out * (1 / max_length)).astype(v.dtype)
+    # Gradients of k and v come out as [.., A, W] and are turned: XLA's CPU matmul is up to 3x faster that way round.
+    d_v = _dot("rhij,rhiv->rhvj", (scores * gate).astype(v.dtype), d_out)
+    d_scores = _dot("rhiv,rhjv->rhij", d_out, v) * (gate * (1 + scores * (1 - gate)))
+    d_bias = d_scores.sum(1)
+    d_scores = (scale * d_scores).astype(q.dtype)
+    d_q = _dot("rhij,rhja->rhia", d_scores, k)
+    d_k = _dot("rhij,rhia->rhaj", d_scores, q)
+    d_time = jnp.zeros(MASKED + 1).at[codes].add(d_bias, mode="promise_in_bounds")[: len(time_table)]
+    if distance.shape[0] == 1:  # the same distances in all rows: sum them before the slow scatter
+        d_bias = d_bias.sum(0, keepdims=True)
+    d_position = jnp.zeros_like(position_table).at[distance].add(d_bias)
+    d_k, d_v = (jnp.swapaxes(x, 2, 3).astype(x_in.dtype) for x, x_in in ((d_k, k), (d_v, v)))
+    return d_q.astype(q.dtype), d_k, d_v, d_position, d_time, None, None
+
+
+_block.defvjp(_block_forward, _block_backward)
+
+_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _slice(tree, lo: int, hi: int):
+    return jax.tree.map(lambda x: x[:, lo:hi], tree)
+
+
+def _pad(tree, before: int, after: int):
+    """Pads axis 1 of each leaf with padding tokens; row indices go on counting, so that distances stay right."""
+
+    def pad(x, value=0):
+        return jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+
+    def pad_tokens(tokens):
+        index = jnp.arange(-before, tokens.index.shape[1] + after)[None]
+        position = index if tokens.position is tokens.index else pad(tokens.position)
+        rest = jax.tree.map(pad, tokens)
+        return rest._replace(start=pad(tokens.start, -1), index=index, position=position)
+
+    def is_tokens(x):
+        return isinstance(x, Tokens)
+
+    return jax.tree.map(lambda x: pad_tokens(x) if is_tokens(x) else pad(x), tree, is_leaf=is_tokens)

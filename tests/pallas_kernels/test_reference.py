@@ -1,0 +1,82 @@
+"""The dense specification against stored reference vectors, and the same calls through the other implementations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import hstu_attention
+
+IMPLEMENTATIONS = ["reference", "xla"]
+
+
+# The windowed program is compared with the specification elsewhere: here the simplest and the fullest case suffice.
+@pytest.mark.parametrize(("implementation", "variants"), [("reference", None), ("xla", ("plain", "full"))])
+def test_outputs_and_gradients_match_the_stu_vectors(golden, implementation, variants):
+    vectors = golden("stu_attention")
+    lengths, num_targets = vectors["lengths"], vectors["num_targets"]
+    position = np.concatenate([np.arange(n) for n in lengths])
+    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    from_end = np.repeat(lengths, lengths) - position
+    for i, name in enumerate(vectors["variant_names"]):
+        if variants and name not in variants:
+            continue
+        targets = from_end <= np.repeat(num_targets, lengths) if vectors["variant_uses_targets"][i] else None
+        context = vectors["variant_contextual_seq_len"][i]
+        rows = {"segments": segments, "targets": targets, "contexts": position < context if context else None}
+        rows = {key: jnp.array(array[None]) for key, array in rows.items() if array is not None}
+
+        def attend(q, k, v, rows=rows, i=i):
+            return hstu_attention(
+                q[None], k[None], v[None], **rows,
+                max_length=int(vectors["max_seq_len"]), scale=float(vectors["alpha"]),
+                window=int(vectors["variant_max_attn_len"][i]) or None,
+                full_window_tail=int(vectors["variant_min_full_attn_seq_len"][i]), implementation=implementation,
+            )[0]  # fmt: skip
+
+        @jax.jit
+        def attend_with_gradients(cotangent, *qkv, attend=attend):
+            out, backward = jax.vjp(attend, *qkv)
+            return out, backward(cotangent)
+
+        out, gradients = attend_with_gradients(*(vectors[key] for key in ("cotangent", "q", "k", "v")))
+        np.testing.assert_allclose(out, vectors[f"{name}__out"], atol=1e-5, err_msg=name)
+        for key, gradient in zip("qkv", gradients, strict=True):
+            np.testing.assert_allclose(gradient, vectors[f"{name}__grad_{key}"], atol=1e-5, err_msg=f"{name} {key}")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_bias_and_query_times_match_the_block_vectors(golden, implementation):
+    vectors = golden("hstu_block")
+    users, size = vectors["x"].shape[:2]
+    position = np.arange(size)
+    segments = (position < vectors["lengths"][:, None]).astype(np.int32)
+    row = vectors["timestamps"].astype(
+        np.int32
+    )  # item times, then the request time: the next event of position i is i+1
+    rows = {
+        "segments": segments,
+        "query_times": np.concatenate([row[:, 1:], row[:, -1:]], 1),
+        "key_times": np.where(segments > 0, row, 0),
+    }
+    attend = lambda q, k, v: hstu_attention(
+        q, k, v, **{key: jnp.array(array) for key, array in rows.items()},
+        max_length=size, time_table=jnp.array(vectors["ts_w"]),
+        position_table=jnp.array(vectors["pos_w"][:size][::-1].copy()),  # stored with distance 0 in the middle
+        implementation=implementation,
+    )  # fmt: skip
+    out = attend(*(jnp.array(vectors[key]) for key in "qkv"))
+    np.testing.assert_allclose(out, vectors["attn_out"], atol=1e-5)
+    assert users == len(out)
+
+    # SiLU(bias) / N is the whole weight where q is 0; the values are the unit vectors, so that it can be read off.
+    q = jnp.zeros((users, size, 1, 1))
+    weights = attend(q, q, jnp.broadcast_to(jnp.eye(size)[:, None], (users, size, 1, size)))[:, :, 0]
+    np.testing.assert_allclose(weights * size, jax.nn.silu(jnp.array(vectors["rel_bias"])), atol=1e-5)
+
+
+def test_one_token_attends_to_itself_with_the_fixed_normaliser():
+    q = jnp.array([[[[2.0]], [[3.0]]]])
+    out = hstu_attention(q, q, q, jnp.array([[1, 0]]), max_length=7, scale=0.5, implementation="reference")
+    np.testing.assert_allclose(out[0, 0, 0, 0], 2.0 / (1 + np.exp(-2.0)) / 7 * 2.0, rtol=1e-6)
+    assert out[0, 1, 0, 0] == 0
