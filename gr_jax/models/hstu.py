@@ -1,0 +1,76 @@
+"""The HSTU block: pointwise projection, SiLU attention with relative bias, gated pointwise transformation.
+
+Zhai et al. 2024, eq. 1-3, with the details of the public research code: no affine layer norms, no bias in the first
+projection, no 1/sqrt(A), division by the fixed maximum length N.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from gr_jax.config import ModelConfig
+from gr_jax.data.batch import Batch
+from gr_jax.models.layers import Linear, dropout, layer_norm
+from pallas_kernels import hstu_attention
+
+NORM_EPS = 1e-6
+TIME_BUCKETS = 129  # pallas_kernels.time_bucket gives 0 to 128
+
+
+class RelativeBias(nnx.Module):
+    """Tables of a block's attention bias, shared by its heads: b(i, j) = position[i - j] + time[bucket(dt)].
+
+    Attributes:
+      position: [N], by distance in events; None when the bias has no position part.
+      time: [129], by logarithmic bucket of the time between the event asked about and the key; None without time part.
+    """
+
+    def __init__(self, kind: str, max_length: int, *, rngs: nnx.Rngs):
+        normal = jax.nn.initializers.normal(0.02)
+        has_position, has_time = kind in ("position", "both"), kind in ("time", "both")
+        self.position = nnx.Param(normal(rngs.params(), (max_length,))) if has_position else None
+        self.time = nnx.Param(normal(rngs.params(), (TIME_BUCKETS,))) if has_time else None
+
+
+class HstuBlock(nnx.Module):
+    """One HSTU layer with its residual.
+
+    Attributes:
+      uvqk: [D, 2 H V + 2 H A], the first projection; columns u, v, q, k, each head-major.
+      bias: tables of the relative attention bias.
+      output: second projection, [H V, D] with bias.
+    """
+
+    def __init__(self, config: ModelConfig, max_length: int, *, rngs: nnx.Rngs):
+        self.config, self.max_length = config, max_length
+        heads_v, heads_a = config.num_heads * config.v_width, config.num_heads * config.qk_width
+        normal = jax.nn.initializers.normal(0.02)
+        self.uvqk = nnx.Param(normal(rngs.params(), (config.width, 2 * heads_v + 2 * heads_a)))
+        self.bias = RelativeBias(config.bias, max_length, rngs=rngs)
+        self.output = Linear(heads_v, config.width, kernel_init=jax.nn.initializers.xavier_uniform(), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None) -> Float[Array, "R L D"]:
+        """x plus the layer's output; dropout before the second projection when `key` is given."""
+        config = self.config
+        heads_v, heads_a = config.num_heads * config.v_width, config.num_heads * config.qk_width
+        uvqk = jax.nn.silu(layer_norm(x, NORM_EPS) @ self.uvqk.astype(x.dtype))
+        u, v, q, k = jnp.split(uvqk, (heads_v, 2 * heads_v, 2 * heads_v + heads_a), axis=-1)
+        in_heads = (*x.shape[:2], config.num_heads, -1)
+        with_time = self.bias.time is not None
+        attended = hstu_attention(
+            q.reshape(in_heads),
+            k.reshape(in_heads),
+            v.reshape(in_heads),
+            batch.segment,
+            max_length=self.max_length,
+            position_table=None if self.bias.position is None else self.bias.position[...],
+            time_table=None if self.bias.time is None else self.bias.time[...],
+            query_times=(batch.query_time if config.use_query_time else batch.time) if with_time else None,
+            key_times=batch.time if with_time else None,
+            implementation=config.attention or None,
+        )
+        gated = u * layer_norm(attended.reshape(u.shape), NORM_EPS)
+        return x + self.output(dropout(gated, config.dropout, key))

@@ -1,0 +1,69 @@
+"""SASRec as in the public research code: softmax attention over the past, then a feed-forward layer per token."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from gr_jax.config import ModelConfig
+from gr_jax.data.batch import Batch
+from gr_jax.models.layers import Linear, dropout, layer_norm, split
+
+NORM_EPS = 1e-8
+MASKED = -1e30  # finite, so that a padding row, where every key is masked, stays free of NaN
+
+
+def softmax_attention(
+    q: Float[Array, "R L H A"],
+    k: Float[Array, "R L H A"],
+    v: Float[Array, "R L H V"],
+    segments: Int[Array, "R L"],
+    *,
+    rate: float = 0.0,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "R L H V"]:
+    """Causal softmax attention inside each segment of packed rows, with dropout on the weights when `key` is given."""
+    scores = jnp.einsum("rqha,rkha->rhqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    token = jnp.arange(segments.shape[1])
+    allowed = (segments[:, :, None] == segments[:, None, :]) & (token[:, None] >= token[None, :])
+    weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, MASKED), axis=-1)
+    return jnp.einsum("rhqk,rkhv->rqhv", dropout(weights, rate, key).astype(v.dtype), v)
+
+
+class SasrecBlock(nnx.Module):
+    """One SASRec layer: r = LN(Q + attention(Q, x, x)) with Q = LN(x), then r + FFN(r). Keys and values: of x."""
+
+    def __init__(self, config: ModelConfig, max_length: int, *, rngs: nnx.Rngs):
+        del max_length  # softmax needs no fixed normaliser
+        self.config = config
+        linear = functools.partial(Linear, kernel_init=jax.nn.initializers.xavier_normal(), rngs=rngs)
+        self.query = linear(config.width, config.width)
+        self.key = linear(config.width, config.width)
+        self.value = linear(config.width, config.width)
+        self.attention_output = linear(config.width, config.width)
+        self.ffn_in = linear(config.width, config.ffn_width)
+        self.ffn_out = linear(config.ffn_width, config.width)
+
+    def __call__(self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None) -> Float[Array, "R L D"]:
+        """The layer's output, 0 at padding; dropout on attention weights and in the feed-forward layer with a `key`."""
+        rate = self.config.dropout
+        key_attention, key_hidden, key_out = split(key, 3)
+        in_heads = (*x.shape[:2], self.config.num_heads, -1)
+        normed = layer_norm(x, NORM_EPS)
+        attended = softmax_attention(
+            self.query(normed).reshape(in_heads),
+            self.key(x).reshape(in_heads),
+            self.value(x).reshape(in_heads),
+            batch.segment,
+            rate=rate,
+            key=key_attention,
+        )
+        r = layer_norm(normed + self.attention_output(attended.reshape(x.shape)), NORM_EPS)
+        hidden = jax.nn.relu(dropout(self.ffn_in(r), rate, key_hidden))
+        out = r + dropout(self.ffn_out(hidden), rate, key_out)
+        return jnp.where(batch.segment[..., None] != 0, out, 0)

@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gr_jax.config import ModelConfig
+from gr_jax.models.hstu import HstuBlock
+from tests.models.golden_batch import padded_batch
+
+
+@pytest.fixture(params=["reference", "xla"])
+def golden_block(request, golden):
+    """The reference implementation's block: our module with its weights, its input, and its arrays."""
+    g = golden("hstu_block")
+    n = g["x"].shape[1]
+    config = ModelConfig(
+        width=16,
+        num_heads=int(g["num_heads"]),
+        qk_width=int(g["dqk"]),
+        v_width=int(g["dv"]),
+        dropout=0.0,
+        attention=request.param,
+    )
+    block = HstuBlock(config, n, rngs=nnx.Rngs(0))
+    block.uvqk[...] = g["uvqk"]
+    block.bias.position[...] = g["pos_w"][:n][::-1]  # theirs is indexed from the longest distance back to 0
+    block.bias.time[...] = g["ts_w"]
+    block.output.kernel[...] = g["o_w"]
+    block.output.bias[...] = g["o_b"]
+    batch = padded_batch(np.ones((4, n), np.int32), g["lengths"], g["timestamps"])
+    return block, jnp.asarray(g["x"]), batch, g
+
+
+def test_block_equals_the_reference_implementation(golden_block):
+    block, x, batch, g = golden_block
+    out = jnp.where(batch.segment[..., None] != 0, block(x, batch, key=None), 0)
+    np.testing.assert_allclose(out, g["block_out"], atol=1e-5)
+
+
+def test_block_gradients_equal_the_reference_implementation(golden_block):
+    block, x, batch, g = golden_block
+    graphdef, params = nnx.split(block)
+
+    def scalar(params, x):
+        out = nnx.merge(graphdef, params)(x, batch, key=None)
+        return jnp.sum(jnp.where(batch.segment[..., None] != 0, out * g["cotangent"], 0))
+
+    grads, grad_x = jax.grad(scalar, argnums=(0, 1))(params, x)
+    grads = nnx.to_pure_dict(grads)
+    n = x.shape[1]
+    np.testing.assert_allclose(grad_x, g["grad_x"], atol=1e-4)
+    np.testing.assert_allclose(grads["uvqk"], g["grad_uvqk"], atol=1e-4)
+    np.testing.assert_allclose(grads["output"]["kernel"], g["grad_o_w"], atol=1e-4)
+    np.testing.assert_allclose(grads["output"]["bias"], g["grad_o_b"], atol=1e-4)
+    np.testing.assert_allclose(grads["bias"]["position"], g["grad_pos_w"][:n][::-1], atol=1e-4)
+    np.testing.assert_allclose(grads["bias"]["time"], g["grad_ts_w"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tables"),
+    [("none", set()), ("position", {"position"}), ("time", {"time"}), ("both", {"position", "time"})],
+)
+def test_each_bias_ablation_has_its_own_tables(kind, tables):
+    block = HstuBlock(ModelConfig(bias=kind, width=8), 10, rngs=nnx.Rngs(0))
+    bias = nnx.to_pure_dict(nnx.state(block, nnx.Param)).get("bias", {})
+    assert {name for name, value in bias.items() if value is not None} == tables
+    batch = padded_batch(np.ones((1, 6), np.int32), np.array([5]), np.arange(6)[None] * 100)
+    assert np.isfinite(block(jnp.ones((1, 6, 8)), batch, key=None)).all()
+
+
+def test_query_time_matters_only_when_it_is_used():
+    x = jax.random.normal(jax.random.key(0), (1, 6, 8))
+    soon = padded_batch(np.ones((1, 6), np.int32), np.array([5]), np.array([[0, 10, 20, 30, 40, 50]]))
+    late = padded_batch(np.ones((1, 6), np.int32), np.array([5]), np.array([[0, 10, 20, 30, 40, 999_999]]))
+    for use, differs in ((True, True), (False, False)):
+        block = HstuBlock(ModelConfig(width=8, use_query_time=use), 10, rngs=nnx.Rngs(0))
+        block.bias.time[...] = jax.random.normal(jax.random.key(1), block.bias.time.shape)
+        last = [np.asarray(block(x, batch, key=None))[0, 4] for batch in (soon, late)]
+        assert (np.abs(last[0] - last[1]).max() > 1e-6) == differs

@@ -1,0 +1,201 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr_jax.config import ModelConfig
+from gr_jax.data.batch import Batch
+from gr_jax.models.recommender import Recommender, functional
+from tests.models.golden_batch import padded_batch
+
+N, WIDTH, ITEMS = 12, 16, 40
+
+
+def small(kind: str = "hstu", **changes) -> ModelConfig:
+    config = ModelConfig(kind=kind, width=WIDTH, num_blocks=2, num_heads=2, qk_width=6, v_width=10, ffn_width=24)
+    return dataclasses.replace(config, **changes)
+
+
+def make_model(config: ModelConfig):
+    """Structure and params with biases large enough to matter."""
+    graphdef, init = functional(config, num_items=ITEMS, max_length=N)
+    params = init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return graphdef, jax.tree.unflatten(
+        tree, [a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def place(sequences: list[dict], slots: list[tuple[int, int]], shape: tuple[int, int], noise: int = 0) -> Batch:
+    """A packed batch with each sequence at its (row, column); `noise` fills the other fields of padding tokens."""
+    rng = np.random.default_rng(noise)
+    fields = {f.name: np.zeros(shape, np.int32) for f in dataclasses.fields(Batch)}
+    if noise:
+        for name in ("time", "query_time"):
+            fields[name] = rng.integers(0, 1000, shape).astype(np.int32)
+    for number, (sequence, (row, column)) in enumerate(zip(sequences, slots, strict=True), 1):
+        at = slice(column, column + len(sequence["item"]))
+        for name, values in sequence.items():
+            fields[name][row, at] = values
+        fields["segment"][row, at] = number
+    return Batch(**{name: jnp.asarray(values) for name, values in fields.items()})
+
+
+def random_sequences(lengths: list[int], seed: int) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    sequences = []
+    for n in lengths:
+        times = np.cumsum(rng.integers(0, 10**6, n + 1))
+        items = rng.integers(1, ITEMS + 1, n + 1)
+        sequences.append(
+            dict(item=items[:n], label=items[1:], time=times[:n], query_time=times[1:], position=np.arange(n))
+        )
+    return sequences
+
+
+def next_fit(lengths: list[int], row_length: int) -> list[tuple[int, int]]:
+    """(row, column) of each sequence, with a gap of one token here and there."""
+    slots, row, column = [], 0, 0
+    for i, n in enumerate(lengths):
+        if column + n > row_length:
+            row, column = row + 1, 0
+        slots.append((row, column))
+        column += n + i % 2
+    return slots
+
+
+@pytest.mark.parametrize("kind", ["hstu", "sasrec"])
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, N), min_size=1, max_size=8), seed=st.integers(0, 100))
+def test_packed_rows_give_the_outputs_and_gradients_of_one_user_per_row(kind, lengths, seed):
+    graphdef, params = make_model(small(kind))
+    sequences = random_sequences(lengths, seed)
+    slots = next_fit(lengths, 24)
+    shape = (8, 24)  # static, so that the jitted function is compiled once
+    packed = place(sequences, slots, shape)
+    padded_slots = [(row, 0) for row in range(len(lengths))]
+    padded = place(sequences, padded_slots, (8, N))
+    cotangent = np.random.default_rng(seed).normal(size=(len(lengths), N, WIDTH)).astype(np.float32)
+    results = [
+        outputs_and_gradients(graphdef, params, packed, slots, lengths, cotangent),
+        outputs_and_gradients(graphdef, params, padded, padded_slots, lengths, cotangent),
+    ]
+    for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(b).max())))
+
+
+def outputs_and_gradients(graphdef, params, batch, slots, lengths, cotangent):
+    weights = np.zeros((*batch.item.shape, WIDTH), np.float32)
+    for (row, column), n, values in zip(slots, lengths, cotangent, strict=True):
+        weights[row, column : column + n] = values[:n]
+    out, grads = encode_and_grad(graphdef, params, batch, jnp.asarray(weights))
+    return [np.asarray(out)[row, column : column + n] for (row, column), n in zip(slots, lengths, strict=True)], grads
+
+
+def encode_and_grad(graphdef, params, batch, weights):
+    def scalar(params):
+        out = nnx.merge(graphdef, params).encode(batch)
+        return jnp.sum(out * weights), out
+
+    grads, out = jax.grad(scalar, has_aux=True)(params)
+    return out, grads
+
+
+encode_and_grad = jax.jit(encode_and_grad, static_argnums=0)
+
+
+@pytest.mark.parametrize("kind", ["hstu", "sasrec"])
+def test_padding_and_neighbours_change_nothing(kind):
+    graphdef, params = make_model(small(kind))
+    ours, neighbour, other = random_sequences([7, 9, 9], 0)
+    slots = [(0, 3), (0, 12)]
+    encode = jax.jit(lambda batch: nnx.merge(graphdef, params).encode(batch))
+    outs = [
+        np.asarray(encode(place([ours, them], slots, (1, 24), noise)))[0, 3:10]
+        for them, noise in ((neighbour, 0), (other, 0), (neighbour, 5))
+    ]
+    np.testing.assert_array_equal(outs[0], outs[1])
+    np.testing.assert_array_equal(outs[0], outs[2])
+
+
+@pytest.mark.parametrize("kind", ["hstu", "sasrec"])
+def test_future_items_do_not_change_past_outputs(kind):
+    graphdef, params = make_model(small(kind))
+    (sequence,) = random_sequences([9], 0)
+    changed = {name: values.copy() for name, values in sequence.items()}
+    changed["item"][6:] = changed["item"][6:] % ITEMS + 1
+    before, after = (
+        np.asarray(nnx.merge(graphdef, params).encode(place([s], [(0, 0)], (1, 12)))) for s in (sequence, changed)
+    )
+    np.testing.assert_array_equal(before[0, :6], after[0, :6])
+    assert np.abs(before[0, 6:9] - after[0, 6:9]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["hstu", "sasrec"])
+def test_remat_and_scan_change_neither_outputs_nor_gradients(kind):
+    _, params = make_model(small(kind))
+    batch = place(random_sequences([7, 9, 12], 3), [(0, 0), (0, 8), (1, 2)], (2, 24))
+    weights = jax.random.normal(jax.random.key(2), (2, 24, WIDTH))
+    results = []
+    for remat, scan in ((False, False), (True, False), (False, True), (True, True)):
+        graphdef, _ = functional(small(kind, remat=remat, scan_blocks=scan), num_items=ITEMS, max_length=N)
+        results.append(encode_and_grad(graphdef, params, batch, weights))
+    for result in results[1:]:
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(results[0]), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(b).max())))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_dropout_needs_a_key_and_follows_it(scan):
+    graphdef, params = make_model(small(scan_blocks=scan))
+    batch = place(random_sequences([12], 3), [(0, 0)], (1, 12))
+    model = nnx.merge(graphdef, params)
+    a, b, c = (
+        np.asarray(model.encode(batch, key=key)) for key in (jax.random.key(0), jax.random.key(0), jax.random.key(1))
+    )
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 1e-2
+    assert np.abs(a - np.asarray(model.encode(batch))).max() > 1e-2
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_stays_close():
+    graphdef, params = make_model(small(compute_dtype="bfloat16"))
+    exact, _ = make_model(small())
+    assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(params))
+    batch = place(random_sequences([12], 3), [(0, 0)], (1, 12))
+    close = nnx.merge(graphdef, params).encode(batch)
+    assert close.dtype == jnp.float32
+    np.testing.assert_allclose(close, nnx.merge(exact, params).encode(batch), atol=0.05)
+
+
+def test_outputs_are_unit_vectors_and_zero_at_padding():
+    graphdef, params = make_model(small())
+    batch = place(random_sequences([5], 3), [(0, 2)], (1, 12))
+    norms = np.linalg.norm(nnx.merge(graphdef, params).encode(batch), axis=-1)[0]
+    np.testing.assert_allclose(norms, [0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0], atol=1e-5)
+
+
+def test_encoder_equals_the_reference_implementation(golden):
+    g = golden("hstu_encoder")
+    num_items, n = g["item_table"].shape[0] - 1, g["pos_table"].shape[0]
+    heads, dqk, dv = (int(g[name]) for name in ("num_heads", "dqk", "dv"))
+    config = ModelConfig(width=16, num_blocks=2, num_heads=heads, qk_width=dqk, v_width=dv)
+    model = Recommender(config, num_items=num_items, max_length=n, rngs=nnx.Rngs(0))
+    model.embeddings.item_table[...] = model.embeddings.item_table[...].at[: num_items + 1].set(g["item_table"])
+    model.embeddings.position_table[...] = g["pos_table"]
+    for i, block in enumerate(model.blocks):
+        block.uvqk[...] = g[f"layer{i}_uvqk"]
+        block.output.kernel[...] = g[f"layer{i}_o_w"]
+        block.output.bias[...] = g[f"layer{i}_o_b"]
+        block.bias.position[...] = g[f"layer{i}_pos_w"][:n][::-1]
+        block.bias.time[...] = g[f"layer{i}_ts_w"]
+    batch = padded_batch(g["item_ids"], g["lengths"], g["timestamps"])
+    out = model.encode(batch)
+    np.testing.assert_allclose(out, g["output"], atol=1e-5)
+    np.testing.assert_allclose(out[np.arange(len(out)), g["lengths"] - 1], g["last_output"], atol=1e-5)
