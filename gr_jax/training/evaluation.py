@@ -1,0 +1,75 @@
+"""Full-catalogue leave-one-out evaluation of a split, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gr_jax.config import Config
+from gr_jax.data.batch import Batch, Queries
+from gr_jax.data.dataset import Dataset
+from gr_jax.data.pipeline import EvaluationRows, evaluation_rows
+from gr_jax.data.sequences import Split
+from gr_jax.training import metrics, sharding
+
+
+def rows_of(dataset: Dataset, config: Config, split: Split, *, row_multiple: int) -> EvaluationRows:
+    """The evaluation batches of `split` under `config.evaluate`; only validation may be on a sample of users."""
+    return evaluation_rows(
+        dataset,
+        config.data,
+        split,
+        batch_users=config.evaluate.batch_users,
+        exclude=config.evaluate.exclude,
+        sample=config.evaluate.valid_users if split == "valid" else 0,
+        row_multiple=row_multiple,
+    )
+
+
+def make_evaluator(
+    graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
+) -> Callable[[dict, EvaluationRows], dict[str, float]]:
+    """`evaluate(params, rows) -> metrics`: HR@K, NDCG@K, MRR and log-perplexity, every item of the catalogue ranked."""
+
+    @jax.jit
+    def encode(params: dict, batch: Batch, token: Int[Array, " Q"]) -> Float[Array, "Q D"]:
+        hidden = nnx.merge(graphdef, params).encode(batch)
+        return hidden.reshape(-1, hidden.shape[-1])[token]
+
+    # Apart from `encode`, because the width of `seen` takes several values and this part compiles quickly.
+    @jax.jit
+    def rank(params: dict, queries: Float[Array, "Q D"], target: Int[Array, " Q"], seen: Int[Array, "Q S"]) -> dict:
+        return metrics.target_ranks(
+            queries,
+            params["embeddings"]["item_table"],
+            target,
+            seen,
+            num_items=num_items,
+            temperature=config.model.temperature,
+            chunk_items=config.evaluate.chunk_items,
+        )
+
+    def one_batch(params: dict, batch: Batch, queries: Queries) -> dict:
+        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        token, target, seen = jax.device_put((queries.token, queries.target, queries.seen), sharding.replicated(mesh))
+        return rank(params, encode(params, batch, token), target, seen)
+
+    def evaluate(params: dict, rows: EvaluationRows) -> dict[str, float]:
+        ranks, log_probs, pending = [], [], []
+        for index in range(len(rows)):
+            batch, queries, users = rows.batch(index)
+            pending.append((one_batch(params, batch, queries), len(users)))
+            if (
+                len(pending) > 1 or index == len(rows) - 1
+            ):  # the device works on one batch while the host packs the next
+                for result, count in pending:
+                    ranks.append(np.asarray(result["rank"])[:count])
+                    log_probs.append(np.asarray(result["log_prob"])[:count])
+                pending.clear()
+        return metrics.summarise(np.concatenate(ranks), np.concatenate(log_probs))
+
+    return evaluate

@@ -1,0 +1,64 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard when it is installed, the console."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class MetricsLog:
+    """Appends one JSON object a line to metrics.jsonl, and to TensorBoard when tensorboardX is installed."""
+
+    def __init__(self, workdir: Path, *, resume_step: int = 0):
+        self._path = workdir / "metrics.jsonl"
+        self._forget_after(resume_step)
+        self._tensorboard = None
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step or None)
+
+    def _forget_after(self, step: int) -> None:
+        """Drops lines of steps that a resumed run takes again, and a last line cut short by a kill."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue
+        self._path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, epoch: int, split: str, values: Mapping[str, float]) -> None:
+        """Logs `values` of `split` (train, valid, test) at `step`."""
+        line = {"step": step, "epoch": epoch, "split": split, "time": time.time(), **values}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flushes TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def say(text: str) -> None:
+    """One console line, at once."""
+    print(text, flush=True)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Text table with the first row as heading; first column left-aligned, the others right-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

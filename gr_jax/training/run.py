@@ -1,0 +1,98 @@
+"""A run: config, data, mesh and model put together; what train and evaluate share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import optax
+from flax import nnx
+
+from gr_jax import config as configs
+from gr_jax.config import Config, ConfigError
+from gr_jax.data.dataset import Dataset, prepare
+from gr_jax.data.sequences import Split
+from gr_jax.models.recommender import functional
+from gr_jax.training import evaluation, sharding, state
+from gr_jax.training.optimizer import make_optimizer
+
+# Fields that may differ on resuming: they change how long, where or how loudly a run goes, not what it learns.
+FREE_ON_RESUME = (
+    "train.epochs",
+    "train.steps",
+    "train.log_every",
+    "train.patience",
+    "train.checkpoint_every",
+    "mesh",
+    "data.path",
+    "data.prepared",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The fixed parts of a run."""
+
+    config: Config
+    workdir: Path
+    dataset: Dataset
+    mesh: jax.sharding.Mesh
+    graphdef: nnx.GraphDef  # structure of the model
+    optimizer: optax.GradientTransformation
+    evaluate_rows: Callable  # (params, EvaluationRows) -> metrics
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows of a batch are a multiple of this."""
+        return self.mesh.shape["data"]
+
+    def fresh_state(self) -> tuple[state.TrainState, state.TrainState]:
+        """The state at step 0, sharded, and its shardings."""
+        _, init_params = functional(
+            self.config.model, num_items=self.dataset.num_items, max_length=self.config.data.max_length
+        )
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        return state.create(init_params, self.optimizer, key, mesh=self.mesh, rules=self.config.mesh.rules)
+
+    def evaluate(self, params: dict, split: Split) -> dict[str, float]:
+        """Metrics of `params` on `split`."""
+        rows = evaluation.rows_of(self.dataset, self.config, split, row_multiple=self.row_multiple)
+        return self.evaluate_rows(params, rows)
+
+
+def open_run(config: Config, workdir: Path) -> Run:
+    """Prepares the data (or finds it prepared), makes the mesh and describes the model."""
+    dataset = prepare(config.data, progress=True)
+    mesh = sharding.make_mesh(config.mesh)
+    graphdef, _ = functional(config.model, num_items=dataset.num_items, max_length=config.data.max_length)
+    evaluate = evaluation.make_evaluator(graphdef, config, num_items=dataset.num_items, mesh=mesh)
+    return Run(config, workdir, dataset, mesh, graphdef, make_optimizer(config.optimizer), evaluate)
+
+
+def claim_workdir(config: Config, workdir: Path) -> None:
+    """Makes `workdir` the home of `config`, writing config.json.
+
+    Raises:
+      ConfigError: the folder holds a run with another config; names the first field that differs.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        before, now = flatten(configs.to_dict(configs.read(path))), flatten(configs.to_dict(config))
+        for name, value in now.items():
+            if before[name] != value and not name.startswith(FREE_ON_RESUME):
+                raise ConfigError(
+                    f"{workdir} holds a run with config.{name}={before[name]!r}, not {value!r}:"
+                    " choose another --workdir"
+                )
+    workdir.mkdir(parents=True, exist_ok=True)
+    configs.save(config, path)
+
+
+def flatten(values: dict, prefix: str = "") -> dict:
+    """Nested dicts as one dict with dotted names."""
+    flat = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,81 @@
+"""The device mesh, and which axis of it each dimension of each array is spread over."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gr_jax.config import ConfigError, MeshConfig, ShardingRules
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """A mesh with axes `data` and `model` over the visible devices.
+
+    Raises:
+      ConfigError: the axes need more devices than there are.
+    """
+    devices = jax.devices()
+    data = config.data or len(devices) // config.model
+    if data * config.model > len(devices) or data == 0:
+        needed = f"mesh.data={data} x mesh.model={config.model}"
+        raise ConfigError(f"{needed} needs {max(data, 1) * config.model} devices, {len(devices)} visible")
+    shape = (data, config.model)
+    return Mesh(
+        np.array(devices[: data * config.model]).reshape(shape),
+        ("data", "model"),
+        axis_types=(AxisType.Auto,) * 2,
+    )
+
+
+def path_name(path: tuple) -> str:
+    """A tree path as text, such as `opt_state/0/mu/blocks/1/uvqk`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def by_path(tree: Any, rules: ShardingRules, mesh: Mesh) -> Any:
+    """A NamedSharding for every array of `tree`: of the first rule whose pattern is in its path, else replicated.
+
+    Optimizer moments carry the path of their parameter, so one rule places both.
+
+    Raises:
+      ConfigError: a dimension does not divide by the devices it is spread over.
+    """
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        for pattern, axes in rules:
+            if re.search(pattern, name):
+                _check_divides(name, leaf.shape, axes, mesh)
+                return NamedSharding(mesh, PartitionSpec(*axes))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _check_divides(name: str, shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> None:
+    for size, axis in zip(shape, axes, strict=False):
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        devices = int(np.prod([mesh.shape[n] for n in names]))
+        if size % devices:
+            raise ConfigError(
+                f"{name} has a dimension of {size}, which {devices} devices ({', '.join(names)}) do not divide"
+            )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over the `data` axis."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, placement: NamedSharding) -> Any:
+    """Global arrays from this process's part of them."""
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(placement, a), tree)

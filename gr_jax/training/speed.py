@@ -1,0 +1,103 @@
+"""How fast a run is: users, tokens and FLOPs a second, and the share of the machine's peak that this is."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from gr_jax.config import Config
+
+# Dense bfloat16 peaks of one device in FLOP/s, from the vendors' data sheets. Other devices are measured.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "L4": 121e12}
+
+
+def peak_flops() -> float:
+    """Peak FLOP/s of all devices: from the data sheet where known, else that of a matrix product, measured now."""
+    kind = jax.devices()[0].device_kind
+    for name, peak in PEAK_FLOPS.items():
+        if name in kind:
+            return peak * jax.device_count()
+    n = 1024
+    a = jnp.ones((n, n), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    seconds = []
+    for _ in range(10):  # the best of ten: other programs may be running
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    # Virtual CPU devices share the same cores: one device's measure is the machine's.
+    return 2 * n**3 / min(seconds)
+
+
+def train_flops(config: Config, lengths: Int[np.ndarray, " B"], *, num_items: int) -> float:
+    """FLOPs that the model's mathematics needs for one pass over sequences of these lengths, forward and backward.
+
+    Multiplications and additions of matrix products count, on real tokens and causal pairs; recomputation does not.
+    """
+    model, loss = config.model, config.loss
+    tokens, pairs = float(lengths.sum()), float((lengths.astype(np.float64) * (lengths + 1) / 2).sum())
+    if model.kind == "hstu":
+        heads_v, heads_a = model.num_heads * model.v_width, model.num_heads * model.qk_width
+        per_token = 2 * model.width * (2 * heads_v + 2 * heads_a) + 2 * heads_v * model.width
+        per_pair = 2 * (heads_v + heads_a)
+    else:
+        per_token = 2 * model.width * (4 * model.width + 2 * model.ffn_width)
+        per_pair = 4 * model.width
+    scored = num_items if loss.kind == "full" else loss.negatives + 1
+    forward = model.num_blocks * (tokens * per_token + pairs * per_pair) + tokens * 2 * model.width * scored
+    return 3 * forward
+
+
+class SpeedMeter:
+    """Mean loss and speed between two reports; compilation, validation and saving are not counted."""
+
+    def __init__(self, *, users_per_step: float, tokens_per_step: float, flops_per_step: float):
+        self._users, self._tokens, self._flops = users_per_step, tokens_per_step, flops_per_step
+        self._peak = peak_flops()
+        self._compiled = False
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._losses: list[float] = []
+        self._steps, self._seconds, self._resumed = 0, 0.0, time.perf_counter()
+
+    def add(self, losses: list[float]) -> None:
+        """Counts steps whose losses have arrived."""
+        self._losses += losses
+        self._steps += len(losses)
+        if losses and not self._compiled:
+            self._compiled = True
+            self._steps, self._resumed = 0, time.perf_counter()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a loss has arrived since the last report."""
+        return bool(self._losses)
+
+    def pause(self) -> None:
+        """Stops the clock."""
+        self._seconds += time.perf_counter() - self._resumed
+
+    def resume(self) -> None:
+        """Starts the clock again."""
+        self._resumed = time.perf_counter()
+
+    def report(self) -> dict[str, float]:
+        """Since the last report: `loss`, and if a step was timed its `step_ms`, users and tokens per second, `mfu`."""
+        self.pause()
+        values = {"loss": sum(self._losses) / len(self._losses)}
+        if self._steps:
+            step_seconds = self._seconds / self._steps
+            values |= {
+                "step_ms": 1000 * step_seconds,
+                "users_per_second": self._users / step_seconds,
+                "tokens_per_second": self._tokens / step_seconds,
+                "mfu": self._flops / step_seconds / self._peak,
+            }
+        self._start_anew()
+        return values

@@ -1,0 +1,55 @@
+"""What training changes: step, parameters, optimizer state; created already sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray
+
+from gr_jax.config import ShardingRules
+from gr_jax.training import sharding
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """A point in a training run. The data position is `step` itself: batch i is a function of (seed, i).
+
+    The leaves are arrays, or one thing for each array: shapes, shardings.
+    """
+
+    step: Any  # int32 scalar: optimizer steps taken
+    params: dict  # nested dict of float32 arrays
+    opt_state: Any  # of optax, same sharding as the parameters it belongs to
+
+
+def create(
+    init_params: Callable[[PRNGKeyArray], dict],
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    *,
+    mesh: jax.sharding.Mesh,
+    rules: ShardingRules,
+) -> tuple[TrainState, TrainState]:
+    """A fresh state and its shardings; no device ever holds an unsharded copy of a sharded parameter.
+
+    Returns:
+      The state, and a TrainState of NamedShardings with the same structure.
+    """
+
+    def init(key: PRNGKeyArray) -> TrainState:
+        params = init_params(key)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    shardings = sharding.by_path(jax.eval_shape(init, key), rules, mesh)
+    return jax.jit(init, out_shardings=shardings)(key), shardings
+
+
+def abstract(state: TrainState) -> TrainState:
+    """Shapes, dtypes and shardings of `state`: the target that a checkpoint is restored against."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)

@@ -1,0 +1,130 @@
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gr_jax.config import Config, ConfigError, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig
+from gr_jax.data import pipeline
+from gr_jax.data.dataset import Dataset
+from gr_jax.models.recommender import functional
+from gr_jax.training import sharding, state
+from gr_jax.training.optimizer import make_optimizer
+from gr_jax.training.step import make_train_step
+
+ITEMS, USERS = 300, 64
+
+
+def make_log() -> Dataset:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(6, 20, USERS)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    total = int(offsets[-1])
+    return Dataset(
+        folder=Path("."),
+        offsets=offsets,
+        item=rng.integers(1, ITEMS + 1, total).astype(np.int32),
+        timestamp=np.cumsum(rng.integers(1, 10**5, total)),
+        rating=None,
+        action=None,
+        meta={"items": ITEMS},
+    )
+
+
+def make_config(loss: str, data: int, model: int) -> Config:
+    return Config(
+        data=DataConfig(max_length=16, row_length=32),
+        model=ModelConfig(width=16, num_heads=2, qk_width=8, v_width=8),
+        loss=LossConfig(kind=loss, negatives=16, group=8, chunk_tokens=64),
+        train=TrainConfig(batch_users=24),
+        mesh=MeshConfig(data=data, model=model),
+    )
+
+
+def start(config: Config):
+    mesh = sharding.make_mesh(config.mesh)
+    graphdef, init = functional(config.model, num_items=ITEMS, max_length=config.data.max_length)
+    optimizer = make_optimizer(config.optimizer)
+    key = jax.random.key(config.seed)
+    train_state, shardings = state.create(init, optimizer, key, mesh=mesh, rules=config.mesh.rules)
+    step = jax.jit(
+        make_train_step(graphdef, optimizer, config, num_items=ITEMS, item_log_q=None),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+    return mesh, train_state, step
+
+
+def losses_of(config: Config, steps: int = 20):
+    mesh, train_state, step = start(config)
+    # Eight rows a batch on every mesh, so that all see the same batches.
+    rows = pipeline.train_rows(make_log(), config.data, batch_users=24, row_multiple=8)
+    losses = []
+    for batch in pipeline.train_batches(rows, 0, steps):
+        batch = sharding.put(batch, sharding.batch_sharding(mesh))
+        train_state, metrics = step(train_state, batch, jax.random.key(1))
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), train_state
+
+
+@pytest.mark.parametrize("loss", ["full", "per_token", "group"])
+def test_one_and_eight_devices_train_to_the_same_losses(loss):
+    one, _ = losses_of(make_config(loss, 1, 1))
+    assert one[-1] < one[0]
+    for data, model in ((8, 1), (4, 2)):
+        many, train_state = losses_of(make_config(loss, data, model))
+        np.testing.assert_allclose(many, one, rtol=1e-4)
+        assert_sharded(train_state, data * model)
+
+
+def assert_sharded(train_state: state.TrainState, devices: int) -> None:
+    """Every array of a table or its moments is split over all devices, and nothing large is replicated."""
+    tables = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(train_state):
+        name = sharding.path_name(path)
+        shard = leaf.addressable_shards[0].data.size
+        if "item_table" in name:
+            tables += 1
+            assert shard * devices == leaf.size, f"{name} is not split over the {devices} devices"
+        elif leaf.size > 0.1 * ITEMS * 16:
+            assert not leaf.sharding.is_fully_replicated or not matches_a_rule(name), f"{name} is replicated"
+    assert tables == 3, "parameter, first and second moment"
+
+
+def matches_a_rule(name: str) -> bool:
+    # On a mesh with one device along `model`, a rule over `model` alone leaves the array whole.
+    return any(re.search(pattern, name) and ("data" in str(axes)) for pattern, axes in MeshConfig().rules)
+
+
+def test_optimizer_moments_are_placed_as_their_parameters():
+    _, train_state, _ = start(make_config("full", 4, 2))
+    params = {sharding.path_name(p): a.sharding for p, a in jax.tree_util.tree_leaves_with_path(train_state.params)}
+    moments = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(train_state.opt_state):
+        name = sharding.path_name(path)
+        owner = [placement for parameter, placement in params.items() if name.endswith("/" + parameter)]
+        if owner:
+            moments += 1
+            assert leaf.sharding == owner[0], name
+    assert moments == 2 * len(params)
+
+
+def test_wide_projections_are_split_over_the_model_axis():
+    _, train_state, _ = start(make_config("full", 4, 2))
+    uvqk = train_state.params["blocks"][0]["uvqk"]
+    assert uvqk.addressable_shards[0].data.shape == (16, 32)
+
+
+def test_a_mesh_larger_than_the_machine_is_an_error_with_both_numbers():
+    with pytest.raises(ConfigError, match="mesh.data=16 x mesh.model=1 needs 16 devices, 8 visible"):
+        sharding.make_mesh(MeshConfig(data=16))
+
+
+def test_a_dimension_that_does_not_divide_is_an_error_that_names_it():
+    config = make_config("full", 4, 2)
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, rules=(("position_table", ("data",)),)))
+    config = dataclasses.replace(config, data=DataConfig(max_length=15, row_length=32))
+    with pytest.raises(ConfigError, match="position_table has a dimension of 15, which 4 devices"):
+        start(config)
