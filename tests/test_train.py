@@ -1,0 +1,241 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr_jax import evaluate, train
+from gr_jax.config import ConfigError
+from gr_jax.training.checkpoint import Checkpoints
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CONFIG = """
+from gr_jax.config import *
+
+def get_config(variant=""):
+    return Config(
+        data=DataConfig(source="csv", path={path!r}, prepared={prepared!r}, max_length=16, row_length=32),
+        model=ModelConfig(width=16, qk_width=8, v_width=8),
+        loss=LossConfig(kind="group", negatives=8, group=8),
+        train=TrainConfig(epochs=3, batch_users=8, log_every=2, patience=0, checkpoint_every=5),
+        mesh=MeshConfig(data=1),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory) -> Path:
+    """A config on a small CSV log: 64 users walk through 40 items in order, from a random start."""
+    folder = tmp_path_factory.mktemp("log")
+    rng = np.random.default_rng(0)
+    lines = ["user_id,item_id,timestamp"]
+    for user in range(64):
+        start = rng.integers(40)
+        times = 10**9 + np.cumsum(rng.integers(1, 10**5, 14))
+        lines += [f"u{user},i{(start + step) % 40},{t}" for step, t in enumerate(times)]
+    (folder / "log.csv").write_text("\n".join(lines) + "\n")
+    config = folder / "tiny.py"
+    config.write_text(CONFIG.format(path=str(folder / "log.csv"), prepared=str(folder / "prepared")))
+    return config
+
+
+def run_train(config_file: Path, workdir: Path, *overrides: str) -> int:
+    return train.main([f"--config={config_file}", f"--workdir={workdir}", *overrides])
+
+
+def lines_of(workdir: Path, split: str) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+def final_state(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by name."""
+    from jax.tree_util import keystr, tree_leaves_with_path
+
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        restored = checkpoints.newest_arrays()
+    finally:
+        checkpoints.close()
+    return {keystr(path): np.asarray(leaf) for path, leaf in tree_leaves_with_path(restored)}
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    ours, theirs = final_state(a), final_state(b)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def finished(config_file, tmp_path_factory) -> Path:
+    """The workdir of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert run_train(config_file, workdir) == 0
+    return workdir
+
+
+def test_a_run_leaves_its_config_checkpoints_metrics_and_result(finished):
+    assert json.loads((finished / "config.json").read_text())["model"]["width"] == 16
+    assert any((finished / "checkpoints").iterdir())
+    train_line, valid_line, test_line = (lines_of(finished, split)[-1] for split in ("train", "valid", "test"))
+    assert {
+        "step",
+        "epoch",
+        "time",
+        "loss",
+        "users_per_second",
+        "tokens_per_second",
+        "step_ms",
+    } <= train_line.keys()
+    names = {"hr@1", "hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@50", "ndcg@200", "mrr", "log_perplexity"}
+    assert names <= valid_line.keys() and names <= test_line.keys()
+    result = json.loads((finished / "result.json").read_text())
+    assert {"test", "valid", "best_step", "seed", "wall_seconds", "dataset", "versions"} <= result.keys()
+    assert result["dataset"]["num_users"] == 64
+    best = max(lines_of(finished, "valid"), key=lambda line: line["ndcg@10"])
+    assert result["valid"]["ndcg@10"] == pytest.approx(best["ndcg@10"])
+
+
+def test_training_learns(finished):
+    losses = [line["loss"] for line in lines_of(finished, "train")]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_evaluate_repeats_the_metrics_of_the_result(finished, capsys):
+    result = json.loads((finished / "result.json").read_text())
+    for split in ("test", "valid"):
+        assert evaluate.main([f"--workdir={finished}", f"--split={split}"]) == 0
+        assert json.loads(capsys.readouterr().out) == pytest.approx(result[split])
+
+
+def test_a_finished_run_is_not_trained_again(config_file, finished):
+    before = lines_of(finished, "train"), lines_of(finished, "test")
+    assert run_train(config_file, finished) == 0
+    assert (lines_of(finished, "train"), lines_of(finished, "test")) == before
+
+
+def test_a_run_stopped_and_resumed_equals_the_uninterrupted_one(config_file, finished, tmp_path):
+    assert run_train(config_file, tmp_path / "parts", "--config.train.steps=7") == 0
+    assert run_train(config_file, tmp_path / "parts") == 0
+    assert_same_state(tmp_path / "parts", finished)
+
+
+def test_another_config_may_not_take_over_a_workdir(config_file, finished):
+    with pytest.raises(ConfigError, match=r"holds a run with config.model.width=16, not 32: choose another --workdir"):
+        run_train(config_file, finished, "--config.model.width=32")
+
+
+def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(config_file, tmp_path, monkeypatch):
+    make_train_step = train.make_train_step
+
+    def poisoned(*args, **kwargs):
+        train_step = make_train_step(*args, **kwargs)
+
+        def step(state, batch, key):
+            new, metrics = train_step(state, batch, key)
+            return new, metrics | {"loss": jnp.where(state.step == 6, jnp.nan, metrics["loss"])}
+
+        return step
+
+    monkeypatch.setattr(train, "make_train_step", poisoned)
+    with pytest.raises(train.NonFiniteLoss, match="step 7: loss=nan; the last checkpoint is from before it"):
+        run_train(config_file, tmp_path / "w")
+    monkeypatch.undo()
+    assert run_train(config_file, tmp_path / "w", "--config.train.steps=5") == 0, "step 5 is there and can be read"
+
+
+LONG = "--config.train.epochs=40"  # so that the run is still going when a signal arrives
+
+
+def start(config_file: Path, workdir: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "gr_jax.train", f"--config={config_file}", f"--workdir={workdir}", LONG]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if any(line["step"] >= step for line in lines_of(workdir, "train")):
+                return
+        except (FileNotFoundError, json.JSONDecodeError):
+            pass
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def long_run(config_file, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "long"
+    process = start(config_file, workdir)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return workdir
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(config_file, long_run, tmp_path):
+    process = start(config_file, tmp_path / "w")
+    wait_for_step(tmp_path / "w", 11, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "interrupted: step" in output and "Traceback" not in output
+    process = start(config_file, tmp_path / "w")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert_same_state(tmp_path / "w", long_run)
+
+
+def test_kill_9_and_resume_equals_the_uninterrupted_run(config_file, long_run, tmp_path):
+    for step in (9, 100):
+        process = start(config_file, tmp_path / "w")
+        wait_for_step(tmp_path / "w", step, process)
+        process.kill()
+        process.communicate()
+    process = start(config_file, tmp_path / "w")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert_same_state(tmp_path / "w", long_run)
+    steps = [line["step"] for line in lines_of(tmp_path / "w", "train")]
+    assert steps == sorted(set(steps)), "a step is logged twice"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config=configs/ml_2m.py"],
+            "error: --config: no file 'configs/ml_2m.py'; did you mean 'configs/ml_",
+        ),
+        (["--config=configs/ml_1m.py:bas"], "error: --config: no variant 'bas', only base, large, sasrec"),
+        (["--config=configs/ml_1m.py", "--config.model.widht=3"], "did you mean config.model.width"),
+        (
+            ["--config=configs/ml_1m.py", "--config.model.width=wide"],
+            "config.model.width: expected int, got 'wide'",
+        ),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "gr_jax.train", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
