@@ -33,5 +33,5 @@ def get_config(variant: str = "base") -> Config:
         data=DataConfig(source="ml-1m", max_length=200, row_length=256),
         model=MODELS[variant],  # width 50, dropouts 0.2, temperature 0.05: the defaults
         loss=LossConfig(kind="full"),  # exact, and cheap for 3,706 items
-        train=TrainConfig(epochs=101, batch_users=128, patience=10),
+        train=TrainConfig(epochs=101, batch_users=128, validate_every=2, patience=5),
     )

@@ -29,8 +29,10 @@ def reference_attention(
     """Returns sum_j mask_ij SiLU(scale q_i.k_j + bias_ij) / N v_j; arguments as in `pallas_kernels.hstu_attention`."""
     tokens = describe_tokens(segments, targets, contexts, full_window_tail=full_window_tail)
     query, key = jax.tree.map(lambda x: x[:, :, None], tokens), jax.tree.map(lambda x: x[:, None, :], tokens)
-    tq, tk = (None, None) if time_table is None else (query_times[:, :, None], key_times[:, None, :])
-    bias = pair_bias(query, key, position_table, time_table, tq, tk)
+    times = (query_times, key_times)
+    if query_times is not None and key_times is not None:
+        times = query_times[:, :, None], key_times[:, None, :]
+    bias = pair_bias(query, key, position_table, time_table, *times)
     mask = allowed_pairs(query, key, window)
     q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
     scores = scale * jnp.einsum("rihA,rjhA->hrij", q32, k32, precision="highest") + bias

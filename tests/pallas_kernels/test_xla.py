@@ -141,7 +141,7 @@ def test_long_rows_hold_no_tensor_of_length_squared():
     program = jax.jit(jax.value_and_grad(loss, argnums=range(5))).lower(q, q, q, jnp.ones(longest), jnp.ones(129))
     shapes = re.findall(r"\w\[([\d,]+)\]", program.compile().as_text())
     largest = max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
-    assert largest <= length * (longest + xla.CHUNK)  # and not length * length, 20 times as much
+    assert largest <= 2 * q.size  # a chunk against the whole row would be 4 times, [L, L] 128 times as much
 
 
 def test_bfloat16_inputs_give_a_close_bfloat16_result():
