@@ -30,6 +30,7 @@ from gr_jax.data import pipeline
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
+from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.step import make_train_step
 
@@ -78,8 +79,10 @@ def generated_log(config: DataConfig, model: str, users: int) -> Dataset:
     return Dataset(Path("."), offsets, items.astype(np.int32), times, None, None, {"items": num_items})
 
 
-def measure(case: str, steps: int) -> dict:
+def measure(case: str, steps: int, *, keep_memory: bool) -> dict:
     """Median and least step time of one case in this process."""
+    if keep_memory:
+        keep_freed_memory()
     config = case_config(case)
     model = case.split("/")[0]
     dataset = generated_log(config.data, model, users=20 * USERS)
@@ -125,14 +128,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps in each round")
     parser.add_argument("--json", default="", help="file for the results")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--default-malloc", action="store_true", help="leave glibc's settings as they are")
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.one, args.steps)))
+        print(json.dumps(measure(args.one, args.steps, keep_memory=not args.default_malloc)))
         return
     results: dict[str, list[dict]] = {case: [] for case in args.cases.split(",")}
     for number in range(args.rounds):
         for case in results:
             command = [sys.executable, __file__, f"--one={case}", f"--steps={args.steps}"]
+            command += ["--default-malloc"] * args.default_malloc
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             results[case].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"round {number + 1}  {case:16} {results[case][-1]['ms']:7.0f} ms", file=sys.stderr, flush=True)

@@ -216,9 +216,13 @@ def finish(
     clock: Clock,
 ) -> None:
     """Evaluates the checkpoint with the best validation on both splits, writes result.json and prints the table."""
-    best = checkpoints.restore(state.abstract(train_state), step=progress.best_step)
-    assert best is not None
-    results = {split: run.evaluate(best[0].params, split) for split in ("valid", "test")}
+    if progress.best_step:
+        best = checkpoints.restore(state.abstract(train_state), step=progress.best_step)
+        assert best is not None
+        train_state = best[0]
+    else:  # a run cut short by a lower train.steps, before its first validation
+        progress = dataclasses.replace(progress, best_step=int(train_state.step))
+    results = {split: run.evaluate(train_state.params, split) for split in ("valid", "test")}
     if not (run.workdir / "result.json").exists():
         log.write(progress.best_step, progress.best_step // rows.steps_per_epoch, "test", results["test"])
     write_result(run, results, progress, clock.seconds())

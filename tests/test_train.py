@@ -152,7 +152,7 @@ def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(con
     assert run_train(config_file, tmp_path / "w", "--config.train.steps=5") == 0, "step 5 is there and can be read"
 
 
-LONG = "--config.train.epochs=40"  # so that the run is still going when a signal arrives
+LONG = "--config.train.epochs=15"  # so that the run is still going when a signal arrives
 
 
 def start(config_file: Path, workdir: Path) -> subprocess.Popen:
@@ -200,7 +200,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(config_file, long_run, tmp_p
 
 
 def test_kill_9_and_resume_equals_the_uninterrupted_run(config_file, long_run, tmp_path):
-    for step in (9, 100):
+    for step in (9, 60):
         process = start(config_file, tmp_path / "w")
         wait_for_step(tmp_path / "w", step, process)
         process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from gr_jax.config import ConfigError
 
 BEST_METRIC = "ndcg@10"
+
+# Orbax warns at every save without a metric; here only validated steps have one, on purpose.
+logging.getLogger("absl").addFilter(lambda record: "`tracked_metric`" not in str(record.msg))
 
 
 @dataclass(frozen=True)

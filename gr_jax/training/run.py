@@ -16,6 +16,7 @@ from gr_jax.data.dataset import Dataset, prepare
 from gr_jax.data.sequences import Split
 from gr_jax.models.recommender import functional
 from gr_jax.training import evaluation, sharding, state
+from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.optimizer import make_optimizer
 
 # Fields that may differ on resuming: they change how long, where or how loudly a run goes, not what it learns.
@@ -64,6 +65,7 @@ class Run:
 
 def open_run(config: Config, workdir: Path) -> Run:
     """Prepares the data (or finds it prepared), makes the mesh and describes the model."""
+    keep_freed_memory()
     dataset = prepare(config.data, progress=True)
     mesh = sharding.make_mesh(config.mesh)
     graphdef, _ = functional(config.model, num_items=dataset.num_items, max_length=config.data.max_length)
