@@ -68,9 +68,9 @@ def generated_log(config: DataConfig, model: str, users: int) -> Dataset:
     """A log whose training sequences have the length distribution of the data set."""
     rng = np.random.default_rng(0)
     if model == "books":
-        num_items, lengths = 695_762, np.clip(rng.lognormal(1.9, 0.95, users).astype(int), 4, 50)
+        num_items, lengths = 695_762, np.clip(rng.lognormal(2.1, 0.9, users).astype(int), 4, 50)
     else:
-        num_items, lengths = 3_706, np.clip(rng.lognormal(np.log(96), 0.75, users).astype(int), 18, 200)
+        num_items, lengths = 3_706, np.clip(rng.lognormal(np.log(97.5), 0.75, users).astype(int), 18, 200)
     counts = lengths + 3  # two held-out events, and a label for the last training token
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     total = int(offsets[-1])

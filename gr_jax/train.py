@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -37,8 +38,12 @@ from gr_jax.training.step import make_train_step
 SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexity")  # of the final table
 
 
-class NonFiniteLoss(ValueError):
-    """Training diverged; nothing was saved since."""
+class Diverged(ValueError):
+    """A loss or parameter is not finite; nothing was saved since the last checkpoint."""
+
+    def __init__(self, step: int, what: str):
+        remedy = "the last checkpoint is from before it; try a lower config.optimizer.learning_rate"
+        super().__init__(f"step {step}: {what}; {remedy}")
 
 
 def main(argv: list[str]) -> int:
@@ -155,8 +160,9 @@ def loop(
             log.write(step, epochs_done, "train", values)
             say(train_line(step, step / rows.steps_per_epoch, values))
         if validates or interruption.signal or step % config.train.checkpoint_every == 0:
-            meter.add(fetch(pending, leave=0))  # a state is saved only when its losses are known to be finite
+            meter.add(fetch(pending, leave=0))
             meter.pause()
+            check_finite(step, train_state.params)
             result = run.evaluate_rows(train_state.params, valid_rows) if validates else None
             if result is not None:
                 progress = progress.after_validation(step, result[BEST_METRIC])
@@ -174,18 +180,23 @@ def fetch(pending: list[tuple[int, dict]], *, leave: int) -> list[float]:
     """Takes all but the newest `leave` entries off `pending` and returns their losses.
 
     Raises:
-      NonFiniteLoss: a loss or gradient is not finite; names the step.
+      Diverged: a loss is not finite.
     """
     losses = []
     while len(pending) > leave:
         step, values = pending.pop(0)
-        values = {name: float(value) for name, value in jax.device_get(values).items()}
-        bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            remedy = "the last checkpoint is from before it; try a lower config.optimizer.learning_rate"
-            raise NonFiniteLoss(f"step {step}: {', '.join(bad)}; {remedy}")
-        losses.append(values["loss"])
+        losses.append(float(values["loss"]))
+        if not math.isfinite(losses[-1]):
+            raise Diverged(step, f"loss={losses[-1]}")
     return losses
+
+
+def check_finite(step: int, params: dict) -> None:
+    """Raises `Diverged` if a parameter is not finite; the gradients of a finite loss need not be."""
+    finite = jax.tree.map(lambda array: jnp.isfinite(array).all(), params)
+    for path, ok in jax.tree_util.tree_leaves_with_path(finite):
+        if not ok:
+            raise Diverged(step, f"{sharding.path_name(path)} is not finite")
 
 
 def item_log_q(run: Run, rows: pipeline.TrainRows) -> Float[Array, " rows"]:
@@ -193,7 +204,7 @@ def item_log_q(run: Run, rows: pipeline.TrainRows) -> Float[Array, " rows"]:
     spans, dataset = rows.spans, run.dataset
     labels = dataset.item[pipeline.packing.token_index(spans.begin + 1, spans.length)]
     counts = np.bincount(labels, minlength=table_rows(dataset.num_items)).astype(np.float32)
-    return jax.numpy.log(np.maximum(counts, 1) / counts.sum())
+    return jnp.log(np.maximum(counts, 1) / counts.sum())
 
 
 def make_meter(run: Run, rows: pipeline.TrainRows) -> SpeedMeter:

@@ -146,10 +146,15 @@ def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(con
         return step
 
     monkeypatch.setattr(train, "make_train_step", poisoned)
-    with pytest.raises(train.NonFiniteLoss, match="step 7: loss=nan; the last checkpoint is from before it"):
+    with pytest.raises(train.Diverged, match="step 7: loss=nan; the last checkpoint is from before it"):
         run_train(config_file, tmp_path / "w")
     monkeypatch.undo()
     assert run_train(config_file, tmp_path / "w", "--config.train.steps=5") == 0, "step 5 is there and can be read"
+
+
+def test_parameters_that_are_not_finite_are_not_saved():
+    with pytest.raises(train.Diverged, match="step 3: blocks/0/uvqk is not finite"):
+        train.check_finite(3, {"blocks": [{"uvqk": jnp.array([1.0, jnp.inf])}]})
 
 
 LONG = "--config.train.epochs=15"  # so that the run is still going when a signal arrives
