@@ -234,7 +234,8 @@ def finish(
     else:  # a run cut short by a lower train.steps, before its first validation
         progress = dataclasses.replace(progress, best_step=int(train_state.step))
     results = {split: run.evaluate(train_state.params, split) for split in ("valid", "test")}
-    if not (run.workdir / "result.json").exists():
+    result = run.workdir / "result.json"
+    if not result.exists() or json.loads(result.read_text())["best_step"] != progress.best_step:
         log.write(progress.best_step, progress.best_step // rows.steps_per_epoch, "test", results["test"])
     write_result(run, results, progress, clock.seconds())
     dataset = run.dataset

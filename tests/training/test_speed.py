@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from gr_jax.config import Config, LossConfig, ModelConfig
+from gr_jax.training import speed
+
+
+def test_flops_of_a_sequence_equal_a_hand_count():
+    config = Config(
+        model=ModelConfig(width=4, num_blocks=1, num_heads=2, qk_width=3, v_width=5),
+        loss=LossConfig(kind="full"),
+    )
+    tokens, pairs = 3, 6  # a token sees itself and what is before it
+    projections = 2 * 4 * (10 + 10 + 6 + 6) + 2 * 10 * 4
+    attention = 2 * (6 + 10)
+    scores = 2 * 4 * 100
+    expected = 3 * (tokens * projections + pairs * attention + tokens * scores)
+    assert speed.train_flops(config, np.array([3]), num_items=100) == expected
+
+
+def test_the_meter_leaves_out_compilation_and_pauses(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(speed, "peak_flops", lambda: 1000.0)
+    meter = speed.SpeedMeter(users_per_step=4.0, tokens_per_step=40.0, flops_per_step=100.0)
+    assert not meter.has_news
+    now[0] = 60.0  # compiling
+    meter.add([3.0])
+    now[0] = 61.0
+    meter.add([2.0])
+    meter.pause()
+    now[0] = 100.0  # validating
+    meter.resume()
+    now[0] = 101.0
+    meter.add([1.0])
+    values = meter.report()
+    assert values["loss"] == 2.0
+    assert values["step_ms"] == pytest.approx(1000)
+    assert values["users_per_second"] == pytest.approx(4)
+    assert values["tokens_per_second"] == pytest.approx(40)
+    assert values["mfu"] == pytest.approx(0.1)
+    assert not meter.has_news
