@@ -9,13 +9,13 @@ point `--config.data.path` at a folder that has it).
     add --config.loss.kind=per_token for the paper's own loss (128 negatives per position)
 
 Cost, on 2 CPU cores with the full softmax, 47 steps an epoch: base about 0.5 s a step, 46 minutes to epoch 60 on a
-machine that was also doing other work; sasrec 0.6 s a step. large is 2-3 times base (step time measured, full run not).
+machine that was also doing other work; sasrec 0.6 s a step, 46 minutes to epoch 38 there; large 1.2 s a step, its
+full run not measured. Early stopping may take base beyond epoch 60.
 
-Expected test metric, full catalogue, one seed: HR@10 .334 / NDCG@10 .198 (base), @SAS (sasrec). large is not measured
-here. The
-paper reports HR@10 / NDCG@10 of .3097 / .1720 (base), .3294 / .1893 (large) and .2853 / .1603 (sasrec),
-under a protocol that removes only the visible 200 items and looks at the test split every epoch (Zhai et al.
-2024, table 4).
+Expected test metric, full catalogue, one seed each: HR@10 / NDCG@10 of .3343 / .1975 (base, epoch 60) and .2813 / .1628
+(sasrec, epoch 34); large is not measured. The paper reports .3097 / .1720 (base), .3294 / .1893 (large) and .2853 /
+.1603 (sasrec), under a protocol that removes only the visible 200 items and looks at the test split every epoch
+(Zhai et al. 2024, table 4).
 """
 
 from gr_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig, unknown_variant
