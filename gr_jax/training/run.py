@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import optax
 from flax import nnx
+from jaxtyping import PRNGKeyArray
 
 from gr_jax import config as configs
 from gr_jax.config import Config, ConfigError
@@ -41,6 +42,7 @@ class Run:
     dataset: Dataset
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef  # structure of the model
+    init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
     optimizer: optax.GradientTransformation
     evaluate_rows: Callable  # (params, EvaluationRows) -> metrics
 
@@ -51,11 +53,8 @@ class Run:
 
     def fresh_state(self) -> tuple[state.TrainState, state.TrainState]:
         """The state at step 0, sharded, and its shardings."""
-        _, init_params = functional(
-            self.config.model, num_items=self.dataset.num_items, max_length=self.config.data.max_length
-        )
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
-        return state.create(init_params, self.optimizer, key, mesh=self.mesh, rules=self.config.mesh.rules)
+        return state.create(self.init_params, self.optimizer, key, mesh=self.mesh, rules=self.config.mesh.rules)
 
     def evaluate(self, params: dict, split: Split) -> dict[str, float]:
         """Metrics of `params` on `split`."""
@@ -68,9 +67,9 @@ def open_run(config: Config, workdir: Path) -> Run:
     keep_freed_memory()
     dataset = prepare(config.data, progress=True)
     mesh = sharding.make_mesh(config.mesh)
-    graphdef, _ = functional(config.model, num_items=dataset.num_items, max_length=config.data.max_length)
+    graphdef, init_params = functional(config.model, num_items=dataset.num_items, max_length=config.data.max_length)
     evaluate = evaluation.make_evaluator(graphdef, config, num_items=dataset.num_items, mesh=mesh)
-    return Run(config, workdir, dataset, mesh, graphdef, make_optimizer(config.optimizer), evaluate)
+    return Run(config, workdir, dataset, mesh, graphdef, init_params, make_optimizer(config.optimizer), evaluate)
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:

@@ -1,5 +1,4 @@
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from gr_jax.data.batch import Batch
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.recommender import functional
 from gr_jax.training import evaluation, metrics, sharding
+from tests.training.random_log import random_log
 
 ITEMS = 60
 
@@ -18,18 +18,7 @@ ITEMS = 60
 def make_log() -> Dataset:
     """Histories with repeats, some longer than the model sees."""
     rng = np.random.default_rng(3)
-    counts = rng.integers(3, 30, 40)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    total = int(offsets[-1])
-    return Dataset(
-        folder=Path("."),
-        offsets=offsets,
-        item=rng.integers(1, ITEMS + 1, total).astype(np.int32),
-        timestamp=np.cumsum(rng.integers(1, 10**5, total)),
-        rating=None,
-        action=None,
-        meta={"items": ITEMS},
-    )
+    return random_log(rng, counts=rng.integers(3, 30, 40), num_items=ITEMS)
 
 
 def brute_force(model, dataset: Dataset, config: Config, held_out: int) -> dict[str, float]:

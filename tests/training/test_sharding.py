@@ -1,6 +1,5 @@
 import dataclasses
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,24 +12,14 @@ from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.step import make_train_step
+from tests.training.random_log import random_log
 
 ITEMS, USERS = 300, 64
 
 
 def make_log() -> Dataset:
     rng = np.random.default_rng(0)
-    counts = rng.integers(6, 20, USERS)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    total = int(offsets[-1])
-    return Dataset(
-        folder=Path("."),
-        offsets=offsets,
-        item=rng.integers(1, ITEMS + 1, total).astype(np.int32),
-        timestamp=np.cumsum(rng.integers(1, 10**5, total)),
-        rating=None,
-        action=None,
-        meta={"items": ITEMS},
-    )
+    return random_log(rng, counts=rng.integers(6, 20, USERS), num_items=ITEMS)
 
 
 def make_config(loss: str, data: int, model: int) -> Config:
