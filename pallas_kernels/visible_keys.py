@@ -1,0 +1,122 @@
+"""The keys that each token sees, as one interval, and the key blocks that each block of queries has to visit.
+
+The mask rules of `masks.py` give every query a contiguous run of keys plus itself, so a kernel needs two integers per
+query to mask a tile, and tiles that no query sees are known before the kernel starts.
+
+Letters: R rows, L tokens in a row, Q blocks of queries, K blocks of keys.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from pallas_kernels.masks import describe_tokens
+
+
+class VisibleKeys(NamedTuple):
+    """Query i sees the keys first_i <= j < end_i, and itself unless it is padding; leaves are int32.
+
+    Attributes:
+      first: [R, L]; L at padding.
+      end: [R, L]; 0 at padding.
+      position: effective positions [R, L]; None where the distance of two tokens is that of their indices.
+    """
+
+    first: Int[Array, "R L"]
+    end: Int[Array, "R L"]
+    position: Int[Array, "R L"] | None
+
+
+def visible_keys(
+    segments: Int[Array, "R L"],
+    targets: Bool[Array, "R L"] | None = None,
+    contexts: Bool[Array, "R L"] | None = None,
+    *,
+    window: int | None = None,
+    full_window_tail: int = 0,
+) -> VisibleKeys:
+    """Returns the keys that each token sees under the rules of `masks.allowed_pairs`; arguments as there.
+
+    Targets have to be at the end of their sequence and contexts at its start.
+    """
+    rows, length = segments.shape
+    tokens = describe_tokens(segments, targets, contexts, full_window_tail=full_window_tail)
+    index = jnp.broadcast_to(tokens.index, segments.shape)
+    last = jnp.concatenate([segments[:, 1:] != segments[:, :-1], jnp.ones((rows, 1), bool)], 1)
+    history_end = jax.lax.cummin(jnp.where(last, index, length - 1), axis=1, reverse=True) + 1
+    start = history_start = jnp.maximum(tokens.start, 0)
+
+    def per_sequence(flags):
+        """How many tokens of a token's sequence carry the flag; padding may hold anything."""
+        count = jnp.cumsum(flags, axis=1)
+        at = lambda i: jnp.take_along_axis(count, i, axis=1)
+        before = at(start) - jnp.take_along_axis(flags, start, axis=1)
+        return at(jnp.maximum(history_end - 1, 0)) - before
+
+    if targets is not None:
+        targets_here = per_sequence(targets & (segments != 0))
+    if contexts is not None:
+        history_start = start + per_sequence(contexts & (segments != 0))
+    if targets is not None:
+        history_end = history_end - targets_here
+
+    end, reach = index + 1, index
+    if targets is not None:
+        end, reach = jnp.where(targets, history_end, end), jnp.where(targets, history_end, reach)
+    if contexts is not None:
+        end = jnp.where(contexts, history_end, end)
+    first = start
+    if window is not None:
+        limited = reach - window >= history_start
+        if tokens.exempt is not None:
+            limited &= ~tokens.exempt
+        if contexts is not None:
+            limited &= ~contexts
+        first = jnp.where(limited, reach - window, start)
+    padding = tokens.start < 0
+    position = None if targets is None and contexts is None else tokens.position.astype(jnp.int32)
+    return VisibleKeys(
+        jnp.where(padding, length, first).astype(jnp.int32), jnp.where(padding, 0, end).astype(jnp.int32), position
+    )
+
+
+def key_block_ranges(visible: VisibleKeys, query_block: int, key_block: int) -> Int[Array, "R Q 4"]:
+    """Returns (a, b, c, d) per block of queries: it visits the key blocks a <= n < b and c <= n < d, with b <= c.
+
+    The second range holds the diagonal blocks of targets, which see themselves but not the targets before them; it
+    is empty for other queries. Both are empty for a block of padding.
+    """
+    length = visible.first.shape[1]
+    fill = -length % query_block
+    in_blocks = lambda x, value: jnp.pad(x, ((0, 0), (0, fill)), constant_values=value).reshape(
+        x.shape[0], -1, query_block
+    )
+    first, end = in_blocks(visible.first, length).min(2), in_blocks(visible.end, 0).max(2)
+    some = first < length
+    index = jnp.arange(length + fill).reshape(-1, query_block)
+    last = jnp.where(in_blocks(visible.first, length) < length, index, -1).max(2)  # of the real tokens
+    a = jnp.where(some, first // key_block, 0)
+    b = jnp.maximum(a, jnp.where(some, -(-end // key_block), 0))
+    c = jnp.maximum(b, index[:, 0] // key_block)
+    d = jnp.maximum(c, -(-(last + 1) // key_block))
+    return jnp.stack([a, b, c, d], -1).astype(jnp.int32)
+
+
+def query_block_ranges(key_ranges: Int[Array, "R Q 4"], num_key_blocks: int) -> Int[Array, "R K 2"]:
+    """Returns (a, b) per block of keys: the query blocks that visit it are among a <= n < b; (0, 0) when none does."""
+    a, b, c, d = (key_ranges[:, :, None, n] for n in range(4))
+    key_block = jnp.arange(num_key_blocks)
+    visits = ((a <= key_block) & (key_block < b)) | ((c <= key_block) & (key_block < d))
+    some = visits.any(1)
+    first = jnp.argmax(visits, axis=1)
+    end = visits.shape[1] - jnp.argmax(visits[:, ::-1], axis=1)
+    return jnp.stack([jnp.where(some, first, 0), jnp.where(some, end, 0)], -1).astype(jnp.int32)
+
+
+def longest_first(work: Int[Array, "R N"]) -> Int[Array, " RN"]:
+    """Returns r * N + n of all blocks by falling work, so that the last blocks to run are short ones."""
+    return jnp.argsort(-work.reshape(-1), stable=True).astype(jnp.int32)
