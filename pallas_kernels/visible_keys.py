@@ -24,11 +24,14 @@ class VisibleKeys(NamedTuple):
       first: [R, L]; L at padding.
       end: [R, L]; 0 at padding.
       position: effective positions [R, L]; None where the distance of two tokens is that of their indices.
+      target_position: [R, L], the effective position of the targets of a token's sequence; None without targets.
+    Query i is a target where end_i <= i: it sees nothing between its history and itself.
     """
 
     first: Int[Array, "R L"]
     end: Int[Array, "R L"]
     position: Int[Array, "R L"] | None
+    target_position: Int[Array, "R L"] | None
 
 
 def visible_keys(
@@ -47,7 +50,7 @@ def visible_keys(
     tokens = describe_tokens(segments, targets, contexts, full_window_tail=full_window_tail)
     index = jnp.broadcast_to(tokens.index, segments.shape)
     last = jnp.concatenate([segments[:, 1:] != segments[:, :-1], jnp.ones((rows, 1), bool)], 1)
-    history_end = jax.lax.cummin(jnp.where(last, index, length - 1), axis=1, reverse=True) + 1
+    sequence_end = history_end = jax.lax.cummin(jnp.where(last, index, length - 1), axis=1, reverse=True) + 1
     start = history_start = jnp.maximum(tokens.start, 0)
 
     def per_sequence(flags):
@@ -55,14 +58,12 @@ def visible_keys(
         count = jnp.cumsum(flags, axis=1)
         at = lambda i: jnp.take_along_axis(count, i, axis=1)
         before = at(start) - jnp.take_along_axis(flags, start, axis=1)
-        return at(jnp.maximum(history_end - 1, 0)) - before
+        return at(sequence_end - 1) - before
 
     if targets is not None:
-        targets_here = per_sequence(targets & (segments != 0))
+        history_end = history_end - per_sequence(targets & (segments != 0))
     if contexts is not None:
         history_start = start + per_sequence(contexts & (segments != 0))
-    if targets is not None:
-        history_end = history_end - targets_here
 
     end, reach = index + 1, index
     if targets is not None:
@@ -74,14 +75,12 @@ def visible_keys(
         limited = reach - window >= history_start
         if tokens.exempt is not None:
             limited &= ~tokens.exempt
-        if contexts is not None:
-            limited &= ~contexts
         first = jnp.where(limited, reach - window, start)
     padding = tokens.start < 0
-    position = None if targets is None and contexts is None else tokens.position.astype(jnp.int32)
-    return VisibleKeys(
-        jnp.where(padding, length, first).astype(jnp.int32), jnp.where(padding, 0, end).astype(jnp.int32), position
-    )
+    position = None if targets is None and contexts is None else tokens.position
+    target_position = None if targets is None else jnp.take_along_axis(tokens.position, sequence_end - 1, axis=1)
+    leaves = jnp.where(padding, length, first), jnp.where(padding, 0, end), position, target_position
+    return VisibleKeys(*(None if x is None else x.astype(jnp.int32) for x in leaves))
 
 
 def key_block_ranges(visible: VisibleKeys, query_block: int, key_block: int) -> Int[Array, "R Q 4"]:
