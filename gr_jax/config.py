@@ -113,6 +113,9 @@ class DataConfig:
         _check(self.row_length >= self.max_length, "data.row_length", self.row_length, rule)
 
 
+ATTENTION = ("reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "jax_triton")
+
+
 @typing.no_type_check
 @dataclass(frozen=True)
 class ModelConfig:
@@ -133,13 +136,14 @@ class ModelConfig:
     compute_dtype: str = "float32"  # float32 | bfloat16: activations and matmuls; parameters stay float32
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
     scan_blocks: bool = False  # one compiled block looped over depth: shorter compile for deep models
-    attention: str = ""  # attention implementation: reference | xla; "" = the best that can run here
+    attention: str = ""  # attention implementation, one of ATTENTION; "" = the best that can run here (hstu only)
 
     def __post_init__(self):
         _check_types(self, "model.")
         _check_choice("model.kind", self.kind, ("hstu", "sasrec"))
         _check_choice("model.bias", self.bias, ("none", "position", "time", "both"))
         _check_choice("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+        _check_choice("model.attention", self.attention, ("", *ATTENTION))
         for name in ("width", "num_blocks", "num_heads", "qk_width", "v_width", "ffn_width"):
             _check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
         for name in ("input_dropout", "dropout"):

@@ -128,17 +128,15 @@ def loop(
 ) -> tuple[state.TrainState, Progress]:
     """Steps until the run is over or a signal arrives; the state returned is saved."""
     config, step = run.config, int(train_state.step)
-    train_step = jax.jit(
-        make_train_step(
-            run.graphdef,
-            run.optimizer,
-            config,
-            num_items=run.dataset.num_items,
-            item_log_q=item_log_q(run, rows) if config.loss.log_q else None,
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(run.mesh)),
+    train_step = make_train_step(
+        run.graphdef,
+        run.optimizer,
+        config,
+        num_items=run.dataset.num_items,
+        item_log_q=item_log_q(run, rows) if config.loss.log_q else None,
     )
+    out_shardings = shardings, sharding.replicated(run.mesh)
+    train_step = sharding.on_mesh(run.mesh, jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings))
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     valid_rows = rows_of(run.dataset, config, "valid", row_multiple=run.row_multiple)
     meter = make_meter(run, rows)

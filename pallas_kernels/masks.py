@@ -104,13 +104,13 @@ def pair_bias(
     query_times: Int[Array, "..."] | None,
     key_times: Int[Array, "..."] | None,
 ) -> Float[Array, "..."] | float:
-    """Returns position bias plus time bias of each pair, float32; distances and buckets are clipped to the tables."""
+    """Returns position bias plus time bias of each pair, in at least float32; distances and buckets are clipped."""
     bias = 0.0
     if position_table is not None:
         distance = jnp.clip(query.position - key.position, 0, len(position_table) - 1)
-        bias = bias + position_table.astype(jnp.float32)[distance]
+        bias = bias + position_table.astype(jnp.promote_types(position_table.dtype, jnp.float32))[distance]
     if time_table is not None:
         assert query_times is not None and key_times is not None
         bucket = jnp.minimum(time_bucket(query_times - key_times), len(time_table) - 1)
-        bias = bias + time_table.astype(jnp.float32)[bucket]
+        bias = bias + time_table.astype(jnp.promote_types(time_table.dtype, jnp.float32))[bucket]
     return bias

@@ -1,4 +1,7 @@
-"""The specification of HSTU attention: dense [R, H, L, L] scores in float32, as short as possible."""
+"""The specification of HSTU attention: dense [R, H, L, L] scores, as short as possible.
+
+Computed in float32, or in float64 for float64 inputs.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ def reference_attention(
         times = query_times[:, :, None], key_times[:, None, :]
     bias = pair_bias(query, key, position_table, time_table, *times)
     mask = allowed_pairs(query, key, window)
-    q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
-    scores = scale * jnp.einsum("rihA,rjhA->hrij", q32, k32, precision="highest") + bias
-    weights = jnp.where(mask, jax.nn.silu(scores), 0.0) / max_length
-    return jnp.einsum("hrij,rjhV->rihV", weights, v32, precision="highest").astype(v.dtype)
+    wide = jnp.promote_types(v.dtype, jnp.float32)
+    q_, k_, v_ = (jnp.where(segments[..., None, None] == 0, 0, x).astype(wide) for x in (q, k, v))
+    scores = scale * jnp.einsum("rihA,rjhA->hrij", q_, k_, precision="highest") + bias
+    weights = jnp.where(mask, jax.nn.silu(scores), 0) / max_length
+    out = jnp.einsum("hrij,rjhV->rihV", weights, v_, precision="highest").astype(v.dtype)
+    return jnp.where(segments[..., None, None] == 0, 0, out)

@@ -79,8 +79,9 @@ def visible_keys(
     padding = tokens.start < 0
     position = None if targets is None and contexts is None else tokens.position
     target_position = None if targets is None else jnp.take_along_axis(tokens.position, sequence_end - 1, axis=1)
-    leaves = jnp.where(padding, length, first), jnp.where(padding, 0, end), position, target_position
-    return VisibleKeys(*(None if x is None else x.astype(jnp.int32) for x in leaves))
+    first, end = jnp.where(padding, length, first), jnp.where(padding, 0, end)
+    to_int = lambda x: x.astype(jnp.int32)
+    return VisibleKeys(to_int(first), to_int(end), *jax.tree.map(to_int, (position, target_position)))
 
 
 def key_block_ranges(visible: VisibleKeys, query_block: int, key_block: int) -> Int[Array, "R Q 4"]:

@@ -50,6 +50,8 @@ def xla_attention(
         position_table = jnp.zeros(1)
     tables = jnp.float32(position_table), jnp.float32(time_table)[: LAST_BUCKET + 1]
     tokens = describe_tokens(segments, targets, contexts, full_window_tail=full_window_tail)
+    padding = segments[..., None, None] == 0
+    q, k, v = (jnp.where(padding, 0, x) for x in (q, k, v))  # padding may hold NaN, which a weight of 0 would not stop
     query, key = (q, tokens, query_times), (k, v, tokens, key_times)
     attend = functools.partial(_chunk_attention, scale=scale, max_length=max_length, window=window)
 
@@ -59,7 +61,7 @@ def xla_attention(
             hi = min(lo + CHUNK, length)
             keys = _slice(key, max(0, lo - back), min(length, hi + ahead))
             outs.append(attend(_slice(query, lo, hi), keys, *tables))
-        return jnp.concatenate(outs, axis=1)
+        return jnp.where(padding, 0, jnp.concatenate(outs, axis=1))
 
     chunks = -(-length // CHUNK)
     fill = chunks * CHUNK - length
@@ -72,7 +74,8 @@ def xla_attention(
         return attend(queries, keys, *tables)
 
     out = jax.lax.map(step, jnp.arange(chunks) * CHUNK)
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * CHUNK, *v.shape[2:])[:, :length]
+    out = jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * CHUNK, *v.shape[2:])[:, :length]
+    return jnp.where(padding, 0, out)
 
 
 def _chunk_attention(query, key, position_table, time_table, *, scale, max_length, window):

@@ -53,10 +53,12 @@ def make_evaluator(
             chunk_items=config.evaluate.chunk_items,
         )
 
+    encode_on_mesh = sharding.on_mesh(mesh, encode)
+
     def one_batch(params: dict, batch: Batch, queries: Queries) -> dict:
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
         token, target, seen = jax.device_put((queries.token, queries.target, queries.seen), sharding.replicated(mesh))
-        return rank(params, encode(params, batch, token), target, seen)
+        return rank(params, encode_on_mesh(params, batch, token), target, seen)
 
     def evaluate(params: dict, rows: EvaluationRows) -> dict[str, float]:
         ranks, log_probs, pending = [], [], []

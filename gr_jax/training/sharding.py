@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,6 +75,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def on_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """`function`, called with `mesh` as the ambient mesh, where the attention kernels find the axes of the batch."""
+
+    def call(*args):
+        with jax.set_mesh(mesh):
+            return function(*args)
+
+    return call
 
 
 def put(tree: Any, placement: NamedSharding) -> Any:

@@ -38,12 +38,9 @@ def start(config: Config):
     optimizer = make_optimizer(config.optimizer)
     key = jax.random.key(config.seed)
     train_state, shardings = state.create(init, optimizer, key, mesh=mesh, rules=config.mesh.rules)
-    step = jax.jit(
-        make_train_step(graphdef, optimizer, config, num_items=ITEMS, item_log_q=None),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(mesh)),
-    )
-    return mesh, train_state, step
+    step = make_train_step(graphdef, optimizer, config, num_items=ITEMS, item_log_q=None)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    return mesh, train_state, sharding.on_mesh(mesh, step)
 
 
 def losses_of(config: Config, steps: int = 20):

@@ -1,0 +1,238 @@
+"""Every implementation of HSTU attention against the float32 reference, on the device that is here.
+
+    python experiments/kernel_check.py                              # every implementation that can run
+    python experiments/kernel_check.py --platform=cpu               # the same on the CPU
+    python experiments/kernel_check.py --platform=cpu --interpret --length=48 --cases=2   # GPU kernels, interpreted
+
+Random packed rows with gaps, empty rows, sequences of 1 token and of a whole row; all mask rules; head widths 25 to
+256; float32 and bfloat16. A case passes when output and all gradients are within the tolerance of the reference (over
+the largest entry; the reference runs on the CPU), two runs agree to the last bit, and NaN in the padding of q, k and v
+changes nothing. Goes on after a failure; the exit code is 1 when something failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import TimeoutError as OutOfTime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROWS, HEADS, SEEDS = 4, 2, 3
+TOLERANCE = {"float32": 3e-3, "bfloat16": 2e-2}  # float32 products may be tf32 on a GPU
+MASKS = {
+    "plain": {},
+    "window": {"window": 7},
+    "targets": {"targets": True, "window": 7, "full_window_tail": 5},
+    "contexts": {"contexts": True},
+    "all": {"targets": True, "contexts": True, "window": 7, "full_window_tail": 5},
+}
+
+
+class Case(NamedTuple):
+    implementation: str
+    mask: str
+    qk_width: int
+    v_width: int
+    dtype: str
+    bias: bool
+
+
+def all_cases(implementations: list[str]) -> list[Case]:
+    """Every head width with everything on, then every mask rule at two widths, then no bias: most telling first."""
+    shapes = [(w, w, t) for w in (64, 128, 25, 50, 256) for t in ("bfloat16", "float32")] + [(50, 25, "float32")]
+    cases = [("all", *shape, True) for shape in shapes]
+    cases += [
+        (mask, *shape, True) for mask in list(MASKS)[:-1] for shape in ((64, 64, "bfloat16"), (25, 25, "float32"))
+    ]
+    cases += [("plain", 128, 128, "bfloat16", False), ("targets", 64, 64, "bfloat16", False)]
+    return [Case(implementation, *case) for case in cases for implementation in implementations]
+
+
+def random_inputs(case: Case, length: int, seed: int) -> tuple[dict, dict]:
+    """Returns the float inputs with `d_out`, and the integer inputs, as numpy arrays."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    segments, targets, contexts = (np.zeros((ROWS, length), dtype) for dtype in (np.int32, bool, bool))
+    for row in range(ROWS):
+        start, segment = 0, 0
+        while start < length and not (row == 1 and seed == 0):  # one empty row
+            whole = row == 0 and seed == 0
+            tokens = length if whole else 1 if rng.random() < 0.2 else int(rng.integers(1, length // 2))
+            stop, segment = min(start + tokens, length), segment + 1
+            segments[row, start:stop] = segment
+            tail = int(rng.integers(0, stop - start + 1)) // 2
+            head = int(rng.integers(0, stop - start - tail + 1)) // 2
+            targets[row, stop - tail : stop] = True
+            contexts[row, start : start + head] = True
+            start = stop + int(rng.integers(0, 3))
+    shape = ROWS, length, HEADS
+    widths = {"q": case.qk_width, "k": case.qk_width, "v": case.v_width, "d_out": case.v_width}
+    dtype = jnp.dtype(case.dtype)
+    floats = {name: rng.standard_normal((*shape, n), np.float32).astype(dtype) for name, n in widths.items()}
+    rows: dict[str, np.ndarray] = {"segments": segments}
+    if case.bias:
+        floats["position_table"] = rng.standard_normal(length // 2, np.float32)
+        floats["time_table"] = rng.standard_normal(60, np.float32)
+        rows["key_times"] = np.cumsum(rng.lognormal(6, 3, segments.shape).clip(0, 1e6), 1).astype(np.int32)
+        rows["query_times"] = rows["key_times"] + rng.integers(0, 10**5, segments.shape).astype(np.int32)
+    rules = MASKS[case.mask]
+    rows |= {name: flags for name, flags in (("targets", targets), ("contexts", contexts)) if rules.get(name)}
+    return floats, rows
+
+
+def output_and_gradients(
+    case: Case, implementation: str, length: int, interpret: bool, floats: dict, rows: dict
+) -> Any:
+    """Returns the output and, where the implementation has them, the gradients of all float inputs."""
+    import jax
+
+    from pallas_kernels import hstu_attention
+
+    rules = {name: value for name, value in MASKS[case.mask].items() if name not in ("targets", "contexts")}
+    call = lambda floats: hstu_attention(
+        **floats, **rows, **rules, max_length=length, scale=case.qk_width**-0.5,
+        implementation=implementation, interpret=interpret,
+    )  # fmt: skip
+    inputs = {name: x for name, x in floats.items() if name != "d_out"}
+    if implementation == "jax_triton":
+        return call(inputs), {}
+    out, backward = jax.vjp(call, inputs)
+    return out, backward(floats["d_out"])[0]
+
+
+def compiled(case: Case, length: int, interpret: bool):
+    import jax
+
+    example = random_inputs(case, length, 0)
+    function = functools.partial(output_and_gradients, case, case.implementation, length, interpret)
+    return jax.jit(function).lower(*example).compile()
+
+
+def check(case: Case, executable, length: int) -> dict[str, Any]:
+    """Returns the largest errors over the seeds, and what is wrong, as a list of words."""
+    import jax
+    import numpy as np
+
+    to32 = lambda x: np.asarray(x).astype(np.float32)
+    worst: dict[str, float] = {}
+    wrong: list[str] = []
+    for seed in range(SEEDS):
+        floats, rows = random_inputs(case, length, seed)
+        result = jax.tree.map(to32, executable(floats, rows))
+        again = jax.tree.map(to32, executable(floats, rows))
+        padding = (rows["segments"] == 0)[..., None, None]
+        poisoned = {
+            name: np.where(padding, np.array(np.nan, x.dtype), x) if name in "qkv" else x for name, x in floats.items()
+        }
+        nan = jax.tree.map(to32, executable(poisoned, rows))
+        same = lambda a, b: all(
+            np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        )
+        if not same(result, again):
+            wrong.append("two runs differ")
+        if not same(result, nan):
+            wrong.append("NaN in the padding leaks")
+        tokens = [result[0]] + [result[1][name] for name in "qkv" if name in result[1]]
+        if any(np.any(np.where(padding, x, 0)) for x in tokens):
+            wrong.append("padding is not 0")
+        with jax.default_device(jax.devices("cpu")[0]):
+            exact = {name: to32(x) for name, x in floats.items()}
+            expected = jax.tree.map(to32, reference(case, length)(exact, rows))
+        pairs = [("out", result[0], expected[0])] + [("d_" + n, x, expected[1][n]) for n, x in result[1].items()]
+        for name, ours, theirs in pairs:
+            error = float(np.abs(ours - theirs).max()) / max(float(np.abs(theirs).max()), 1e-30)
+            error = float("inf") if error != error else error
+            worst[name] = max(worst.get(name, 0.0), error)
+    wrong += [f"{name} is off by {e:.1e}" for name, e in worst.items() if e > TOLERANCE[case.dtype]]
+    return {"errors": worst, "wrong": sorted(set(wrong))}
+
+
+@functools.cache
+def _reference(mask: str, qk_width: int, length: int, bias: bool):
+    import jax
+
+    case = Case("reference", mask, qk_width, 0, "float32", bias)
+    return jax.jit(functools.partial(output_and_gradients, case, "reference", length, False))
+
+
+def reference(case: Case, length: int):
+    """Returns the compiled reference of a case; the implementations share it."""
+    return _reference(case.mask, case.qk_width, length, case.bias)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--implementation", default="", help="comma-separated; default: all")
+    parser.add_argument("--platform", default="", help="cpu, or gpu; default: the best there is")
+    parser.add_argument("--interpret", action="store_true", help="run the GPU kernels in their interpreters")
+    parser.add_argument("--length", type=int, default=300, help="tokens of a row")
+    parser.add_argument("--cases", type=int, default=0, help="only so many cases per implementation; 0 = all")
+    parser.add_argument("--seconds", type=float, default=0.0, help="begin no case after this time; 0 = no limit")
+    parser.add_argument("--json", default="", help="file for the results")
+    args = parser.parse_args()
+    if args.platform:
+        os.environ["JAX_PLATFORMS"] = args.platform if args.platform == "cpu" else "cuda,cpu"
+    import jax
+
+    from pallas_kernels import IMPLEMENTATIONS, dispatch
+
+    device, start = dispatch.current_device(), time.monotonic()
+    names = args.implementation.split(",") if args.implementation else [n for n in IMPLEMENTATIONS if n != "reference"]
+    cases = all_cases(names)[: args.cases * len(names) or None]
+    print(f"{device.kind}, jax {jax.__version__}, {len(cases)} cases; errors over the largest entry of the reference")
+    records, failed, told = [], 0, set()
+
+    def about(case: Case, record: dict) -> None:
+        records.append(case._asdict() | record)
+        if "skipped" in record and (case.implementation, case.dtype, record["skipped"]) in told:
+            return  # one line for all cases of a reason
+        told.add((case.implementation, case.dtype, record.get("skipped")))
+        what = record.get("skipped") or record.get("error") or ", ".join(record.get("wrong", [])) or "ok"
+        worst = f"{max(record['errors'].values()):.1e}" if "errors" in record else ""
+        widths = f"{case.qk_width}/{case.v_width}"
+        print(f"{case.implementation:18} {case.mask:9} {widths:8} {case.dtype:9} {'bias' if case.bias else '':5}"
+              f"{worst:>8}  {what}", flush=True)  # fmt: skip
+        if args.json:
+            text = {"command": " ".join(sys.argv), "device": device.kind, "jax": jax.__version__, "cases": records}
+            Path(args.json).write_text(json.dumps(text, indent=1) + "\n")
+
+    pool = ThreadPoolExecutor(os.cpu_count())  # compilers use one core each
+    running = {}
+    for case in cases:
+        interpreted = args.interpret and case.implementation not in ("xla", "reference")
+        reason = dispatch.why_not(case.implementation, device, case.dtype, max(case.qk_width, case.v_width))
+        if reason and not interpreted:
+            about(case, {"skipped": reason})
+        else:
+            running[pool.submit(compiled, case, args.length, interpreted)] = case
+    left = dict(running)
+    try:
+        for future in as_completed(running, timeout=args.seconds or None):
+            case = left.pop(future)
+            try:
+                record = check(case, future.result(), args.length)
+            except Exception as error:  # the other cases matter as much
+                record = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+            failed += "error" in record or bool(record.get("wrong"))
+            about(case, record)
+            if args.seconds and time.monotonic() - start > args.seconds:
+                raise OutOfTime
+    except OutOfTime:
+        for case in left.values():
+            about(case, {"skipped": f"the budget of {args.seconds:.0f} s is spent"})
+    checked = sum("errors" in record for record in records)
+    print(f"{checked} checked, {failed} failed, {len(records) - checked - failed} skipped")
+    sys.stdout.flush()
+    os._exit(1 if failed or not checked else 0)  # without waiting for compilations that are no longer wanted
+
+
+if __name__ == "__main__":
+    main()

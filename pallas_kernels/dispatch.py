@@ -1,0 +1,109 @@
+"""Which implementation can run on which device, and the op shard by shard on a mesh."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+
+# Module and function of each implementation. Those for GPUs are imported when they are asked for: they need packages
+# that only a GPU machine has to have.
+IMPLEMENTATIONS = {
+    "reference": ("reference", "reference_attention"),
+    "xla": ("xla", "xla_attention"),
+    "pallas_triton": ("triton", "triton_attention"),
+    "pallas_mosaic_gpu": ("mosaic_gpu", "mosaic_gpu_attention"),
+    "jax_triton": ("jax_triton_forward", "jax_triton_attention"),
+}
+# The first one that can run is the default.
+PREFERENCE = ("pallas_triton", "xla")
+MAX_WIDTH = 256  # of a head, in the GPU kernels
+HOPPER = r"\b(GH200|H100|H200|H20|H800)\b"
+BEFORE_AMPERE = r"\b(K80|P4|P40|P100|V100|T4|TITAN|Quadro|GTX|RTX 20\d\d)\b"
+
+
+class Device(NamedTuple):
+    """What a program will run on: the platform, such as `cpu` or `gpu`, and the name of the device."""
+
+    platform: str
+    kind: str
+
+
+def current_device() -> Device:
+    """Returns the device of the ambient mesh, where there is one, else JAX's default device."""
+    mesh_device = jax.sharding.get_abstract_mesh().abstract_device
+    if mesh_device is not None:
+        return Device(mesh_device.platform or jax.default_backend(), mesh_device.device_kind)
+    device = getattr(jax.config, "jax_default_device")  # noqa: B009 - unknown to the type checker
+    if device is None or isinstance(device, str):
+        device = jax.devices(device)[0]
+    return Device(device.platform, device.device_kind)
+
+
+def why_not(implementation: str, device: Device, dtype: str, width: int) -> str | None:
+    """Returns why an implementation cannot run, with the remedy, or None if it can.
+
+    dtype: of q, k and v. width: the larger head width of q and v.
+    """
+    if implementation in ("reference", "xla"):
+        return None
+    if device.platform not in ("gpu", "cuda"):
+        return f"it needs an NVIDIA GPU, the device is {device.kind}; 'xla' runs everywhere"
+    if width > MAX_WIDTH:
+        return f"it takes head widths up to {MAX_WIDTH}, here {width}; 'xla' takes any"
+    if re.search(BEFORE_AMPERE, device.kind):
+        return f"it needs an Ampere GPU or later, the device is {device.kind}; 'xla' runs everywhere"
+    if implementation == "jax_triton" and not importlib.util.find_spec("jax_triton"):
+        return "the package jax-triton is missing; pip install 'gr-jax[gpu]'"
+    if implementation == "pallas_mosaic_gpu":
+        if not re.search(HOPPER, device.kind):
+            return f"it needs a Hopper GPU, such as an H100, the device is {device.kind}; 'pallas_triton' takes Ampere"
+        if dtype not in ("bfloat16", "float16"):
+            return f"it takes bfloat16 and float16, here {dtype}; 'pallas_triton' takes float32"
+        if jax.__version_info__ < (0, 11):
+            return f"it needs jax 0.11 or newer, here {jax.__version__}"
+    return None
+
+
+def choose(device: Device, dtype: str, width: int) -> str:
+    """Returns the preferred implementation among those that can run."""
+    return next(name for name in PREFERENCE if why_not(name, device, dtype, width) is None)
+
+
+def load(implementation: str) -> Callable:
+    """Returns the function of an implementation."""
+    module, function = IMPLEMENTATIONS[implementation]
+    return getattr(importlib.import_module(f"pallas_kernels.{module}"), function)
+
+
+def per_shard(attend: Callable, qkv: dict, rows: dict, tables: dict, row_axis: str, head_axis: str) -> jax.Array:
+    """Returns attend(**qkv, **rows, **tables), run on each device's own part where the ambient mesh has these axes.
+
+    A kernel is opaque to the partitioner, which would gather the rows of all devices for it. Inside a shard_map the
+    arrays are local already.
+
+    qkv: [R, L, H, ..], split over `row_axis`, and over `head_axis` where that divides H. rows: [R, ..] or None, split
+    over `row_axis`. tables: each device has them whole; their gradients are summed over the axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    row, head = (
+        axis if types.get(axis) == AxisType.Auto and mesh.shape[axis] > 1 else None for axis in (row_axis, head_axis)
+    )
+    if head is not None and qkv["v"].shape[2] % mesh.shape[head]:
+        head = None
+    if row is None and head is None:
+        return attend(**qkv, **rows, **tables)
+    split = PartitionSpec(row, None, head)
+    return jax.shard_map(
+        lambda qkv, rows, tables: attend(**qkv, **rows, **tables),
+        in_specs=(split, PartitionSpec(row), PartitionSpec()),
+        out_specs=split,
+        axis_names={axis for axis in (row, head) if axis is not None},
+        check_vma=False,  # the kernels do not say over which axes their outputs vary
+    )(qkv, rows, tables)
