@@ -28,6 +28,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results") / "kernel_compile.json"
 IMPLEMENTATIONS = ("pallas_triton", "pallas_mosaic_gpu", "jax_triton")
 SHAPES = (
@@ -144,7 +145,7 @@ def inspect(case: tuple[str, str], blocks: str) -> dict:
     with tempfile.TemporaryDirectory() as dump:
         flags = f"--xla_dump_to={dump} --xla_gpu_dump_llvmir=true --xla_dump_emitter_re=ptx"
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_TRITON_DUMP_DIR": dump}
-        environment |= {"MOSAIC_GPU_DUMP_PTXAS": "1", "PYTHONWARNINGS": "ignore"}
+        environment |= {"MOSAIC_GPU_DUMP_PTXAS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, __file__, f"--one={implementation}:{shape}", f"--blocks={blocks}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         record: dict = {"implementation": implementation, "shape": shape, "seconds": time.monotonic() - start}

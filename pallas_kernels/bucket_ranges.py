@@ -55,7 +55,7 @@ def bucket_ranges(
 
     start = jnp.arange(0, length, tile)
     index = jnp.arange(length)[None, :, None]
-    own = (index // tile == start // tile) & (visible.end > 0)[..., None]
+    own = (index // tile == start // tile) & (visible.first < length)[..., None]
     sees = (visible.first[..., None] < start + tile) & (visible.end[..., None] > start)
     at = jnp.where(own, index, jnp.clip(visible.first[..., None], start, start + tile - 1))
     of_sequence = lambda x: jnp.take_along_axis(x, at.reshape(rows, -1), axis=1).reshape(at.shape)

@@ -274,7 +274,8 @@ def masked(values, first, end, query, key, query_axis: int):
     of_thread = j & 7
     seen = (j - of_thread >= first - key - of_thread) & (j - of_thread < end - key - of_thread)
     if query is not None:
-        seen |= (j - of_thread == index(query_axis) + (query - key) - of_thread) & (end > 0)  # padding has end = 0
+        # Padding too, whose vectors are 0. Not where end > 0: a target without any history has end = 0 as well.
+        seen |= j - of_thread == index(query_axis) + (query - key) - of_thread
     return [jnp.where(seen, x, 0.0) for x in values]
 
 

@@ -1,80 +1,76 @@
-"""Random packed rows for the tests of attention."""
+"""Packed rows for the tests of attention: random ones, and those at which a kernel in blocks can go wrong."""
 
-import functools
+from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+from typing import NamedTuple
+
 import numpy as np
 
-from pallas_kernels import hstu_attention
-
-ROWS, LENGTH, LONGEST = 3, 40, 12  # shape of a random case; with LENGTH no multiple of the tests' chunk of 16
-
-# Inputs and options of the cases, by name: one compilation each, and any number of random rows.
-VARIANTS = {
-    "plain": {},
-    "bias": {"tables": True},
-    "targets": {"tables": True, "targets": True, "window": 4, "full_window_tail": 3},
-    "all": {"tables": True, "targets": True, "contexts": True, "window": 4, "full_window_tail": 3},
-}
+ROWS, LENGTH, LONGEST = 3, 40, 12  # of random rows; LENGTH is no multiple of a block
 
 
-def random_rows(rng: np.random.Generator):
-    """Returns segments, targets and contexts [R, L] with gaps, length-1 sequences and now and then an empty row."""
-    segments, targets, contexts = (np.zeros((ROWS, LENGTH), dtype) for dtype in (np.int32, bool, bool))
-    for row in range(ROWS):
-        end = 0 if rng.random() < 0.15 else LENGTH
+class Rows(NamedTuple):
+    """Arrays [R, L]: 0 is padding; targets are the last and contexts the first tokens of a sequence."""
+
+    segments: np.ndarray
+    targets: np.ndarray
+    contexts: np.ndarray
+
+
+def pack(row_lengths, length: int, tails=None, heads=None, gaps=None) -> Rows:
+    """Returns rows of sequences of these lengths, back to back.
+
+    row_lengths: per row the tokens of its sequences. tails, heads: how many are targets, contexts; a third, a sixth.
+    gaps: padding tokens after each sequence.
+    """
+    segments, targets, contexts = (np.zeros((len(row_lengths), length), dtype) for dtype in (np.int32, bool, bool))
+    for row, lengths in enumerate(row_lengths):
         start = 0
-        for segment in range(1, LENGTH + 1):
-            tokens = 1 if rng.random() < 0.2 else int(rng.integers(1, LONGEST + 1))
-            if start + tokens > end:
-                break
+        for n, tokens in enumerate(lengths):
             stop = start + tokens
-            segments[row, start:stop] = segment
-            tail = int(rng.integers(0, tokens + 1)) // 2
-            head = int(rng.integers(0, tokens - tail + 1)) // 2
+            assert stop <= length
+            tail = tokens // 3 if tails is None else tails[row][n]
+            head = tokens // 6 if heads is None else heads[row][n]
+            segments[row, start:stop] = n + 1
             targets[row, stop - tail : stop] = True
             contexts[row, start : start + head] = True
-            start = stop + int(rng.random() < 0.2)
-    return segments, targets, contexts
+            start = stop + (0 if gaps is None else gaps[row][n])
+    return Rows(segments, targets, contexts)
 
 
-def random_case(seed: int, variant: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns the float inputs (2 heads, A = 5, V = 3) and the integer inputs of `hstu_attention`."""
-    rng = np.random.default_rng(seed)
-    segments, targets, contexts = random_rows(rng)
-    floats = {name: rng.normal(size=(ROWS, LENGTH, 2, 3 if name == "v" else 5)) for name in ("q", "k", "v")}
-    rows = {"segments": segments}
-    if "tables" in VARIANTS[variant]:
-        floats["position_table"] = rng.normal(size=LONGEST - 3)  # shorter than the longest distance
-        floats["time_table"] = rng.normal(size=20)  # shorter than the largest bucket
-        rows["key_times"] = np.cumsum(rng.integers(0, 1000, segments.shape), 1).astype(np.int32)
-        rows["query_times"] = rows["key_times"] + rng.integers(0, 1000, segments.shape).astype(np.int32)
-    if "targets" in VARIANTS[variant]:
-        rows["targets"] = targets
-    if "contexts" in VARIANTS[variant]:
-        rows["contexts"] = contexts
-    return {name: array.astype(np.float32) for name, array in floats.items()}, rows
+def random_rows(rng: np.random.Generator, rows: int = ROWS, length: int = LENGTH, longest: int = LONGEST) -> Rows:
+    """Returns rows with gaps, sequences of one token, any number of targets and contexts, and now and then an empty
+    row."""
+    row_lengths, tails, heads, gaps = ([[] for _ in range(rows)] for _ in range(4))
+    for row in range(rows):
+        left = 0 if rng.random() < 0.15 else length
+        while True:
+            tokens = 1 if rng.random() < 0.2 else int(rng.integers(1, longest + 1))
+            if tokens > left:
+                break
+            row_lengths[row].append(tokens)
+            tails[row].append(int(rng.integers(0, tokens + 1)) // 2)
+            heads[row].append(int(rng.integers(0, tokens - tails[row][-1] + 1)) // 2)
+            gaps[row].append(int(rng.random() < 0.2))
+            left -= tokens + gaps[row][-1]
+    return pack(row_lengths, length, tails, heads, gaps)
 
 
-def options(variant: str) -> dict:
-    """Returns the static arguments of a variant."""
-    windows = {key: VARIANTS[variant][key] for key in ("window", "full_window_tail") if key in VARIANTS[variant]}
-    return {"max_length": LONGEST, "scale": 0.4} | windows
+def border_rows(rows: int, length: int, block: int) -> Rows:
+    """Returns rows with sequences of 0, 1, block - 1, block and block + 1 tokens, and many tiny ones in a row.
 
-
-@functools.cache
-def attention_and_gradients(implementation: str, variant: str, layout: str = ""):
-    """Returns `(floats, rows) -> (output, gradients of sum(output * cos(0, 1, 2, ..)) in all floats)`.
-
-    `layout` only tells compilations under patched constants apart.
+    rows: 7, each of them at the start of a row too, or 1 with all of them.
     """
+    tiny = [1, 2, 1, 1, 3]
+    if rows == 1:
+        lengths = [block, 1, block - 1, block + 1]
+        return pack([lengths + tiny * ((length - sum(lengths)) // 8)], length)
+    mixed = [block - 1, 1, block + 1] if 2 * block < length else [block - 1, 1]
+    return pack([[], [1], [block - 1], [block], [block + 1], tiny * (length // 8), mixed], length)
 
-    def call(floats, rows):
-        forward = lambda floats: hstu_attention(**floats, **rows, **options(variant), implementation=implementation)
-        out, backward = jax.vjp(forward, jax.tree.map(jnp.array, floats))
-        cotangent = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
-        return out, backward(cotangent.astype(out.dtype))[0]
 
-    # Unoptimised machine code is ready in half the time.
-    return jax.jit(call, compiler_options={"xla_backend_optimization_level": 0})
+def whole_rows(length: int, first_targets) -> Rows:
+    """Returns one sequence of the whole row per entry, with targets from that position on."""
+    tails = [[length - first] for first in first_targets]
+    heads = [[first // 4] for first in first_targets]
+    return pack([[length]] * len(tails), length, tails, heads)

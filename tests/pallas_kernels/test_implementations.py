@@ -1,55 +1,155 @@
-"""Every kernel, through its interpreter, against the dense specification."""
+"""One body of tests for every implementation of attention: the dense specification in float64 is right.
+
+GPU kernels run in their interpreters. Padding of q, k, v and of the output's gradient is NaN throughout.
+"""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pallas_kernels import dispatch, hstu_attention
-from pallas_kernels.dispatch import Device
-from tests.pallas_kernels.packed_rows import VARIANTS, options, random_case
-
-CPU, H200, A100, V100 = Device("cpu", "cpu"), *(Device("gpu", f"NVIDIA {kind}") for kind in ("H200", "A100", "V100"))
-
-
-def output_and_gradients(variant, floats, rows, **how):
-    attend = lambda floats: hstu_attention(**floats, **jax.tree.map(jnp.array, rows), **options(variant), **how)
-    out, backward = jax.vjp(attend, jax.tree.map(jnp.array, floats))
-    return out, backward(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))[0]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_triton_kernels_equal_the_reference_and_padding_does_not_leak(variant):
-    floats, rows = random_case(1, variant)
-    expected = output_and_gradients(variant, floats, rows, implementation="reference")
-    padding = (rows["segments"] == 0)[..., None, None]
-    poisoned = floats | {key: np.where(padding, np.float32(np.nan), floats[key]) for key in "qkv"}
-    ours = output_and_gradients(variant, poisoned, rows, implementation="pallas_triton", interpret=True)
-    for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=jax.tree_util.keystr(path))
-
-
-@pytest.mark.parametrize(
-    ("name", "device", "dtype", "reason"),
-    [
-        ("pallas_triton", CPU, "float32", "needs an NVIDIA GPU"),
-        ("pallas_triton", V100, "float32", "needs an Ampere GPU"),
-        ("pallas_mosaic_gpu", A100, "bfloat16", "needs a Hopper GPU"),
-        ("pallas_mosaic_gpu", H200, "float32", "takes bfloat16"),
-    ],
+from tests.pallas_kernels.packed_rows import Rows, border_rows, pack, random_rows, whole_rows
+from tests.pallas_kernels.subjects import (
+    FLOATS,
+    SUBJECTS,
+    assert_equal_the_reference,
+    every,
+    every_variant,
+    make_case,
+    results,
 )
-def test_an_implementation_that_cannot_run_says_why(name, device, dtype, reason):
-    assert reason in str(dispatch.why_not(name, device, dtype, 64))
+
+seeds = given(seed=st.integers(0, 2**32 - 1))
+several = settings(max_examples=8, deadline=None)
+TESTED = [name for name in SUBJECTS if name != "reference"]
+WITH_ALL_RULES = [name for name in TESTED if "all" in SUBJECTS[name].variants]
+SLOW = ("mosaic", "mosaic-64x128", "jax-triton")  # a run takes seconds
+INTERPRETED = ["xla", "xla-scanned", "triton"]  # of which a run takes milliseconds, in float32
 
 
-def test_each_device_has_an_implementation():
-    assert dispatch.choose(CPU, "float32", 64) == "xla"
-    assert dispatch.choose(V100, "float32", 64) == "xla"
-    assert dispatch.choose(A100, "bfloat16", 64) == "pallas_triton"
-    assert dispatch.choose(A100, "bfloat16", 512) == "xla"
+def random_case_rows(subject: str, seed: int) -> Rows:
+    about = SUBJECTS[subject]
+    return random_rows(np.random.default_rng(seed), about.rows, about.length, about.block + 1)
 
 
-def test_a_named_implementation_never_falls_back():
-    floats, rows = random_case(0, "plain")
-    with pytest.raises(NotImplementedError, match="'pallas_triton' cannot run here"):
-        output_and_gradients("plain", floats, rows, implementation="pallas_triton")
+def border_case_rows(subject: str) -> Rows:
+    about = SUBJECTS[subject]
+    return border_rows(about.rows, about.length, about.block)
+
+
+@every_variant(TESTED)
+def test_sequences_at_the_borders_of_blocks_and_tiny_ones_equal_the_reference(subject, variant):
+    assert_equal_the_reference(subject, variant, SUBJECTS[subject].block + 1, border_case_rows(subject), 0)
+
+
+@every_variant([name for name in TESTED if name not in SLOW])
+@several
+@seeds
+def test_random_rows_equal_the_reference(subject, variant, seed):
+    rows = random_case_rows(subject, seed)
+    assert_equal_the_reference(subject, variant, SUBJECTS[subject].block + 1, rows, seed)
+
+
+@every(["mosaic", "jax-triton"])
+@settings(max_examples=2, deadline=None)
+@seeds
+def test_random_rows_with_all_mask_rules_equal_the_reference(subject, seed):
+    rows = random_case_rows(subject, seed)
+    assert_equal_the_reference(subject, "all", SUBJECTS[subject].block + 1, rows, seed)
+
+
+@every(WITH_ALL_RULES)
+def test_one_sequence_of_the_whole_row_with_targets_from_any_position_equals_the_reference(subject):
+    about = SUBJECTS[subject]
+    first_targets = [[*range(0, about.length + 1, 1 if about.length < 50 else 4)]]
+    if about.rows == 1:
+        first_targets = [[0], [about.block + 1]]
+    for some in first_targets:
+        assert_equal_the_reference(subject, "all", about.length, whole_rows(about.length, some), 1)
+
+
+@every(WITH_ALL_RULES)
+def test_two_runs_give_the_same_bits(subject):
+    case = make_case(subject, "all", border_case_rows(subject), 5)
+    runs = [results(subject, "all", SUBJECTS[subject].block + 1, case) for _ in range(2)]
+    first, second = ([np.asarray(x).tobytes() for x in jax.tree.leaves(run)] for run in runs)
+    assert first == second
+
+
+@every(WITH_ALL_RULES)
+def test_rows_of_padding_give_zeros_and_zero_gradients(subject):
+    about = SUBJECTS[subject]
+    rows = pack([[]] * about.rows, about.length)
+    leaves = jax.tree.leaves(results(subject, "all", about.block + 1, make_case(subject, "all", rows, 0)))
+    assert len(leaves) == (1 + len(FLOATS) if about.gradients else 1)
+    assert not any(np.asarray(x, np.float32).any() for x in leaves)
+
+
+@every(["reference", *INTERPRETED])
+@several
+@seeds
+def test_padding_and_neighbours_change_nothing(subject, seed):
+    longest = SUBJECTS[subject].block + 1
+    rows, other_rows = random_case_rows(subject, seed), random_case_rows(subject, seed + 1)
+    case = make_case(subject, "all", rows, seed)
+    other = make_case(subject, "all", other_rows, seed + 1)
+    keep = rows.segments == 1  # the first sequence of each row stays, everything else is replaced
+
+    def mix(ours, others):
+        fit = lambda x: keep.reshape(keep.shape + (1,) * (x.ndim - 2))
+        flags = ("segments", "targets", "contexts")
+        return {
+            name: x if x.ndim == 1 or name in flags else np.where(fit(x), x, others[name]) for name, x in ours.items()
+        }
+
+    mixed = case._replace(floats=mix(case.floats, other.floats), rows=mix(case.rows, other.rows))
+    loud = {name: np.nan_to_num(x, nan=1e3) for name, x in mixed.floats.items()}
+    loud |= {name: np.where((rows.segments == 0)[..., None, None], 1e3, loud[name]) for name in "qkv"}
+    mixed = mixed._replace(floats=loud)
+    out, changed = (np.array(results(subject, "all", longest, x)[0]) for x in (case, mixed))
+    np.testing.assert_allclose(changed[keep], out[keep], atol=1e-5)
+    assert not changed[rows.segments == 0].any()
+
+
+@every(["reference", *INTERPRETED])
+@several
+@seeds
+def test_a_packed_sequence_equals_the_same_sequence_alone(subject, seed):
+    longest = SUBJECTS[subject].block + 1
+    rows = random_case_rows(subject, seed)
+    case = make_case(subject, "all", rows, seed)
+    packed = np.array(results(subject, "all", longest, case)[0])
+    where = [(r, s) for r in range(len(rows.segments)) for s in np.unique(rows.segments[r]) if s > 0]
+    where = where[-len(rows.segments) :]
+    arrays = case.floats | case.rows
+    alone = {name: np.zeros_like(x) if x.ndim > 1 else x for name, x in arrays.items()}
+    for row, (r, s) in enumerate(where):
+        tokens = np.flatnonzero(rows.segments[r] == s)
+        for name, x in arrays.items():
+            if x.ndim > 1:
+                alone[name][row, : len(tokens)] = x[r, tokens]
+    single = case._replace(
+        floats={name: alone[name] for name in case.floats}, rows={name: alone[name] for name in case.rows}
+    )
+    out = np.array(results(subject, "all", longest, single)[0])
+    for row, (r, s) in enumerate(where):
+        tokens = np.flatnonzero(rows.segments[r] == s)
+        np.testing.assert_allclose(out[row, : len(tokens)], packed[r, tokens], atol=1e-5)
+
+
+@every(["reference", *INTERPRETED])
+@several
+@given(seed=st.integers(0, 2**32 - 1), cut=st.integers(1, 39))
+def test_future_items_do_not_change_past_outputs(subject, seed, cut):
+    longest = SUBJECTS[subject].block + 1
+    rows = random_case_rows(subject, seed)
+    case, other = (make_case(subject, "bias", rows, n) for n in (seed, seed + 1))
+    after = np.arange(SUBJECTS[subject].length) >= cut
+    floats = {
+        name: x if x.ndim == 1 else np.where(after[:, None, None], other.floats[name], x)
+        for name, x in case.floats.items()
+    }
+    times = {name: np.where(after, other.rows[name], case.rows[name]) for name in ("key_times", "query_times")}
+    changed = case._replace(floats=floats, rows=case.rows | times)
+    before, now = (np.array(results(subject, "bias", longest, x)[0])[:, :cut] for x in (case, changed))
+    np.testing.assert_allclose(now, before, atol=1e-6)
