@@ -32,8 +32,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results") / "kernel_compile.json"
 IMPLEMENTATIONS = ("pallas_triton", "pallas_mosaic_gpu", "jax_triton")
 SHAPES = (
-    "ml_1m-base-bias", "ml_1m-large-bias", "ml_1m-large-bf16-bias", "books-bias", "4x64-l4096", "4x64-l4096-bias",
-    "4x128-l4096", "4x128-l4096-bias", "4x256-l4096", "4x256-l4096-bias",
+    "ml_1m-base-bias", "ml_1m-base-bf16-bias", "ml_1m-large-bias", "ml_1m-large-bf16-bias", "books-bias",
+    "books-bf16-bias", "4x64-l4096", "4x64-l4096-bias", "4x128-l4096", "4x128-l4096-bias", "4x256-l4096",
+    "4x256-l4096-bias",
 )  # fmt: skip
 DEVICE = "NVIDIA H100 80GB HBM3"
 # What the compiler has to know of the device (a GpuTargetConfigProto); numbers of the vendor's data sheet and XLA.
@@ -56,6 +57,7 @@ device_description_str: "{DEVICE}"
 KERNEL = re.compile(
     r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.S
 )
+THUNK = re.compile(r"(\w+) grid: .* shared_memory: (\d+) bytes")
 
 
 def compile_one(implementation: str, shape: str, blocks: str) -> None:
@@ -160,6 +162,8 @@ def inspect(case: tuple[str, str], blocks: str) -> dict:
         for path in glob.glob(f"{dump}/*/*.compile_info"):  # of jax-triton
             name, _, size = Path(path).read_text().partition(": shared_mem_bytes: ")
             shared[name] = int(size)
+        for path in glob.glob(f"{dump}/*.thunk_sequence.txt"):  # of XLA, for the Triton kernels
+            shared |= {name: int(size) for name, size in THUNK.findall(Path(path).read_text())}
         # The rest is what XLA makes of the jnp code around the kernels.
         ours = [
             kernel

@@ -81,7 +81,7 @@ def load(implementation: str) -> Callable:
     return getattr(importlib.import_module(f"pallas_kernels.{module}"), function)
 
 
-def per_shard(attend: Callable, qkv: dict, rows: dict, tables: dict, row_axis: str, head_axis: str) -> jax.Array:
+def per_shard(attend: Callable, qkv: dict, rows: dict, tables: dict, row_axis: str, head_axis: str | None) -> jax.Array:
     """Returns attend(**qkv, **rows, **tables), run on each device's own part where the ambient mesh has these axes.
 
     A kernel is opaque to the partitioner, which would gather the rows of all devices for it. Inside a shard_map the

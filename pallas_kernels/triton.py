@@ -23,7 +23,10 @@ from pallas_kernels.visible_keys import visible_keys
 
 def default_blocks(a: int, v: int, dtype: str) -> Blocks:
     """Returns block sizes for head widths a of q and v of v; compiled for sm_90a they need no register spills."""
-    return Blocks(64, 64, 8, 2)
+    lanes = tile.lane_width(max(a, v))
+    if dtype == "float32":
+        return Blocks(64, 32, 8, 2) if lanes == 64 else Blocks(32, 32, 8, 1)
+    return Blocks(64, 64, 8, 2) if lanes <= 64 else Blocks(64, 32, 8, 2)
 
 
 def triton_attention(

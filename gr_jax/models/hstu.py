@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batch import Batch
-from gr_jax.models.layers import Linear, dropout, layer_norm
+from gr_jax.models.layers import Linear, dropout
 from pallas_kernels import hstu_attention
+from pallas_kernels.elementwise import normalised_gate, normalised_projection
 
 NORM_EPS = 1e-6
 TIME_BUCKETS = 129  # pallas_kernels.time_bucket gives 0 to 128
@@ -56,7 +57,7 @@ class HstuBlock(nnx.Module):
         """x plus the layer's output; dropout before the second projection when `key` is given."""
         config = self.config
         heads_v, heads_a = config.num_heads * config.v_width, config.num_heads * config.qk_width
-        uvqk = jax.nn.silu(layer_norm(x, NORM_EPS) @ self.uvqk.astype(x.dtype))
+        uvqk = normalised_projection(x, self.uvqk.astype(x.dtype), NORM_EPS)
         u, v, q, k = jnp.split(uvqk, (heads_v, 2 * heads_v, 2 * heads_v + heads_a), axis=-1)
         in_heads = (*x.shape[:2], config.num_heads, -1)
         with_time = self.bias.time is not None
@@ -72,5 +73,5 @@ class HstuBlock(nnx.Module):
             key_times=batch.time if with_time else None,
             implementation=config.attention or None,
         )
-        gated = u * layer_norm(attended.reshape(u.shape), NORM_EPS)
+        gated = normalised_gate(u, attended.reshape(u.shape), NORM_EPS, implementation=config.attention or None)
         return x + self.output(dropout(gated, config.dropout, key))
