@@ -59,10 +59,18 @@ bench() { # bench FILE SECONDS SHAPES: starts again after a crash, without the c
     done
 }
 
+summary() { # the table of the benchmark, and what was skipped and why
+    echo "== results"
+    "$python" experiments/kernel_bench.py "$results"/gpu_kernel_bench*.json
+    [ -n "${PEER:-}" ] || echo "skipped: the comparison with an open PyTorch HSTU kernel; PEER=DIR gives its checkout"
+    echo "skipped here: tuning of block sizes (python -m pallas_kernels.bench --tune), more than one GPU"
+}
+
 if [ -n "$tiny" ]; then
     part "correctness" 120 "$python" experiments/kernel_check.py --length=48 --cases=2 --json="$results/gpu_kernel_check.json"
     bench "$results/gpu_kernel_bench.json" 60 "tiny,tiny-bias"
     part "training steps" 120 "$python" experiments/gpu_train_step.py --tiny --steps=2 --json="$results/gpu_train_step.json"
+    summary
     exit $failed
 fi
 part "correctness" 140 "$python" experiments/kernel_check.py --seconds=115 --json="$results/gpu_kernel_check.json"
@@ -70,5 +78,6 @@ bench "$results/gpu_kernel_bench.json" 160 "4x128-l4096,4x128-l4096-bias,4x128-s
 part "training steps" 110 "$python" experiments/gpu_train_step.py --json="$results/gpu_train_step.json"
 bench "$results/gpu_kernel_bench_more.json" $((520 - SECONDS + start)) \
     "4x128-sparse80-bias,4x64-l4096,8x64-l4096-bias,4x256-l4096,4x128-l16384,4x128-l1024,ml_1m-large-bias,ml_1m-large-bf16-bias,books-bias,4x128-sparse95,4x128-sparse50"
+summary
 echo "== done in $((SECONDS - start)) s; results in $results"
 exit $failed

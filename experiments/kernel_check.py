@@ -7,7 +7,8 @@
 Random packed rows with gaps, empty rows, sequences of 1 token and of a whole row; all mask rules; head widths 25 to
 256; float32 and bfloat16. A case passes when output and all gradients are within the tolerance of the reference (over
 the largest entry; the reference runs on the CPU), two runs agree to the last bit, and NaN in the padding of q, k and v
-changes nothing. Goes on after a failure; the exit code is 1 when something failed.
+changes nothing. "gate" is the u * LN(attended) kernel, against XLA. Goes on after a failure; the exit code is 1 when
+something failed.
 """
 
 from __future__ import annotations
@@ -155,6 +156,29 @@ def check(case: Case, executable, length: int) -> dict[str, Any]:
     return {"errors": worst, "wrong": sorted(set(wrong))}
 
 
+def check_gate(width: int, dtype: str, interpret: bool) -> dict[str, Any]:
+    """Returns the largest errors of the u * LN(attended) kernels against XLA in float32."""
+    import jax
+    import numpy as np
+
+    from pallas_kernels.elementwise import normalised_gate
+
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal((3, 333, width), np.float32).astype(jax.numpy.dtype(dtype)) for _ in range(3)]
+
+    def results(implementation: str, u, attended, d_out):
+        gate = lambda *x: normalised_gate(*x, 1e-6, implementation=implementation, interpret=interpret)
+        out, backward = jax.vjp(gate, u, attended)
+        return {"out": out, **dict(zip(("d_u", "d_attended"), backward(d_out), strict=True))}
+
+    run = lambda name, dtype: jax.jit(functools.partial(results, name))(*(x.astype(dtype) for x in inputs))
+    to32 = lambda x: np.asarray(x).astype(np.float32)
+    ours, exact = jax.tree.map(to32, (run("pallas_triton", inputs[0].dtype), run("xla", np.float32)))
+    errors = {name: float(np.abs(ours[name] - x).max() / np.abs(x).max()) for name, x in exact.items()}
+    wrong = [f"{name} is off by {e:.1e}" for name, e in errors.items() if not e < TOLERANCE[dtype]]
+    return {"errors": errors, "wrong": wrong}
+
+
 @functools.cache
 def _reference(mask: str, qk_width: int, length: int, bias: bool):
     import jax
@@ -203,6 +227,19 @@ def main() -> int:
         if args.json:
             text = {"command": " ".join(sys.argv), "device": device.kind, "jax": jax.__version__, "cases": records}
             Path(args.json).write_text(json.dumps(text, indent=1) + "\n")
+
+    for width, dtype in ((50, "float32"), (512, "bfloat16")) if "pallas_triton" in names else ():
+        case = Case("pallas_triton", "gate", width, width, dtype, False)
+        reason = dispatch.why_not("pallas_triton", device, dtype, 1)
+        if reason and not args.interpret:
+            about(case, {"skipped": reason})
+            continue
+        try:
+            record = check_gate(width, dtype, args.interpret)
+        except Exception as error:  # attention matters as much
+            record = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+        failed += "error" in record or bool(record["wrong"])
+        about(case, record)
 
     pool = ThreadPoolExecutor(os.cpu_count())  # compilers use one core each
     running = {}
