@@ -37,18 +37,22 @@ def normalise_gradient(
     return inverse * (d_normal - d_normal.mean(-1, keepdims=True) - along)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def normalised_projection(x: Float[Array, "R L D"], weight: Float[Array, "D F"], eps: float) -> Float[Array, "R L F"]:
     """Returns SiLU(LN(x) weight) in the dtype of x, without affine parameters in LN.
 
     The backward pass makes the product with the weight once more. Raises nothing of its own.
     Source: arXiv:2402.17152 eq. 1.
     """
+    return _projection(x, weight, eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _projection(x, weight, eps):
     return jax.nn.silu(normalise(x, eps)[0].astype(x.dtype) @ weight)
 
 
 def _projection_forward(x, weight, eps):
-    return normalised_projection(x, weight, eps), (x, weight)
+    return _projection(x, weight, eps), (x, weight)
 
 
 def _projection_backward(eps, kept, d_out):
@@ -63,7 +67,7 @@ def _projection_backward(eps, kept, d_out):
     return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
 
 
-normalised_projection.defvjp(_projection_forward, _projection_backward)
+_projection.defvjp(_projection_forward, _projection_backward)
 
 
 def normalised_gate(
