@@ -29,7 +29,7 @@ MODELS = ("ml_1m-large", "ml_1m-large-bf16", "long")
 
 def model_case(model: str, tiny: bool):
     """Returns the config, the shape of the batch and the size of the catalogue."""
-    from gr_jax import config as configs
+    from gr_jax import config_files
     from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
     from pallas_kernels.specs import SPECS
 
@@ -41,7 +41,7 @@ def model_case(model: str, tiny: bool):
         config = Config(data=data, model=widths, loss=LossConfig(kind="group", negatives=512, group=128))
         spec, items = SPECS["4x128-sparse80-bias"], 100_000
     else:
-        config, spec, items = configs.load(str(ROOT / "configs/ml_1m.py:large")), SPECS["ml_1m-large-bias"], 3_706
+        config, spec, items = config_files.load(str(ROOT / "configs/ml_1m.py:large")), SPECS["ml_1m-large-bias"], 3_706
         if model.endswith("bf16"):
             config = replace(config, model=replace(config.model, compute_dtype="bfloat16"))
     if tiny:

@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gr_jax import config as configs
+from gr_jax import config_files
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig
 from gr_jax.data import pipeline
 from gr_jax.data.dataset import Dataset
@@ -53,15 +53,13 @@ def case_config(case: str) -> Config:
     """The config of `model/loss`, one device."""
     model, loss = case.split("/")
     if model == "books":
-        config = configs.load(str(ROOT / "configs/amazon.py:books"))
+        config = config_files.load(str(ROOT / "configs/amazon.py:books"))
     else:
-        config = configs.load(str(ROOT / f"configs/ml_1m.py:{model}"))
+        config = config_files.load(str(ROOT / f"configs/ml_1m.py:{model}"))
     negatives = 512 if model == "books" else 128
     group = min(128, config.data.row_length)
     loss_config = LossConfig(kind=loss, negatives=negatives, group=group)
-    return configs.Config(
-        data=config.data, model=config.model, loss=loss_config, mesh=MeshConfig(data=1), train=config.train
-    )
+    return Config(data=config.data, model=config.model, loss=loss_config, mesh=MeshConfig(data=1), train=config.train)
 
 
 def generated_log(config: DataConfig, model: str, users: int) -> Dataset:

@@ -9,6 +9,8 @@ Dimension letters, used in every signature and einsum string:
     X  items in the catalogue        K  negatives
     T  tokens                        Q  queries (users) in an evaluation batch
     M  candidates                    S  seen items of a user
+    Y  ranking tasks                 F  feature values of an item
+    C  user attributes in a prefix   E  events of a log
 """
 
 __version__ = "0.1.0"

@@ -20,7 +20,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gr_jax.config import Config, ConfigError, load
+from gr_jax.config import Config, ConfigError
+from gr_jax.config_files import load
 from gr_jax.overrides import comments, leaves, override_all
 
 REQUIRED: typing.Any = object()  # as a default: the flag has to be given

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-import os
-import re
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -33,7 +28,7 @@ def _check_types(config, group: str = "") -> None:
     The dataclasses below carry `no_type_check`, so that in the tests too a wrong type is told here.
     """
     for f in dataclasses.fields(config):
-        value, kind = getattr(config, f.name), _kind(f)
+        value, kind = getattr(config, f.name), field_type(f)
         name = f"config.{group}{f.name}"
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise ConfigError(f"{name}: expected {kind.__name__}, got {value!r}")
@@ -41,7 +36,8 @@ def _check_types(config, group: str = "") -> None:
             raise ConfigError(f"{name}: expected a finite number, got {value!r}")
 
 
-def _kind(f: dataclasses.Field) -> type:
+def field_type(f: dataclasses.Field) -> type:
+    """The type of a field: that of its default, or the group of fields that it is."""
     return f.default_factory if f.default is dataclasses.MISSING else type(f.default)  # type: ignore
 
 
@@ -97,8 +93,17 @@ class DataConfig:
     filter: str = "none"  # none | k_core (repeated until stable) | one_pass (counted once, as in the paper)
     min_events: int = 5  # events a user and an item need under `filter`
     on_bad_row: str = "error"  # error = stop at the first bad row | skip = leave bad rows out and report them
+    actions: tuple = ()  # what can happen at an event: "watched=1", "click=is_click" (0/1 column), "liked=rating>=4"
+    user_file: str = ""  # csv and parquet only: file of user attributes, beside the log; has the user column
+    user_features: tuple = ()  # columns of the user attributes that become the contextual prefix
+    item_file: str = ""  # csv and parquet only: file of item attributes, beside the log; has the item column
+    item_features: tuple = ()  # columns of the item attributes, several values a cell with "|" between
+    series: tuple = ()  # slowly changing user series, "country=country.csv": columns user, time and country
+    max_series: int = 16  # most recent entries of all slow series together that a sequence takes in
     max_length: int = 200  # N: most recent events of a user that the model sees; the 1/N of the attention
     row_length: int = 256  # L: tokens in a packed row, at least max_length
+    stochastic_length_alpha: float = 2.0  # training cuts long histories so that attention costs N^alpha; 2 = off
+    stochastic_length_selection: str = "weighted"  # events kept: greedy (most recent) | random | weighted (by recency)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)  # only for source="synthetic"
 
     def __post_init__(self):
@@ -109,6 +114,14 @@ class DataConfig:
         _check_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
         _check(self.min_events >= 1, "data.min_events", self.min_events, "at least 1")
         _check(self.max_length >= 1, "data.max_length", self.max_length, "at least 1")
+        for name in ("actions", "user_features", "item_features", "series"):
+            value = getattr(self, name)
+            _check(all(type(x) is str for x in value), f"data.{name}", value, "a tuple of strings")
+        _check(self.max_series >= 0, "data.max_series", self.max_series, "at least 0")
+        alpha = self.stochastic_length_alpha
+        _check(1 < alpha <= 2, "data.stochastic_length_alpha", alpha, "in (1, 2]; 2 is off")
+        selections = ("greedy", "random", "weighted")
+        _check_choice("data.stochastic_length_selection", self.stochastic_length_selection, selections)
         rule = f"at least data.max_length={self.max_length}"
         _check(self.row_length >= self.max_length, "data.row_length", self.row_length, rule)
 
@@ -121,7 +134,7 @@ ATTENTION = ("reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "jax_trit
 class ModelConfig:
     """The encoder: embeddings, blocks and output."""
 
-    kind: str = "hstu"  # hstu | sasrec (the reference repository's softmax baseline)
+    kind: str = "hstu"  # hstu | sasrec (softmax baseline of retrieval) | dlrm (baseline of ranking)
     width: int = 50  # D: model width
     num_blocks: int = 2  # encoder blocks
     num_heads: int = 1  # H: attention heads
@@ -129,7 +142,11 @@ class ModelConfig:
     v_width: int = 50  # V: value width of a head (hstu; sasrec uses width / num_heads)
     ffn_width: int = 50  # hidden width of the feed-forward layer (sasrec only)
     bias: str = "both"  # relative attention bias: none | position | time | both (hstu only)
-    use_query_time: bool = True  # time bias from the time of the event to predict, else from the token's own
+    use_query_time: bool = True  # retrieval: time bias from the time of the event to predict, else from the token's own
+    use_actions: bool = False  # retrieval: a token is item and action, else the item alone
+    head_width: int = 128  # hidden width of the ranking head
+    hidden_widths: tuple = (256, 128)  # of the fully connected layers (dlrm only)
+    cross_layers: int = 3  # DCN-v2 cross layers (dlrm only)
     input_dropout: float = 0.2  # after the input embeddings
     dropout: float = 0.2  # before the output projection of a block
     temperature: float = 0.05  # of the dot product of L2-normalised vectors
@@ -140,15 +157,18 @@ class ModelConfig:
 
     def __post_init__(self):
         _check_types(self, "model.")
-        _check_choice("model.kind", self.kind, ("hstu", "sasrec"))
+        _check_choice("model.kind", self.kind, ("hstu", "sasrec", "dlrm"))
         _check_choice("model.bias", self.bias, ("none", "position", "time", "both"))
         _check_choice("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         _check_choice("model.attention", self.attention, ("", *ATTENTION))
-        for name in ("width", "num_blocks", "num_heads", "qk_width", "v_width", "ffn_width"):
+        for name in ("width", "num_blocks", "num_heads", "qk_width", "v_width", "ffn_width", "head_width"):
             _check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
         for name in ("input_dropout", "dropout"):
             _check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
         _check(self.temperature > 0, "model.temperature", self.temperature, "positive")
+        _check(self.cross_layers >= 0, "model.cross_layers", self.cross_layers, "at least 0")
+        widths = len(self.hidden_widths) > 0 and all(type(w) is int and w >= 1 for w in self.hidden_widths)
+        _check(widths, "model.hidden_widths", self.hidden_widths, "a tuple of widths, such as (256, 128)")
         if self.kind == "sasrec":
             rule = f"a multiple of model.num_heads={self.num_heads}"
             _check(self.width % self.num_heads == 0, "model.width", self.width, rule)
@@ -159,6 +179,7 @@ class ModelConfig:
 class LossConfig:
     """Next-item loss over the catalogue."""
 
+    positive: str = ""  # name in data.actions that the next event must have to be a label; "" = every event is one
     kind: str = "full"  # full softmax | per_token: K negatives a token | group: K shared by a block of tokens
     negatives: int = 128  # K, for per_token and group
     group: int = 128  # tokens that share their K negatives, for group; divides data.row_length
@@ -172,6 +193,30 @@ class LossConfig:
         _check_choice("loss.sampler", self.sampler, ("uniform", "in_batch"))
         for name in ("negatives", "group", "chunk_tokens"):
             _check(getattr(self, name) >= 1, f"loss.{name}", getattr(self, name), "at least 1")
+
+
+@typing.no_type_check
+@dataclass(frozen=True)
+class RankingConfig:
+    """Ranking as generation: the model predicts the actions of the next event from the past; needs data.actions."""
+
+    tasks: tuple = ()  # names in data.actions, and "rating" for its value (regression); () = retrieval
+    weights: tuple = ()  # weight of each task in the loss; () = 1 each
+    tokens: str = "interleave"  # interleave: item and action are two tokens | sum: item + action before it are one
+    valid_from: float = 0.81  # share of all events, by time, that train; from here to test_from they validate
+    test_from: float = 0.9  # share of all events, by time, before the test part
+
+    def __post_init__(self):
+        _check_types(self, "ranking.")
+        _check_choice("ranking.tokens", self.tokens, ("interleave", "sum"))
+        _check(all(type(x) is str for x in self.tasks), "ranking.tasks", self.tasks, "a tuple of names")
+        _check(len(set(self.tasks)) == len(self.tasks), "ranking.tasks", self.tasks, "names without repeats")
+        if self.weights:
+            ok = len(self.weights) == len(self.tasks) and all(type(w) in (int, float) and w >= 0 for w in self.weights)
+            _check(ok, "ranking.weights", self.weights, f"one number for each of ranking.tasks={self.tasks}")
+        _check(0 < self.test_from < 1, "ranking.test_from", self.test_from, "between 0 and 1")
+        rule = f"above 0 and at most ranking.test_from={self.test_from}"
+        _check(0 < self.valid_from <= self.test_from, "ranking.valid_from", self.valid_from, rule)
 
 
 @typing.no_type_check
@@ -197,6 +242,10 @@ class OptimizerConfig:
 class TrainConfig:
     """Length of the training and how often it reports, validates and saves."""
 
+    mode: str = "epochs"  # epochs: shuffled passes | streaming: once in the order of time, each window tested first
+    windows: int = 20  # streaming: windows of equally many events in the part of the log that trains
+    session_gap: int = 3600  # streaming: seconds without an event that end a session, where an example is emitted
+    sampling_rate: float = 0.0  # streaming: an example of n events is kept with probability rate / n; 0 = keep all
     epochs: int = 101  # passes over the users
     steps: int = 0  # stop after this many steps; 0 = after `epochs`
     batch_users: int = 128  # mean users in a global batch; the rows of a batch follow from it
@@ -207,10 +256,20 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_types(self, "train.")
-        for name in ("epochs", "batch_users", "log_every", "validate_every", "checkpoint_every"):
+        _check_choice("train.mode", self.mode, ("epochs", "streaming"))
+        for name in (
+            "windows",
+            "session_gap",
+            "epochs",
+            "batch_users",
+            "log_every",
+            "validate_every",
+            "checkpoint_every",
+        ):
             _check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         _check(self.steps >= 0, "train.steps", self.steps, "at least 0")
         _check(self.patience >= 0, "train.patience", self.patience, "at least 0")
+        _check(self.sampling_rate >= 0, "train.sampling_rate", self.sampling_rate, "at least 0")
 
 
 @typing.no_type_check
@@ -264,7 +323,8 @@ class Config:
     seed: int = 0  # of initialisation, shuffling, dropout and negatives
     data: DataConfig = field(default_factory=DataConfig)  # raw log and layout
     model: ModelConfig = field(default_factory=ModelConfig)  # encoder
-    loss: LossConfig = field(default_factory=LossConfig)  # training objective
+    loss: LossConfig = field(default_factory=LossConfig)  # training objective of retrieval
+    ranking: RankingConfig = field(default_factory=RankingConfig)  # tasks of ranking; with none the run is retrieval
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # AdamW
     train: TrainConfig = field(default_factory=TrainConfig)  # schedule
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)  # protocol
@@ -275,53 +335,21 @@ class Config:
         if self.loss.kind == "group":
             rule = f"a divisor of data.row_length={self.data.row_length}"
             _check(self.data.row_length % self.loss.group == 0, "loss.group", self.loss.group, rule)
+        self._check_ranking()
         if self.mesh.data:
             users, rule = self.train.batch_users, f"at least mesh.data={self.mesh.data}"
             _check(users >= self.mesh.data, "train.batch_users", users, rule)
 
-
-def load(spec: str) -> Config:
-    """The config of `FILE` or `FILE:variant`.
-
-    Raises:
-      ConfigError: no such file, no `get_config` in it, an unknown variant, or the file fails (with its line).
-    """
-    file, _, variant = spec.partition(":")
-    path = Path(file)
-    if not path.is_file():
-        names = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        hint = difflib.get_close_matches(file, names, 1) or difflib.get_close_matches(file + ".py", names, 1)
-        raise ConfigError(f"--config: no file {file!r}" + (f"; did you mean {hint[0]!r}?" if hint else ""))
-    module = types.ModuleType("config_file")
-    module.__file__ = file
-    try:
-        exec(compile(path.read_bytes(), file, "exec"), vars(module))
-        if not hasattr(module, "get_config"):
-            raise UnknownVariant(f"--config: {file!r} defines no get_config(variant)")
-        config = module.get_config(variant) if variant else module.get_config()
-    except UnknownVariant:
-        raise
-    except Exception as error:
-        raise ConfigError(_where_it_failed(error, file)) from error
-    if not isinstance(config, Config):
-        raise ConfigError(f"--config: get_config in {file!r} returned {type(config).__name__}, not a Config")
-    return config
-
-
-def _where_it_failed(error: Exception, file: str) -> str:
-    from gr_jax.overrides import nearest  # here, because that file needs this one
-
-    line, trace = None, error.__traceback__
-    while trace:  # the innermost line of the file itself, not of what it called
-        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == file else line
-        trace = trace.tb_next
-    what = str(error)
-    if isinstance(error, SyntaxError):
-        line, what = error.lineno, error.msg
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", what)
-    hint = nearest(unknown[1]) if unknown and "Did you mean" not in what else ""
-    kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-    return f"{file}{f':{line}' if line else ''}: {kind}{what}{hint}"
+    def _check_ranking(self) -> None:
+        names = [action.partition("=")[0].strip() for action in self.data.actions]
+        for task in self.ranking.tasks:
+            _check_choice("ranking.tasks", task, [*names, "rating"])
+        if self.loss.positive:
+            _check_choice("loss.positive", self.loss.positive, names)
+        needs, kinds = ("ranking", ("hstu", "dlrm")) if self.ranking.tasks else ("retrieval", ("hstu", "sasrec"))
+        _check(self.model.kind in kinds, "model.kind", self.model.kind, f"one of {', '.join(kinds)} for {needs}")
+        streaming = self.train.mode == "streaming"
+        _check(not streaming or bool(self.ranking.tasks), "train.mode", self.train.mode, "epochs for retrieval")
 
 
 class UnknownVariant(ConfigError):
@@ -333,56 +361,3 @@ def unknown_variant(variant: str, variants: Sequence[str]) -> UnknownVariant:
     hint = difflib.get_close_matches(variant, variants, 1)
     did_you_mean = f"; did you mean {hint[0]!r}?" if hint else ""
     return UnknownVariant(f"--config: no variant {variant!r}, only {', '.join(variants)}{did_you_mean}")
-
-
-def to_dict(config: Config) -> dict:
-    """The config as nested plain dicts, as written to `config.json`."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(values: typing.Any) -> Config:
-    """The config of `to_dict`; lists (JSON has no tuples) become tuples again.
-
-    Raises:
-      ConfigError: a field this version does not know, or a value of another type.
-    """
-    return _build(Config, values, "config")
-
-
-def _build(cls: type, values: typing.Any, path: str) -> typing.Any:
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a group of fields, got {values!r}")
-    kinds = {f.name: _kind(f) for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(kinds))
-    if unknown:
-        raise ConfigError(f"{path} has no field {unknown[0]!r}: was it written by another version of gr_jax?")
-    made = {}
-    for name, value in values.items():
-        nested = dataclasses.is_dataclass(kinds[name])
-        made[name] = _build(kinds[name], value, f"{path}.{name}") if nested else _tuples(value)
-    return cls(**made)
-
-
-def _tuples(value: typing.Any) -> typing.Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def save(config: Config, path: Path) -> None:
-    """Writes `config` as JSON; a reader sees the whole file or none, also when the process is killed."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def read(path: Path) -> Config:
-    """Reads what `save` wrote.
-
-    Raises:
-      ConfigError: not JSON, or not of this version.
-    """
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error

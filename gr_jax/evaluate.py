@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gr_jax import cli, config
+from gr_jax import cli, config_files
 from gr_jax.config import ConfigError
 from gr_jax.data.sequences import Split
 from gr_jax.training import state
@@ -39,7 +39,7 @@ def evaluate(workdir: Path, split: Split) -> dict[str, float]:
         raise ConfigError(
             f"{workdir} holds no run (no config.json): train one with python -m gr_jax.train --workdir={workdir}"
         )
-    run = open_run(config.read(path), workdir)
+    run = open_run(config_files.read(path), workdir)
     target = state.abstract(run.fresh_state()[0])
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 if TYPE_CHECKING:
     from jax import Array
@@ -18,14 +18,40 @@ else:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows of tokens; padding holds 0 everywhere."""
+    """Packed rows of tokens; padding holds 0 everywhere. What a run does not use is None.
 
-    item: Int[Array, "R L"]  # item id, 1 to X
+    A token is an item, an action, an item with an action, or a feature value (Zhai et al. 2024, table 1).
+    """
+
+    item: Int[Array, "R L"]  # item id, 1 to X; 0 where the token is no item
     time: Int[Array, "R L"]  # seconds since the first event of the sequence
-    query_time: Int[Array, "R L"]  # seconds, of the event to predict: the one after the token
+    query_time: Int[Array, "R L"]  # seconds, of the event to predict: the one after the token; in ranking its own
     position: Int[Array, "R L"]  # 0 for the oldest token of a sequence
     segment: Int[Array, "R L"]  # which sequence of the row a token belongs to, from 1; 0 = padding
-    label: Int[Array, "R L"]  # item id to predict; 0 = none
+    label: Int[Array, "R L"] | None = None  # retrieval: item id to predict; 0 = none
+    action: Int[Array, "R L"] | None = None  # 0 = tells no action; else 1 + 2 * bits, bit i = meta["actions"][i]
+    side: Int[Array, "R L F"] | None = None  # feature values of the item, 0-padded
+    feature: Int[Array, "R L"] | None = None  # value of a user attribute or slow series; 0 = the token is none
+    context: Bool[Array, "R L"] | None = None  # tokens of the contextual prefix
+    target: Bool[Array, "R L"] | None = None  # candidate tokens
+    outcome: Float[Array, "R L Y"] | None = None  # ranking: what happened at this event, by task
+    outcome_weight: Float[Array, "R L Y"] | None = None  # 1 = the outcome is a label, 0 = it is not
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Impressions:
+    """Single events with the history before each: what a ranking model without sequences trains on; padded with 0."""
+
+    item: Int[Array, " B"]  # item id to judge, 1 to X; 0 = padding
+    side: Int[Array, "B F"] | None  # its feature values, 0-padded
+    feature: Int[Array, "B C"] | None  # user attributes in fixed places, then the latest values of slow series
+    history_item: Int[Array, "B N"]  # events before, oldest first; 0 = none
+    history_side: Int[Array, "B N F"] | None  # their items' feature values
+    history_action: Int[Array, "B N"]  # 1 + 2 * bits, as in `Batch.action`; 0 = none
+    history_age: Int[Array, "B N"]  # seconds from each to the event to judge
+    outcome: Float[Array, "B Y"]  # what happened, by task
+    outcome_weight: Float[Array, "B Y"]  # 1 = the outcome is a label, 0 = it is not
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from gr_jax import config as configs
+from gr_jax import config_files
 from gr_jax.config import Config, ConfigError
 from gr_jax.data.dataset import Dataset, prepare
 from gr_jax.data.sequences import Split
@@ -80,7 +80,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        before, now = flatten(configs.to_dict(configs.read(path))), flatten(configs.to_dict(config))
+        before, now = flatten(config_files.to_dict(config_files.read(path))), flatten(config_files.to_dict(config))
         for name, value in now.items():
             if before[name] != value and not name.startswith(FREE_ON_RESUME):
                 raise ConfigError(
@@ -88,7 +88,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
                     " choose another --workdir"
                 )
     workdir.mkdir(parents=True, exist_ok=True)
-    configs.save(config, path)
+    config_files.save(config, path)
 
 
 def flatten(values: dict, prefix: str = "") -> dict:

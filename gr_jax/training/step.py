@@ -38,6 +38,7 @@ def make_train_step(
         def loss_of(params: dict) -> Float[Array, ""]:
             model = nnx.merge(graphdef, params)
             hidden = model.encode(batch, key=key_dropout)
+            assert batch.label is not None
             weights = (batch.label != 0).astype(jnp.float32)
             loss, _ = next_item_loss(
                 hidden,

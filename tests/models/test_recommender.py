@@ -35,7 +35,8 @@ def make_model(config: ModelConfig):
 def place(sequences: list[dict], slots: list[tuple[int, int]], shape: tuple[int, int], noise: int = 0) -> Batch:
     """A packed batch with each sequence at its (row, column); `noise` fills the other fields of padding tokens."""
     rng = np.random.default_rng(noise)
-    fields = {f.name: np.zeros(shape, np.int32) for f in dataclasses.fields(Batch)}
+    names = [f.name for f in dataclasses.fields(Batch) if f.default is dataclasses.MISSING] + ["label"]
+    fields = {name: np.zeros(shape, np.int32) for name in names}
     if noise:
         for name in ("time", "query_time"):
             fields[name] = rng.integers(0, 1000, shape).astype(np.int32)
