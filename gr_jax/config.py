@@ -94,9 +94,9 @@ class DataConfig:
     min_events: int = 5  # events a user and an item need under `filter`
     on_bad_row: str = "error"  # error = stop at the first bad row | skip = leave bad rows out and report them
     actions: tuple = ()  # what can happen at an event: "watched=1", "click=is_click" (0/1 column), "liked=rating>=4"
-    user_file: str = ""  # csv and parquet only: file of user attributes, beside the log; has the user column
+    user_file: str = ""  # own file of user attributes, beside the log, with its user column; "" = that of the source
     user_features: tuple = ()  # columns of the user attributes that become the contextual prefix
-    item_file: str = ""  # csv and parquet only: file of item attributes, beside the log; has the item column
+    item_file: str = ""  # own file of item attributes, beside the log, with its item column; "" = that of the source
     item_features: tuple = ()  # columns of the item attributes, several values a cell with "|" between
     series: tuple = ()  # slowly changing user series, "country=country.csv": columns user, time and country
     max_series: int = 16  # most recent entries of all slow series together that a sequence takes in

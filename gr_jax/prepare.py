@@ -2,6 +2,7 @@
 
     python -m gr_jax.prepare --config=configs/ml_1m.py --config.data.path=ml-1m
     python -m gr_jax.prepare --source=csv --path=clicks.csv.gz --user-column=visitor --out=data/clicks
+    python -m gr_jax.prepare --source=ml-1m --actions="liked=rating>=4,loved=rating>=5" --user-features=gender,age
 
 What is already prepared from the same files with the same settings is only summarised.
 """
@@ -17,6 +18,12 @@ from gr_jax.config import SOURCES, ConfigError, DataConfig
 from gr_jax.data.dataset import Dataset, prepare
 from gr_jax.overrides import comments
 
+
+def names(text: str) -> tuple[str, ...]:
+    """The texts between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 _FIELDS = {  # flag -> type; each sets the field of DataConfig with this name
     "source": SOURCES,
     "path": str,
@@ -28,6 +35,12 @@ _FIELDS = {  # flag -> type; each sets the field of DataConfig with this name
     "filter": str,
     "min_events": int,
     "on_bad_row": str,
+    "actions": names,
+    "user_file": str,
+    "user_features": names,
+    "item_file": str,
+    "item_features": names,
+    "series": names,
 }
 
 
@@ -61,11 +74,29 @@ def summary(dataset: Dataset, *, seconds: float) -> str:
         "events": f"{dataset.num_events:,}",
         "events a user": length,
         "time": f"{days[0]} to {days[1]}",
+        **_known(dataset),
         "bad rows skipped": skipped or "0",
         "seconds": f"{seconds:.1f}",
         "folder": str(dataset.folder),
     }
     return "\n".join(f"{name:<17} {value}" for name, value in rows.items())
+
+
+def _known(dataset: Dataset) -> dict[str, str]:
+    """What is known besides who took what when: actions with their rates, features and series with their values."""
+    known = {}
+    if dataset.action is not None:
+        rates = [float(((dataset.action >> i) & 1).mean()) for i in range(len(dataset.actions))]
+        shown = zip(dataset.actions, rates, strict=True)
+        known["actions"] = ", ".join(f"{name} {100 * rate:.4g} %" for name, rate in shown)
+    values = dict(dataset.feature_table.group_by("feature").len().iter_rows())
+    for kind in ("user_features", "item_features", "series"):
+        if dataset.meta.get(kind):
+            counts = {name: values.get(name, 0) for name in dataset.meta[kind]}
+            known[kind.replace("_", " ")] = ", ".join(f"{name} ({count:,} values)" for name, count in counts.items())
+    if dataset.series_value is not None:
+        known["series"] += f": {len(dataset.series_value):,} entries"
+    return known
 
 
 if __name__ == "__main__":

@@ -47,6 +47,25 @@ def test_a_raw_log_becomes_a_dataset_and_a_summary(clicks, tmp_path, monkeypatch
     assert open_dataset(out).num_events == 2
 
 
+def test_the_summary_tells_actions_with_their_rate_and_features_with_their_values(tmp_path, monkeypatch, capsys):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,stars\na,x,1,5\na,y,2,1\nb,x,3,4\n")
+    (tmp_path / "who.csv").write_text("user_id,sex,age\na,F,30\nb,M,30\nc,M,40\n")
+    (tmp_path / "what.csv").write_text("item_id,tag\nx,red|blue\ny,red\n")
+    (tmp_path / "moves.csv").write_text("user_id,timestamp,country\na,1,de\na,2,us\na,3,us\n")
+    argv = ["--source=csv", f"--path={tmp_path}/log.csv", f"--out={tmp_path}/out", "--series=country=moves.csv"]
+    argv += ["--actions=seen=1, liked=stars>=4", "--user-file=who.csv", "--user-features=sex,age"]
+    assert run(monkeypatch, [*argv, "--item-file=what.csv", "--item-features=tag"]) == 0
+    shown = {line[:17].strip(): line[17:].strip() for line in capsys.readouterr().out.splitlines()}
+    expected = {
+        "actions": "seen 100 %, liked 66.67 %",
+        "user features": "sex (2 values), age (1 values)",
+        "item features": "tag (2 values)",
+        "series": "country (2 values): 2 entries",
+        "bad rows skipped": "1 (user without events in who.csv)",
+    }
+    assert {name: shown[name] for name in expected} == expected
+
+
 def test_a_config_file_with_overrides_and_flags_on_top(clicks, tmp_path, monkeypatch, capsys):
     file = tmp_path / "own.py"
     file.write_text(

@@ -160,21 +160,21 @@ def _reason(layout: Layout, expected: int) -> pl.Expr:
         if layout.integer_ids:
             number = text.cast(pl.Int64, strict=False)
             chain = chain.when(number.is_null()).then(pl.lit(f"{name} id is not an integer"))
-    time = _time(pl.col("timestamp"))
+    time = integer_time(pl.col("timestamp"))
     chain = chain.when(time.is_null()).then(pl.lit("time is not a number"))
     chain = chain.when(time < 0).then(pl.lit("time is negative"))
     chain = chain.when(time > layout.last_time).then(pl.lit("time is after the year 2100"))
-    if layout.rating:
-        given = pl.col("rating").fill_null("") != ""
-        finite = pl.col("rating").cast(pl.Float32, strict=False).is_finite().fill_null(False)
-        chain = chain.when(given & ~finite).then(pl.lit("rating is not a number"))
-    for name in layout.actions:
+    for name in layout.optional:
+        given = pl.col(name).fill_null("") != ""
+        finite = pl.col(name).cast(layout.types[name], strict=False).is_finite().fill_null(False)
+        chain = chain.when(given & ~finite).then(pl.lit(f"{name.removeprefix('number:')} is not a number"))
+    for name in layout.flags:
         bit = pl.col(f"action:{name}").cast(pl.Int8, strict=False).is_between(0, 1).fill_null(False)
         chain = chain.when(~bit).then(pl.lit(f"{name} is not 0 or 1"))
     return chain.otherwise(None).alias("reason")
 
 
-def _time(text: pl.Expr) -> pl.Expr:
+def integer_time(text: pl.Expr) -> pl.Expr:
     """Integer time of a string; a fraction is cut off."""
     number = text.cast(pl.Float64, strict=False).floor()
     return pl.coalesce(text.cast(pl.Int64, strict=False), number.cast(pl.Int64, strict=False))
@@ -182,10 +182,8 @@ def _time(text: pl.Expr) -> pl.Expr:
 
 def _typed(rows: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     kinds = layout.types
-    casts = [_time(pl.col("timestamp")) if n == "timestamp" else pl.col(n).cast(t) for n, t in kinds.items()]
-    if layout.rating:
-        casts[list(kinds).index("rating")] = pl.col("rating").cast(pl.Float32, strict=False)  # may be empty
-    return rows.select(casts)
+    casts = {name: pl.col(name).cast(kind, strict=name not in layout.optional) for name, kind in kinds.items()}
+    return rows.select(*(casts | {"timestamp": integer_time(pl.col("timestamp"))}).values())
 
 
 def _bad_row(row: dict, reason: str, layout: Layout, plain: Path | None, shown: Path, expected: int) -> BadRow:
@@ -200,6 +198,8 @@ def _bad_row(row: dict, reason: str, layout: Layout, plain: Path | None, shown: 
     remedy = "correct the row or set data.on_bad_row=skip"
     if row["found"] != expected:
         reason = f"{row['found']} fields instead of {expected}" if row["found"] else "not a JSON object"
+    elif reason.removesuffix(" is not a number") in layout.numbers:
+        remedy = "correct the row or data.actions, which compares this column, or set data.on_bad_row=skip"
     elif reason == "time is after the year 2100" and layout.unit == "s":
         if float(row["timestamp"]) <= layout.last_time * PER_SECOND["ms"]:
             remedy = "it looks like milliseconds: data.source=csv reads those with data.time_unit=ms"

@@ -11,13 +11,20 @@ file order:
     items.parquet  item_id, raw, title (null = unknown)
     users.parquet  user, raw
     meta.json      counts, time range, skipped rows, and what the dataset was made from
+
+and, where the config names features, whose values 1..V have one vocabulary (0 = unknown):
+
+    user_features.npy   int32 [B, C]      values of meta["user_features"]
+    item_features.npy   int32 [X + 1, F]  values of all meta["item_features"] of item i in row i, 0-padded on the right
+    series_offsets.npy  int64 [B + 1]     the slowly changing values of each user, all meta["series"] together,
+    series_value.npy    int32 [S]         by time, ties in the order of the names,
+    series_time.npy     int64 [S]         unix seconds; only the first of equal values in a row
+    features.parquet    value_id, feature, value
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -32,11 +39,20 @@ import polars as pl
 from jaxtyping import Float32, Int, Int32, Int64
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data import filters, sources
+from gr_jax.data import actions, attributes, features, filters, ids, provenance, sources, unpack
 
 VERSION = 1  # of the folder's layout
 _REQUIRED = {"offsets": np.int64, "item": np.int32, "timestamp": np.int64}
-_OPTIONAL = {"rating": np.float32, "action": np.int32}
+_OPTIONAL = {
+    "rating": np.float32,
+    "action": np.int32,
+    "user_features": np.int32,
+    "item_features": np.int32,
+    "series_offsets": np.int64,
+    "series_value": np.int32,
+    "series_time": np.int64,
+}
+_TABLES = ("user_features", "item_features")  # of two dimensions; the others have one
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,11 @@ class Dataset:
     rating: Float32[np.ndarray, " E"] | None
     action: Int32[np.ndarray, " E"] | None  # bits named by meta["actions"]
     meta: dict
+    user_features: Int32[np.ndarray, "B C"] | None = None  # values of meta["user_features"]; 0 = unknown
+    item_features: Int32[np.ndarray, "X1 F"] | None = None  # X + 1 rows, the first of zeros; 0-padded on the right
+    series_offsets: Int64[np.ndarray, " B1"] | None = None
+    series_value: Int32[np.ndarray, " S"] | None = None
+    series_time: Int64[np.ndarray, " S"] | None = None  # unix seconds, ascending within a user
 
     def __reduce__(self):
         return open_dataset, (self.folder,)
@@ -69,6 +90,16 @@ class Dataset:
         """E."""
         return len(self.item)
 
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """Names of the bits of `action`."""
+        return tuple(self.meta.get("actions", ()))
+
+    @property
+    def num_feature_values(self) -> int:
+        """V: the values of all features are 1..V; 0 without features."""
+        return self.meta.get("num_feature_values", 0)
+
     @cached_property
     def lengths(self) -> Int64[np.ndarray, " B"]:
         """Events of each user."""
@@ -83,6 +114,13 @@ class Dataset:
     def user_table(self) -> pl.DataFrame:
         """Columns user (0..B - 1, in order), raw."""
         return pl.read_parquet(self.folder / "users.parquet")
+
+    @cached_property
+    def feature_table(self) -> pl.DataFrame:
+        """Columns value_id (1..V, row i has id i + 1), feature, value; empty without features."""
+        file = self.folder / "features.parquet"
+        schema = {"value_id": pl.Int32, "feature": pl.String, "value": pl.String}
+        return pl.read_parquet(file) if file.is_file() else pl.DataFrame(schema=schema)
 
     @cached_property
     def _item_of_raw(self) -> dict[str, int]:
@@ -138,13 +176,17 @@ def open_dataset(folder: str | Path) -> Dataset:
         raise ConfigError(f"{folder}: dataset version {meta.get('version')}, this is {VERSION}; {remedy}")
     names = [*_REQUIRED, *(name for name in _OPTIONAL if (folder / f"{name}.npy").exists())]
     columns = {name: _map(folder / f"{name}.npy", remedy) for name in names}
+    entries = {"user_features": meta["users"], "item_features": meta["items"] + 1}
+    entries |= dict.fromkeys(("offsets", "series_offsets"), meta["users"] + 1)
+    entries |= dict.fromkeys(("series_value", "series_time"), meta.get("series_entries", 0))
     for name, column in columns.items():
-        expected = meta["users"] + 1 if name == "offsets" else meta["events"]
-        if column.shape != (expected,):
-            raise ConfigError(f"{folder}/{name}.npy: {column.shape[0]} entries, meta.json says {expected}; {remedy}")
-    offsets = columns["offsets"]
-    if offsets[0] != 0 or offsets[-1] != meta["events"] or (np.diff(offsets) < 1).any():
-        raise ConfigError(f"{folder}/offsets.npy: not ascending from 0 to {meta['events']}; {remedy}")
+        expected = entries.get(name, meta["events"])
+        if len(column) != expected:
+            raise ConfigError(f"{folder}/{name}.npy: {len(column)} entries, meta.json says {expected}; {remedy}")
+    for name, last, least in (("offsets", meta["events"], 1), ("series_offsets", entries["series_value"], 0)):
+        offsets = columns.get(name, np.zeros(1))
+        if name in columns and (offsets[0] != 0 or offsets[-1] != last or (np.diff(offsets) < least).any()):
+            raise ConfigError(f"{folder}/{name}.npy: not ascending from 0 to {last}; {remedy}")
     return Dataset(folder=folder, meta=meta, **(dict.fromkeys(_OPTIONAL) | columns))  # type: ignore[arg-type]
 
 
@@ -157,7 +199,7 @@ def _map(file: Path, remedy: str) -> np.ndarray:
     except (ValueError, OSError, EOFError):
         raise ConfigError(f"{file}: truncated or damaged; {remedy}") from None
     expected = (_REQUIRED | _OPTIONAL)[file.stem]
-    if column.dtype != expected or column.ndim != 1:
+    if column.dtype != expected or column.ndim != (2 if file.stem in _TABLES else 1):
         raise ConfigError(f"{file}: {column.dtype} of {column.ndim} dimensions, not a column of {expected.__name__}")
     return column
 
@@ -169,14 +211,16 @@ def write(
     raw_users: Sequence[str] | pl.Series,
     raw_items: Sequence[str] | pl.Series,
     titles: Sequence[str | None] | pl.Series | None = None,
+    feature_table: pl.DataFrame | None = None,
     meta: Mapping | None = None,
 ) -> Dataset:
     """Writes a dataset so that `folder` is either complete or absent.
 
     Args:
-      columns: offsets, item, timestamp and optionally rating, action, as in the module docstring.
+      columns: offsets, item, timestamp and optionally the others of the module docstring.
       raw_users, raw_items: raw ids of user 0.. and item 1.. in order.
       titles: of item 1.. in order.
+      feature_table: value_id, feature, value of the columns of features.
       meta: entries to add to the counts.
 
     Raises:
@@ -202,6 +246,8 @@ def write(
         users = np.arange(len(raw_users), dtype=np.int32)
         raw = pl.Series(raw_users, dtype=pl.String)
         pl.DataFrame({"user": users, "raw": raw}).write_parquet(building / "users.parquet")
+        if feature_table is not None:
+            feature_table.write_parquet(building / "features.parquet")
         full_meta = _counts(columns, len(raw_items)) | dict(meta or {})
         (building / "meta.json").write_text(json.dumps(full_meta, indent=2) + "\n")
         with contextlib.suppress(OSError):  # another process finished the same dataset first: use that one
@@ -233,6 +279,7 @@ def _counts(columns: Mapping[str, np.ndarray], items: int) -> dict:
         "max_length": int(lengths.max()),
         "skipped": {},
         "actions": [],
+        "series_entries": len(columns.get("series_value", ())),
     }
 
 
@@ -252,60 +299,38 @@ def prepare(config: DataConfig, *, progress: bool = False) -> Dataset:
         if prepared_here:  # the raw log may have stayed on another machine
             return open_dataset(folder)  # type: ignore[arg-type]
         files = sources.fetch(config, progress=progress)
-    made_from = _made_from(config, files)
-    fingerprint = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    found = {}
+    if files:
+        beside = files[0].parent
+        found = attributes.find(config, beside=beside, official=None if unpack.is_archive(files[0]) else beside)
+    made_from = provenance.made_from(config, [*files, *found.values()])
+    fingerprint = provenance.fingerprint(made_from)
     folder = folder or Path("data/prepared") / f"{config.source}-{fingerprint}"
     if (folder / "meta.json").is_file():
         dataset = open_dataset(folder)
-        _check_same(dataset, made_from, fingerprint)
+        provenance.check_same(folder, dataset.meta, made_from)
         return dataset
     log = _generate(config) if config.source == "synthetic" else sources.read(config, files)
     meta = {"source": config.source, "fingerprint": fingerprint, "made_from": made_from}
     return _build(log, config, folder, meta)
 
 
-def _made_from(config: DataConfig, files: Sequence[Path]) -> dict:
-    """All that decides the content of the dataset: settings, and name, size and mtime of the raw files."""
-    settings = dataclasses.asdict(config)
-    for name in ("path", "prepared", "max_length", "row_length"):
-        del settings[name]
-    if config.source not in ("csv", "parquet"):
-        for name in ("user_column", "item_column", "time_column", "rating_column", "time_unit"):
-            del settings[name]
-    if config.source != "synthetic":
-        del settings["synthetic"]
-    if config.filter == "none":
-        del settings["min_events"]
-    stats = [(file.name, file.stat()) for file in files]
-    return {"settings": settings, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}
-
-
-def _check_same(dataset: Dataset, made_from: dict, fingerprint: str) -> None:
-    if dataset.meta.get("fingerprint") == fingerprint:
-        return
-    before = dataset.meta.get("made_from", {}).get("settings", {})
-    now = made_from["settings"]
-    changed = [
-        f"{name}={now.get(name)!r} (was {before.get(name)!r})"
-        for name in sorted(now | before)
-        if now.get(name) != before.get(name)
-    ]
-    what = ", ".join(changed) or "the raw files changed since"
-    raise ConfigError(f"{dataset.folder}: prepared otherwise: {what}; delete it or choose another data.prepared")
-
-
 def _generate(config: DataConfig) -> sources.Log:
     from gr_jax.data import synthetic
 
-    return sources.Log(events=synthetic.generate(config.synthetic))
+    for name in ("user_features", "item_features", "series"):
+        if getattr(config, name):
+            raise ConfigError(f"data.{name}={getattr(config, name)}: the generated log has none; leave it empty")
+    return sources.with_actions(synthetic.generate(config.synthetic), actions.parse(config.actions))
 
 
 def _build(log: sources.Log, config: DataConfig, folder: Path, meta: dict) -> Dataset:
     """Filters and sorts the log, numbers its users and items and writes it."""
     events = log.events
-    user, raw_users = _encode(events["user"])
-    item, raw_items = _encode(events["item"])
-    columns = {name: events[name].to_numpy() for name in ("timestamp", *_OPTIONAL) if name in events.columns}
+    user, raw_users = ids.encode(events["user"])
+    item, raw_items = ids.encode(events["item"])
+    names = ("timestamp", "rating", "action")
+    columns = {name: events[name].to_numpy() for name in names if name in events.columns}
     del events
     if config.filter != "none":
         keep = getattr(filters, config.filter)(user, item, k=config.min_events)
@@ -314,8 +339,8 @@ def _build(log: sources.Log, config: DataConfig, folder: Path, meta: dict) -> Da
     if not len(user):
         reason = f" after data.filter={config.filter} with data.min_events={config.min_events}"
         raise ConfigError(f"data.source={config.source}: no events{reason if config.filter != 'none' else ''}")
-    user, kept_users = _compact(user, len(raw_users))
-    item, kept_items = _compact(item, len(raw_items))
+    user, kept_users = ids.compact(user, len(raw_users))
+    item, kept_items = ids.compact(item, len(raw_items))
     order = _order(user, columns["timestamp"])
     columns = {name: column[order] for name, column in columns.items()}
     if log.unit == "ms":  # only now: milliseconds order events that share a second
@@ -327,8 +352,18 @@ def _build(log: sources.Log, config: DataConfig, folder: Path, meta: dict) -> Da
     if log.titles is not None:
         first = log.titles.unique("item", keep="first")
         titles = raw_items.to_frame("item").join(first, on="item", how="left", maintain_order="left")["title"]
-    meta = meta | {"skipped": log.skipped, "actions": list(log.actions)}
-    return write(folder, columns=columns, raw_users=raw_users, raw_items=raw_items, titles=titles, meta=meta)
+    encoded = features.encode(log.attributes, raw_users, raw_items, unit=log.unit)
+    meta = meta | {"actions": list(log.actions)} | encoded.meta
+    meta["skipped"] = log.skipped | encoded.meta.get("skipped", {})
+    return write(
+        folder,
+        columns=columns | encoded.columns,
+        raw_users=raw_users,
+        raw_items=raw_items,
+        titles=titles,
+        feature_table=encoded.table,
+        meta=meta,
+    )
 
 
 def _order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
@@ -338,23 +373,3 @@ def _order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
         return np.lexsort((timestamp, user))
     # One key is 2 to 5 times faster than lexsort, most where the file is grouped by user already.
     return np.argsort(user.astype(np.int64) * span + (timestamp - first), kind="stable")
-
-
-def _encode(raw: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """int32 codes 0.. of the values, and their distinct strings, in numeric order if all are integers."""
-    distinct = raw.unique()
-    number = distinct.cast(pl.Int64, strict=False) if distinct.dtype == pl.String else distinct
-    # "007" and "7" are two ids, so digits that do not print back the same sort as text.
-    if not number.null_count() and (number.cast(pl.String) == distinct.cast(pl.String)).all():
-        distinct = distinct.gather(number.arg_sort())
-    else:
-        distinct = distinct.sort()
-    table = pl.DataFrame({"raw": distinct, "code": np.arange(len(distinct), dtype=np.int32)})
-    codes = raw.to_frame("raw").join(table, on="raw", how="left", maintain_order="left")["code"]
-    return codes.to_numpy(), distinct.cast(pl.String)
-
-
-def _compact(code: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes renumbered without gaps, and the old codes that are left, ascending."""
-    present = np.bincount(code, minlength=size) > 0
-    return (np.cumsum(present) - 1).astype(np.int32)[code], np.flatnonzero(present)

@@ -26,31 +26,30 @@ def read_text(plain: Path, layout: Layout, *, shown: Path, on_bad_row: str) -> t
 
     Returns:
       Columns user and item (Int64 if the layout says integers, else String), timestamp (Int64, in the
-      layout's unit), rating (Float32, if the layout has one), action (Int32 bitmask, if it has actions).
+      layout's unit), rating (Float32, if the layout has one), and the columns that its actions look at.
 
     Raises:
       ConfigError: a column is missing. BadRow: the first row that cannot be used, if on_bad_row is "error".
     """
     names = layout.names or tuple(header(plain, layout))
-    _check_columns(names, layout, shown)
+    check_columns(names, layout, shown)
     if _lines_have_fields(plain, layout, len(names)):
         try:
             events = _parse(plain, layout, names)
         except pl.exceptions.PolarsError:
             events = None
         if events is not None and _is_sound(events, layout):
-            return _pack_actions(events, layout), Counter()
+            return events, Counter()
     rows = bad_rows.text_rows(plain, layout, names)
-    events, skipped = bad_rows.sift(rows, layout, plain=plain, shown=shown, expected=len(names), on_bad_row=on_bad_row)
-    return _pack_actions(events, layout), skipped
+    return bad_rows.sift(rows, layout, plain=plain, shown=shown, expected=len(names), on_bad_row=on_bad_row)
 
 
 def read_jsonl(plain: Path, layout: Layout, *, shown: Path, on_bad_row: str) -> tuple[pl.DataFrame, Counter]:
     """As `read_text`, of a file with one JSON object a line."""
     columns = layout.columns
-    schema = {name: dtype for name, dtype in zip(columns.values(), layout.types.values(), strict=True)}
+    schema = _types(columns, layout)
     try:
-        chosen = [pl.col(name).alias(role) for role, name in columns.items()]
+        chosen = [pl.col(name).cast(layout.types[role]).alias(role) for role, name in columns.items()]
         events = pl.scan_ndjson(plain, schema=schema).select(chosen).collect()
     except pl.exceptions.PolarsError:
         events = None
@@ -64,12 +63,12 @@ def read_parquet(file: Path, layout: Layout, *, on_bad_row: str) -> tuple[pl.Dat
     """As `read_text`, of a Parquet file; date-times become the layout's unit; errors name the row from 1."""
     try:
         names = pl.read_parquet_schema(file)
-        _check_columns(tuple(names), layout, file)
+        check_columns(tuple(names), layout, file)
         chosen = [pl.col(name).alias(role) for role, name in layout.columns.items()]
         raw = pl.scan_parquet(file).select(chosen).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ConfigError(f"{file}: not a readable Parquet file ({_first_line(error)})") from None
-    raw = raw.with_columns(_parquet_time(raw["timestamp"], layout))
+    raw = raw.with_columns(integer_times(raw["timestamp"], layout))
     for role in ("user", "item"):
         if isinstance(raw[role].dtype, (pl.Categorical, pl.Enum)):
             raw = raw.with_columns(pl.col(role).cast(pl.String))
@@ -94,14 +93,15 @@ def header(plain: Path, layout: Layout) -> list[str]:
     return next(csv.reader([first], delimiter=layout.separator)) if first else []
 
 
-def _check_columns(names: tuple[str, ...], layout: Layout, shown: Path) -> None:
+def check_columns(names: tuple[str, ...], layout: Layout, shown: Path) -> None:
+    """Raises a ConfigError, with the nearest name, where a file lacks a column that the layout needs."""
     if not names:
         raise ConfigError(f"{shown}: empty file")
     for role, name in layout.columns.items():
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             did_you_mean = f"; did you mean {near[0]!r}?" if near else ""
-            kind = role.partition(":")[0]  # user, item, timestamp, rating or action
+            kind = role.partition(":")[0].replace("number", "action")  # user, item, timestamp, rating or action
             there = ", ".join(map(repr, names))
             raise ConfigError(f"{shown}: no {kind} column {name!r}, only {there}{did_you_mean}")
 
@@ -140,7 +140,7 @@ def _parse(plain: Path, layout: Layout, names: tuple[str, ...]) -> pl.DataFrame:
     """The strict parse of a file whose lines all have the right number of fields."""
     width = len(layout.separator)  # of "::" polars sees ":" and an empty column between any two
     at = {role: width * names.index(name) for role, name in layout.columns.items()}
-    types = dict(zip(at.values(), layout.types.values(), strict=True))
+    types = _types(at, layout)
     schema = {f"c{i}": types.get(i, pl.String) for i in range(width * (len(names) - 1) + 1)}
     frame = pl.scan_csv(
         plain,
@@ -151,7 +151,8 @@ def _parse(plain: Path, layout: Layout, names: tuple[str, ...]) -> pl.DataFrame:
         quote_char='"' if layout.quoted else None,
     )
     between = [f"c{i}" for i in range(len(schema)) if i % width]
-    events = frame.select([pl.col(f"c{i}").alias(role) for role, i in at.items()] + between).collect()
+    chosen = [pl.col(f"c{i}").cast(layout.types[role]).alias(role) for role, i in at.items()]
+    events = frame.select(chosen + between).collect()
     if any(events[name].null_count() < events.height for name in between):
         raise pl.exceptions.ComputeError("single separator")
     return events.drop(between)
@@ -159,7 +160,7 @@ def _parse(plain: Path, layout: Layout, names: tuple[str, ...]) -> pl.DataFrame:
 
 def _is_sound(events: pl.DataFrame, layout: Layout) -> bool:
     """Whether every value can be used as it is; an absent rating can."""
-    if any(events[name].null_count() for name in events.columns if name != "rating"):
+    if any(events[name].null_count() for name in events.columns if name not in layout.optional):
         return False
     for name in ("user", "item"):
         column = events[name]
@@ -169,20 +170,18 @@ def _is_sound(events: pl.DataFrame, layout: Layout) -> bool:
     actions = [events[name] for name in events.columns if name.startswith("action:")]
     return bool(
         events["timestamp"].is_between(0, layout.last_time).all()
-        and ("rating" not in events.columns or events["rating"].is_finite().all())
+        and all(events[name].is_finite().all() for name in layout.optional)
         and all(action.is_between(0, 1).all() for action in actions)
     )
 
 
-def _pack_actions(events: pl.DataFrame, layout: Layout) -> pl.DataFrame:
-    """The 0/1 columns as one bitmask."""
-    if not layout.actions:
-        return events
-    bits = [pl.col(f"action:{name}").cast(pl.Int32) * (1 << i) for i, name in enumerate(layout.actions)]
-    return events.select(pl.exclude("^action:.*$"), pl.sum_horizontal(bits).cast(pl.Int32).alias("action"))
+def _types(at: dict, layout: Layout) -> dict:
+    """Type of each column of the file; of a column in two roles (a flag that is also compared) that of the first."""
+    return {place: layout.types[role] for role, place in reversed(at.items())}
 
 
-def _parquet_time(time: pl.Series, layout: Layout) -> pl.Series:
+def integer_times(time: pl.Series, layout: Layout) -> pl.Series:
+    """Date-times and fractions of a Parquet file as integers of the layout's unit; other columns as they are."""
     if isinstance(time.dtype, (pl.Datetime, pl.Date)):
         return time.cast(pl.Datetime("ms")).dt.epoch("ms") // (1000 // PER_SECOND[layout.unit])
     return time.floor().cast(pl.Int64, strict=False) if time.dtype.is_float() else time

@@ -8,14 +8,15 @@ import dataclasses
 import fnmatch
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data import download, rows, unpack
+from gr_jax.data import actions, attributes, download, rows, unpack
+from gr_jax.data.attributes import Attributes
 from gr_jax.data.layout import Layout
 
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens"
@@ -34,6 +35,7 @@ class Log:
     titles: pl.DataFrame | None = None  # item: raw id, title; both String
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> bad rows left out
     actions: tuple[str, ...] = ()  # name of each bit of events["action"]
+    attributes: Attributes = field(default_factory=Attributes)  # of users and items, and series
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ def _movielens(name: str, layout: Layout, log: str, titles: str) -> _Format:
 
 
 _MOVIELENS = Layout("userId", "movieId", "timestamp", rating="rating", integer_ids=True)
+_KUAIRAND_ACTIONS = (
+    "is_click",
+    "is_like",
+    "is_follow",
+    "is_comment",
+    "is_forward",
+    "is_hate",
+    "long_view",
+    "is_profile_enter",
+)
 _NAMES = ("userId", "movieId", "rating", "timestamp")
 _FORMATS = {
     "ml-100k": _movielens(
@@ -93,16 +105,7 @@ _FORMATS = {
             "time_ms",
             unit="ms",
             integer_ids=True,
-            actions=(
-                "is_click",
-                "is_like",
-                "is_follow",
-                "is_comment",
-                "is_forward",
-                "is_hate",
-                "long_view",
-                "is_profile_enter",
-            ),
+            actions=tuple(actions.Action(name, name) for name in _KUAIRAND_ACTIONS),
         ),
         ("log_standard_*.csv",),
         several=True,
@@ -114,16 +117,14 @@ _FORMATS = {
 
 
 def _format(config: DataConfig) -> _Format:
-    if config.source in _FORMATS:
-        return _FORMATS[config.source]
-    layout = Layout(
-        config.user_column,
-        config.item_column,
-        config.time_column,
-        config.rating_column,
-        unit=config.time_unit,
-    )
-    return _Format(layout, (f"*.{config.source}",), several=True)
+    format = _FORMATS.get(config.source)
+    if format is None:
+        columns = (config.user_column, config.item_column, config.time_column, config.rating_column)
+        format = _Format(Layout(*columns, unit=config.time_unit), (f"*.{config.source}",), several=True)
+    if config.actions:
+        layout = dataclasses.replace(format.layout, actions=actions.parse(config.actions))
+        format = dataclasses.replace(format, layout=layout)
+    return format
 
 
 def find(config: DataConfig) -> list[Path]:
@@ -187,29 +188,50 @@ def read(config: DataConfig, files: Sequence[Path]) -> Log:
       ConfigError: a missing column, a damaged file, no log in an archive, or all times in another unit.
       BadRow: a row that cannot be used, unless config.on_bad_row is "skip".
     """
-    format = _format(config)
+    format, beside = _format(config), files[0].parent
     with tempfile.TemporaryDirectory(prefix="gr_jax-") as scratch:
         if unpack.is_archive(files[0]):
-            files = _extract(files[0], format, Path(scratch))
+            files = _extract(files[0], format, Path(scratch), also=attributes.official_files(config))
         logs = [file for file in files if file.name != format.titles]
         parts, layouts, bad = zip(*(_read_log(config, log, format.layout, Path(scratch)) for log in logs), strict=True)
-        events, layout, skipped = _concat(parts), layouts[0], sum(bad, Counter())
+        layout, skipped = layouts[0], sum(bad, Counter())
         if any(other.actions != layout.actions for other in layouts):
             raise ConfigError(f"{logs[0].parent}: the logs have different action columns")
+        log = with_actions(_check_unit(_concat(parts), layout, logs[0]), layout.actions, layout.action_columns)
         titles = [file for file in files if file.name == format.titles]
-        return Log(
-            events=_drop_empty_rating(_check_unit(events, layout, logs[0])),
+        found = attributes.find(config, beside=beside, official=logs[0].parent)
+        return dataclasses.replace(
+            log,
+            events=_drop_empty_rating(log.events),
             unit=layout.unit,
             titles=_titles(config.source, titles[0]) if titles else None,
             skipped=dict(sorted(skipped.items())),
-            actions=layout.actions,
+            attributes=attributes.read(config, found, layout),
         )
 
 
-def _extract(archive: Path, format: _Format, scratch: Path) -> list[Path]:
+def with_actions(
+    events: pl.DataFrame, happens: Sequence[actions.Action], columns: Mapping[actions.Action, str] | None = None
+) -> Log:
+    """A log whose events have their actions as one bitmask instead of the columns that tell them.
+
+    Args:
+      columns: the column of `events` that each action looks at; None = the column of its name.
+
+    Raises:
+      ConfigError: an action looks at a column that is not there or has no numbers.
+    """
+    if happens:
+        events = actions.bits(events, happens, columns or {action: action.column for action in happens})
+    usual = ("user", "item", "timestamp", "rating", "action")
+    names = tuple(action.name for action in happens)
+    return Log(events.select(name for name in usual if name in events.columns), actions=names)
+
+
+def _extract(archive: Path, format: _Format, scratch: Path, *, also: Sequence[str]) -> list[Path]:
     folder = scratch / "archive"
     folder.mkdir()
-    patterns = [pattern + end for pattern in format.logs for end in ("", ".gz")] + [format.titles]
+    patterns = [pattern + end for pattern in format.logs for end in ("", ".gz")] + [format.titles, *also]
     unpack.extract(archive, folder, wanted=lambda name: any(fnmatch.fnmatch(name, p) for p in patterns if p))
     logs = _logs(folder, "", format)
     if not logs:
@@ -228,9 +250,9 @@ def _read_log(config: DataConfig, file: Path, layout: Layout, scratch: Path) -> 
     try:
         if config.source == "amazon-2014" and "timestamp" in rows.header(plain, layout):
             layout = dataclasses.replace(layout, names=())  # re-packed with a header line, as the k-cores are
-        if layout.actions:
+        if layout.actions and not config.actions:
             present = set(rows.header(plain, layout))
-            layout = dataclasses.replace(layout, actions=tuple(a for a in layout.actions if a in present))
+            layout = dataclasses.replace(layout, actions=tuple(a for a in layout.actions if a.column in present))
         read = rows.read_jsonl if plain.suffix == ".jsonl" else rows.read_text
         events, skipped = read(plain, layout, shown=file, on_bad_row=config.on_bad_row)
     finally:
