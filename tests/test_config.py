@@ -15,7 +15,8 @@ from gr_jax.overrides import comments, leaves, override_all
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
     "amazon": ["books", "books-large", "beauty"],
-    "ml_1m": ["base", "large", "sasrec"],
+    "kuairand": ["base", "ranking"],
+    "ml_1m": ["base", "large", "sasrec", "ranking", "ranking-dlrm"],
     "ml_20m": ["base", "large", "sasrec"],
 }
 
