@@ -131,6 +131,9 @@ def test_a_column_that_cannot_tell_the_action_is_named_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match="'big' compares 'stars', which is empty"):
         read("csv", file, "big=stars>=4", rating_column="stars")
     assert read("csv", file, "at=timestamp>=2", "who=1").events["action"].to_list() == [2, 3], "a column in two roles"
+    file.write_text("user_id,item_id,timestamp\n02,x,1\n10,x,2\n")
+    log = read("csv", file, "new=user_id>=5")
+    assert log.events["user"].to_list() == ["02", "10"] and log.events["action"].to_list() == [0, 1]
 
 
 def test_a_generated_log_tells_actions_by_its_columns():
