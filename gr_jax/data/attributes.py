@@ -55,10 +55,29 @@ class Attributes:
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> rows left out
 
 
+def check(config: DataConfig) -> None:
+    """What can be told before a log is looked for or downloaded.
+
+    Raises:
+      ConfigError: features that the source has no file of, one named twice, or a series that is not NAME=FILE.
+    """
+    for name in ("user_features", "item_features", "series"):
+        if config.source == "synthetic" and getattr(config, name):
+            raise ConfigError(f"data.{name}={getattr(config, name)}: the generated log has none; leave it empty")
+    for kind in ("user", "item"):
+        names = _features(config, kind)
+        if len(set(names)) < len(names):
+            raise ConfigError(f"data.{kind}_features={names}: one is there twice; leave it out")
+        if names and not getattr(config, f"{kind}_file") and kind not in OFFICIAL.get(config.source, {}):
+            remedy = f"data.source={config.source} has no file of them; set data.{kind}_file"
+            raise ConfigError(f"data.{kind}_features={names}: {remedy}")
+    _series_files(config)
+
+
 def official_files(config: DataConfig) -> list[str]:
     """Patterns of the files beside the log that the config's features need from the public format."""
     kinds = [kind for kind in ("user", "item") if _features(config, kind) and not getattr(config, f"{kind}_file")]
-    return [OFFICIAL.get(config.source, {}).get(kind, "") for kind in kinds]
+    return [OFFICIAL[config.source][kind] for kind in kinds]
 
 
 def find(config: DataConfig, *, beside: Path, official: Path | None) -> dict[str, Path]:
@@ -69,8 +88,9 @@ def find(config: DataConfig, *, beside: Path, official: Path | None) -> dict[str
       official: folder with the files of the public format; None = they are still in an archive, and left out.
 
     Raises:
-      ConfigError: a file that is not there, or a source that has none.
+      ConfigError: a file that is not there, or a setting that `check` refuses.
     """
+    check(config)
     found = {}
     for kind in ("user", "item"):
         if not _features(config, kind):
@@ -78,7 +98,7 @@ def find(config: DataConfig, *, beside: Path, official: Path | None) -> dict[str
         own = getattr(config, f"{kind}_file")
         if own:
             found[kind] = _existing(beside / own, f"data.{kind}_file={own!r}")
-        elif official is not None or kind not in OFFICIAL.get(config.source, {}):
+        elif official is not None:
             found[kind] = _official(config, kind, official)
     for name, file in _series_files(config).items():
         found[name] = _existing(beside / file, f"data.series: {name}={file}")
@@ -86,10 +106,7 @@ def find(config: DataConfig, *, beside: Path, official: Path | None) -> dict[str
 
 
 def _features(config: DataConfig, kind: str) -> tuple[str, ...]:
-    names = getattr(config, f"{kind}_features")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"data.{kind}_features={names}: one is there twice; leave it out")
-    return names
+    return getattr(config, f"{kind}_features")
 
 
 def _existing(file: Path, setting: str) -> Path:
@@ -98,11 +115,8 @@ def _existing(file: Path, setting: str) -> Path:
     return file
 
 
-def _official(config: DataConfig, kind: str, folder: Path | None) -> Path:
-    pattern = OFFICIAL.get(config.source, {}).get(kind)
-    setting = f"data.{kind}_features={getattr(config, f'{kind}_features')}"
-    if pattern is None or folder is None:
-        raise ConfigError(f"{setting}: data.source={config.source} has no file of them; set data.{kind}_file")
+def _official(config: DataConfig, kind: str, folder: Path) -> Path:
+    pattern, setting = OFFICIAL[config.source][kind], f"data.{kind}_features={_features(config, kind)}"
     files = sorted(file for end in ("", ".gz") for file in folder.glob(pattern + end))
     if len(files) != 1:
         there = f"several files ({', '.join(f.name for f in files)})" if files else f"no file {pattern}"

@@ -292,6 +292,7 @@ def prepare(config: DataConfig, *, progress: bool = False) -> Dataset:
     Raises:
       ConfigError: no raw log, a bad row, nothing left by the filter, or `data.prepared` was made otherwise.
     """
+    attributes.check(config)
     folder = Path(config.prepared) if config.prepared else None
     prepared_here = folder is not None and (folder / "meta.json").is_file()
     files = [] if config.source == "synthetic" else sources.find(config)
@@ -318,9 +319,6 @@ def prepare(config: DataConfig, *, progress: bool = False) -> Dataset:
 def _generate(config: DataConfig) -> sources.Log:
     from gr_jax.data import synthetic
 
-    for name in ("user_features", "item_features", "series"):
-        if getattr(config, name):
-            raise ConfigError(f"data.{name}={getattr(config, name)}: the generated log has none; leave it empty")
     return sources.with_actions(synthetic.generate(config.synthetic), actions.parse(config.actions))
 
 

@@ -233,6 +233,15 @@ def test_a_row_without_an_id_stops_or_is_counted(tmp_path):
     assert found.skipped == {"no user id in who.csv": 1}
 
 
+def test_settings_are_checked_before_anything_is_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "fetch", None)
+    config = DataConfig(source="amazon-2014", path=str(tmp_path), item_features=("brand",))
+    with pytest.raises(ConfigError, match=r"data\.source=amazon-2014 has no file of them; set data\.item_file"):
+        prepare(config)
+    with pytest.raises(ConfigError, match="'liked' is no action"):
+        prepare(DataConfig(source="ml-1m", path=str(tmp_path), actions=("liked",)))
+
+
 def test_a_generated_log_has_no_attributes():
     with pytest.raises(ConfigError, match=r"data\.user_features=\('age',\): the generated log has none"):
         prepare(DataConfig(source="synthetic", user_features=("age",), synthetic=SyntheticConfig(20, 200, 20.0)))
