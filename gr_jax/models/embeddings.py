@@ -1,4 +1,4 @@
-"""Items and positions -> input vectors."""
+"""Items, actions, feature values and positions -> input vectors: one table each, summed."""
 
 from __future__ import annotations
 
@@ -9,39 +9,94 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from gr_jax.data.batch import Batch
 from gr_jax.models.layers import dropout
 
 ROW_MULTIPLE = 128  # table rows are padded to this, so that the same checkpoint shards over any usual mesh
 
 
-def table_rows(num_items: int) -> int:
-    """Rows of the item table: ids 0 (padding) to X, rounded up for even sharding. Rows above X are never scored."""
-    return -(-(num_items + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
+def table_rows(num_ids: int) -> int:
+    """Rows of a table: ids 0 (padding) to num_ids, rounded up for even sharding. Rows above are never used."""
+    return -(-(num_ids + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-class InputEmbeddings(nnx.Module):
-    """x = dropout(E[item] * sqrt(D) + P[position]), 0 at padding (Zhai et al. 2024, public research code).
+class ContentEmbeddings(nnx.Module):
+    """What happened at a token: E[item] * sqrt(D) + values of item and user features + bits of the action.
 
     Attributes:
       item_table: [rows, D]; row = item id; also the output table of the retrieval head.
+      feature_table: [rows, D]; row = feature value id; None without features.
+      action_table: [actions + 1, D]; row 0 = the token tells an action, row 1 + i = it was action i; None without.
+    """
+
+    def __init__(self, num_items: int, width: int, *, num_actions: int, num_feature_values: int, rngs: nnx.Rngs):
+        item_init = jax.nn.initializers.truncated_normal(0.02)
+        other_init = jax.nn.initializers.truncated_normal(0.02 * math.sqrt(width))  # as large as a scaled item
+        self.item_table = nnx.Param(item_init(rngs.params(), (table_rows(num_items), width)))
+        feature_shape, action_shape = (table_rows(num_feature_values), width), (num_actions + 1, width)
+        self.feature_table = nnx.Param(other_init(rngs.params(), feature_shape)) if num_feature_values else None
+        self.action_table = nnx.Param(other_init(rngs.params(), action_shape)) if num_actions else None
+
+    def content(
+        self,
+        item: Int[Array, "*T"],
+        *,
+        side: Int[Array, "*T F"] | None = None,
+        feature: Int[Array, "*T"] | None = None,
+        action: Int[Array, "*T"] | None = None,
+    ) -> Float[Array, "*T D"]:
+        """Sum of the vectors of what a token holds; ids as in `Batch`, where 0 adds nothing.
+
+        With `item` and `side` alone every token is an item or padding, and padding gets an arbitrary vector.
+
+        Raises:
+          ValueError: features or actions for a model that was made without them.
+        """
+        x = self.item_table[item] * math.sqrt(self.item_table.shape[1])
+        if feature is not None or action is not None:
+            x = jnp.where(item[..., None] != 0, x, 0)
+        if side is not None:
+            x += self._of_values(side).sum(-2)
+        if feature is not None:
+            x += self._of_values(feature)
+        if action is not None:
+            if self.action_table is None:
+                raise ValueError("the batch tells actions, but the model was made with num_actions=0")
+            bits = action[..., None] >> jnp.arange(len(self.action_table)) & 1
+            x += bits.astype(x.dtype) @ self.action_table[...]
+        return x
+
+    def _of_values(self, value: Int[Array, "*T"]) -> Float[Array, "*T D"]:
+        if self.feature_table is None:
+            raise ValueError("the batch holds feature values, but the model was made with num_feature_values=0")
+        return jnp.where(value[..., None] != 0, self.feature_table[value], 0)
+
+
+class InputEmbeddings(ContentEmbeddings):
+    """x = dropout(content + P[position]), 0 at padding (Zhai et al. 2024, public research code).
+
+    Attributes:
       position_table: [N, D]; row 0 is the oldest token of a sequence.
     """
 
-    def __init__(self, num_items: int, max_length: int, width: int, *, position_init: nnx.Initializer, rngs: nnx.Rngs):
-        item_init = jax.nn.initializers.truncated_normal(0.02)
-        self.item_table = nnx.Param(item_init(rngs.params(), (table_rows(num_items), width)))
+    def __init__(
+        self,
+        num_items: int,
+        max_length: int,
+        width: int,
+        *,
+        num_actions: int = 0,
+        num_feature_values: int = 0,
+        position_init: nnx.Initializer,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(num_items, width, num_actions=num_actions, num_feature_values=num_feature_values, rngs=rngs)
         self.position_table = nnx.Param(position_init(rngs.params(), (max_length, width)))
 
     def __call__(
-        self,
-        item: Int[Array, "R L"],
-        position: Int[Array, "R L"],
-        *,
-        rate: float,
-        dtype: jnp.dtype,
-        key: PRNGKeyArray | None,
+        self, batch: Batch, *, rate: float, dtype: jnp.dtype, key: PRNGKeyArray | None
     ) -> Float[Array, "R L D"]:
-        """Input vectors in `dtype`, with dropout at `rate` when `key` is given."""
-        scale = math.sqrt(self.item_table.shape[1])
-        x = self.item_table[item] * scale + self.position_table[position]
-        return jnp.where(item[..., None] != 0, dropout(x, rate, key), 0).astype(dtype)
+        """Input vectors in `dtype`, with dropout at `rate` when `key` is given; positions above N - 1 count as that."""
+        x = self.content(batch.item, side=batch.side, feature=batch.feature, action=batch.action)
+        x += self.position_table[jnp.minimum(batch.position, len(self.position_table) - 1)]
+        return jnp.where(batch.segment[..., None] != 0, dropout(x, rate, key), 0).astype(dtype)

@@ -61,17 +61,25 @@ class HstuBlock(nnx.Module):
         u, v, q, k = jnp.split(uvqk, (heads_v, 2 * heads_v, 2 * heads_v + heads_a), axis=-1)
         in_heads = (*x.shape[:2], config.num_heads, -1)
         with_time = self.bias.time is not None
+        # Candidates may make a sequence longer than N. They see the history alone, so all of it has to be in reach,
+        # but the normaliser stays N: a score does not depend on how many candidates there are.
+        reach = self.max_length if batch.target is None else max(self.max_length, x.shape[1])
         attended = hstu_attention(
             q.reshape(in_heads),
             k.reshape(in_heads),
             v.reshape(in_heads),
             batch.segment,
-            max_length=self.max_length,
+            max_length=reach,
             position_table=None if self.bias.position is None else self.bias.position[...],
             time_table=None if self.bias.time is None else self.bias.time[...],
             query_times=(batch.query_time if config.use_query_time else batch.time) if with_time else None,
             key_times=batch.time if with_time else None,
+            targets=batch.target,
+            # No `contexts`: a prefix that sees the whole history would carry it, with the labels in it, to the tokens
+            # after it in the next block. As the first tokens of a causal sequence the prefix is seen by all of them.
             implementation=config.attention or None,
         )
+        if reach != self.max_length:
+            attended = (attended * jnp.float32(reach / self.max_length)).astype(attended.dtype)
         gated = normalised_gate(u, attended.reshape(u.shape), NORM_EPS, implementation=config.attention or None)
         return x + self.output(dropout(gated, config.dropout, key))

@@ -1,4 +1,4 @@
-"""The retrieval model: a packed batch in, a unit vector per token out; the next item has the nearest vector."""
+"""The sequence model: a packed batch in; out come unit vectors for retrieval or logits for ranking, one per token."""
 
 from __future__ import annotations
 
@@ -12,26 +12,48 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gr_jax.config import ModelConfig
 from gr_jax.data.batch import Batch
 from gr_jax.models.embeddings import InputEmbeddings
-from gr_jax.models.hstu import HstuBlock
-from gr_jax.models.layers import l2_normalise, split
+from gr_jax.models.heads import RankingHead
+from gr_jax.models.hstu import NORM_EPS, HstuBlock
+from gr_jax.models.layers import l2_normalise, layer_norm, split
 from gr_jax.models.transformer import SasrecBlock
 
 
 class Recommender(nnx.Module):
-    """Input embeddings, a stack of blocks and L2-normalised outputs (Zhai et al. 2024, section 4.1.1).
+    """Input embeddings, a stack of blocks, and what the task makes of the last hidden state.
 
-    The retrieval head is the dot product of an output with the L2-normalised rows of `embeddings.item_table`, divided
-    by the temperature; losses and metrics compute it in chunks of the catalogue.
+    Retrieval (`encode`): L2-normalised outputs; the head is their dot product with the L2-normalised rows of
+    `embeddings.item_table`, divided by the temperature; losses and metrics compute it in chunks of the catalogue
+    (Zhai et al. 2024, section 4.1.1). Ranking (`rank`): layer norm and a small network (section 2.2).
     """
 
-    def __init__(self, config: ModelConfig, *, num_items: int, max_length: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        num_items: int,
+        max_length: int,
+        num_actions: int = 0,
+        num_feature_values: int = 0,
+        num_tasks: int = 0,
+        rngs: nnx.Rngs,
+    ):
+        """`max_length`: most tokens of a sequence, without candidates; `num_tasks`: 0 makes no ranking head."""
         self.config = config
         if config.kind == "hstu":
             block, position_init = HstuBlock, jax.nn.initializers.xavier_normal()
         else:
             block, position_init = SasrecBlock, jax.nn.initializers.truncated_normal(config.width**-0.5)
-        self.embeddings = InputEmbeddings(num_items, max_length, config.width, position_init=position_init, rngs=rngs)
+        self.embeddings = InputEmbeddings(
+            num_items,
+            max_length,
+            config.width,
+            num_actions=num_actions,
+            num_feature_values=num_feature_values,
+            position_init=position_init,
+            rngs=rngs,
+        )
         self.blocks = nnx.List([block(config, max_length, rngs=rngs) for _ in range(config.num_blocks)])
+        self.head = RankingHead(config.width, config.head_width, num_tasks, rngs=rngs) if num_tasks else None
 
     def encode(self, batch: Batch, *, key: PRNGKeyArray | None = None) -> Float[Array, "R L D"]:
         """Unit vectors in float32, 0 at padding; vector i answers "what comes after token i?".
@@ -40,17 +62,31 @@ class Recommender(nnx.Module):
           batch: packed rows.
           key: of the dropout in training; None evaluates without dropout.
         """
+        return jnp.where(batch.segment[..., None] != 0, l2_normalise(self._hidden(batch, key)), 0)
+
+    def rank(self, batch: Batch, *, key: PRNGKeyArray | None = None) -> Float[Array, "R L Y"]:
+        """Logits in float32 of what happens at the item of each token; those of item and candidate tokens mean it.
+
+        A token sees itself and the tokens of its sequence before it, but no candidate: candidates (`batch.target`, at
+        the end of a sequence, all with the position that the next token would have) do not see one another, and may
+        make the sequence longer than `max_length`. What is true of the user (`batch.context`) is seen as any token.
+
+        Args:
+          batch: packed rows.
+          key: of the dropout in training; None evaluates without dropout.
+
+        Raises:
+          ValueError: the model was made without tasks.
+        """
+        if self.head is None:
+            raise ValueError("the model has no ranking head: it was made with num_tasks=0")
+        return self.head(layer_norm(self._hidden(batch, key), NORM_EPS))
+
+    def _hidden(self, batch: Batch, key: PRNGKeyArray | None) -> Float[Array, "R L D"]:
         config = self.config
         key_input, *keys = split(key, 1 + config.num_blocks)
-        x = self.embeddings(
-            batch.item,
-            batch.position,
-            rate=config.input_dropout,
-            dtype=jnp.dtype(config.compute_dtype),
-            key=key_input,
-        )
-        x = self._scan(x, batch, keys) if config.scan_blocks else self._unroll(x, batch, keys)
-        return jnp.where(batch.segment[..., None] != 0, l2_normalise(x), 0)
+        x = self.embeddings(batch, rate=config.input_dropout, dtype=jnp.dtype(config.compute_dtype), key=key_input)
+        return self._scan(x, batch, keys) if config.scan_blocks else self._unroll(x, batch, keys)
 
     def _apply(self, graphdef: nnx.GraphDef, x: Array, batch: Batch, params: Any, key: PRNGKeyArray | None) -> Array:
         def block(params, x, key):
@@ -76,14 +112,30 @@ class Recommender(nnx.Module):
         return jax.lax.scan(step, x, (stacked, stacked_keys))[0]
 
 
-def functional(config: ModelConfig, *, num_items: int, max_length: int):
+def functional(
+    config: ModelConfig,
+    *,
+    num_items: int,
+    max_length: int,
+    num_actions: int = 0,
+    num_feature_values: int = 0,
+    num_tasks: int = 0,
+):
     """The model as data and functions: its static structure and `init(key) -> params`, a nested dict of arrays.
 
-    `nnx.merge(graphdef, params)` is the model with these parameters.
+    `nnx.merge(graphdef, params)` is the model with these parameters: a `Recommender`, whose arguments these are.
     """
 
     def build(rngs: nnx.Rngs) -> Recommender:
-        return Recommender(config, num_items=num_items, max_length=max_length, rngs=rngs)
+        return Recommender(
+            config,
+            num_items=num_items,
+            max_length=max_length,
+            num_actions=num_actions,
+            num_feature_values=num_feature_values,
+            num_tasks=num_tasks,
+            rngs=rngs,
+        )
 
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batch import Batch
+from gr_jax.models import hstu
 from gr_jax.models.recommender import Recommender, functional
+from tests.models import ranking_batch
 from tests.models.golden_batch import padded_batch
 
 N, WIDTH, ITEMS = 12, 16, 40
@@ -21,9 +24,9 @@ def small(kind: str = "hstu", **changes) -> ModelConfig:
     return dataclasses.replace(config, **changes)
 
 
-def make_model(config: ModelConfig):
+def make_model(config: ModelConfig, **sizes):
     """Structure and params with biases large enough to matter."""
-    graphdef, init = functional(config, num_items=ITEMS, max_length=N)
+    graphdef, init = functional(config, **dict(num_items=ITEMS, max_length=N) | sizes)
     params = init(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -200,3 +203,131 @@ def test_encoder_equals_the_reference_implementation(golden):
     out = model.encode(batch)
     np.testing.assert_allclose(out, g["output"], atol=1e-5)
     np.testing.assert_allclose(out[np.arange(len(out)), g["lengths"] - 1], g["last_output"], atol=1e-5)
+
+
+MAX_TOKENS = 24
+
+
+@functools.cache
+def make_ranker(**changes):
+    return make_model(
+        small(head_width=20, **changes),
+        max_length=MAX_TOKENS,
+        num_actions=ranking_batch.ACTIONS,
+        num_feature_values=ranking_batch.VALUES,
+        num_tasks=ranking_batch.TASKS,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rank(graphdef, params, batch):
+    return nnx.merge(graphdef, params).rank(batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rank_and_grad(graphdef, params, batch, weights):
+    def scalar(params):
+        logits = nnx.merge(graphdef, params).rank(batch)
+        return jnp.sum(logits * weights), logits
+
+    grads, logits = jax.grad(scalar, has_aux=True)(params)
+    return logits, grads
+
+
+@settings(max_examples=8, deadline=None)
+@given(users=st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=6), seed=st.integers(0, 100))
+def test_packed_rows_give_the_logits_and_gradients_of_one_user_per_row(users, seed):
+    graphdef, params = make_ranker(attention="xla")
+    rng = np.random.default_rng(seed)
+    sequences = [ranking_batch.random_sequence(rng, contexts=c, events=1 + e, candidates=m) for c, e, m in users]
+    lengths = [len(sequence) for sequence in sequences]
+    results = []
+    for slots, shape in (
+        (next_fit(lengths, 48), (6, 48)),
+        ([(row, 0) for row in range(len(lengths))], (6, MAX_TOKENS)),
+    ):
+        batch = ranking_batch.place(sequences, slots, shape)
+        weights = np.zeros((*shape, ranking_batch.TASKS), np.float32)
+        for (row, column), n in zip(slots, lengths, strict=True):
+            weights[row, column : column + n] = np.random.default_rng(n).normal(size=(n, ranking_batch.TASKS))
+        logits, grads = rank_and_grad(graphdef, params, batch, weights)
+        logits = [logits[row, column : column + n] for (row, column), n in zip(slots, lengths, strict=True)]
+        results.append((logits, grads))
+    for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(b).max())))
+
+
+def history_and_candidates(seed: int, count: int):
+    rng = np.random.default_rng(seed)
+    tokens = ranking_batch.random_sequence(rng, contexts=2, events=6, candidates=count)
+    return tokens[:-count], tokens[-count:]
+
+
+# 100 candidates make the sequence longer than `max_length`, and the row than one chunk of the XLA implementation.
+@pytest.mark.parametrize("attention", ["reference", "xla"])
+@settings(max_examples=5, deadline=None)
+@given(count=st.sampled_from([1, 7, 100]), order=st.randoms(use_true_random=False), seed=st.integers(0, 100))
+def test_candidates_in_one_pass_in_any_order_score_as_each_alone(attention, count, order, seed):
+    graphdef, params = make_ranker(attention=attention)
+    history, candidates = history_and_candidates(seed, count)
+    n = len(history)
+    alone = ranking_batch.one_per_row([[*history, c] for c in candidates], (100, MAX_TOKENS))
+    expected = np.asarray(rank(graphdef, params, alone))[:count, n]
+    assert count == 1 or np.ptp(expected) > 0.1
+    shuffled = order.sample(range(count), count)
+    together = ranking_batch.one_per_row([[*history, *(candidates[i] for i in shuffled)]], (1, 128))
+    np.testing.assert_allclose(rank(graphdef, params, together)[0, n : n + count], expected[shuffled], atol=1e-5)
+
+
+def test_candidates_score_as_each_alone_through_the_interpreted_triton_kernel(monkeypatch):
+    interpreted = functools.partial(hstu.hstu_attention, interpret=True)
+    history, candidates = history_and_candidates(3, 20)  # longer than `max_length`
+    n = len(history)
+    together = ranking_batch.one_per_row([[*history, *candidates]], (1, 48))
+    alone = ranking_batch.one_per_row([[*history, c] for c in candidates[:3]], (3, MAX_TOKENS))
+    graphdef, params = make_ranker(attention="xla", num_blocks=1)
+    expected = rank(graphdef, params, together)[0, n : n + 20]
+    monkeypatch.setattr(hstu, "hstu_attention", interpreted)
+    graphdef, _ = make_ranker(attention="pallas_triton", num_blocks=1)
+    got = rank(graphdef, params, together)[0, n : n + 20]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_allclose(got[:3], rank(graphdef, params, alone)[:, n], atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(at=st.integers(0, 20), seed=st.integers(0, 100))
+def test_a_changed_token_does_not_change_the_predictions_before_it(at, seed):
+    graphdef, params = make_ranker(attention="xla")
+    rng = np.random.default_rng(seed)
+    sequence = ranking_batch.random_sequence(rng, contexts=3, events=4, candidates=6)
+    at %= len(sequence)
+    other = dict(sequence[at])
+    for name, largest in (("item", ITEMS), ("feature", ranking_batch.VALUES), ("action", 2**ranking_batch.ACTIONS)):
+        if other[name]:
+            other[name] = other[name] % largest + (2 if name == "action" else 1)
+    changed = [*sequence[:at], other, *sequence[at + 1 :]]
+    before, after = (
+        np.asarray(rank(graphdef, params, ranking_batch.one_per_row([s], (1, MAX_TOKENS)))[0])
+        for s in (sequence, changed)
+    )
+    unchanged = np.arange(MAX_TOKENS) < at
+    if sequence[at]["target"]:
+        unchanged = np.arange(MAX_TOKENS) != at  # the other candidates neither
+    np.testing.assert_array_equal(before[unchanged], after[unchanged])
+    assert np.abs(before[at] - after[at]).max() > 1e-4
+
+
+def test_labels_and_outcomes_are_no_input():
+    graphdef, params = make_ranker(attention="xla")
+    sequence = ranking_batch.random_sequence(np.random.default_rng(0), contexts=1, events=3, candidates=2)
+    batch = ranking_batch.one_per_row([sequence], (1, MAX_TOKENS))
+    ones = jnp.ones((1, MAX_TOKENS, ranking_batch.TASKS))
+    told = dataclasses.replace(batch, label=batch.item, outcome=ones, outcome_weight=ones)
+    np.testing.assert_array_equal(rank(graphdef, params, batch), rank(graphdef, params, told))
+
+
+def test_a_model_without_tasks_has_no_head_and_says_so():
+    graphdef, params = make_model(small())
+    assert set(params) == {"embeddings", "blocks"} and set(params["embeddings"]) == {"item_table", "position_table"}
+    with pytest.raises(ValueError, match="num_tasks=0"):
+        nnx.merge(graphdef, params).rank(place(random_sequences([5], 3), [(0, 2)], (1, 12)))
