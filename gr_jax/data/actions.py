@@ -47,11 +47,13 @@ def parse(texts: Sequence[str]) -> tuple[Action, ...]:
     """The conditions of `data.actions`.
 
     Raises:
-      ConfigError: a text that is no condition, two of one name, or too many.
+      ConfigError: a text that is no condition, two of one name, one called rating, or too many.
     """
     actions = tuple(_parse(text) for text in texts)
     names = [action.name for action in actions]
     for name in names:
+        if name == "rating":
+            raise ConfigError('data.actions: "rating" names the value of the rating as a task; choose another name')
         if names.count(name) > 1:
             raise ConfigError(f"data.actions: {name!r} is there twice; give each action its own name")
     if len(actions) > MOST:

@@ -335,8 +335,9 @@ def _build(log: sources.Log, config: DataConfig, folder: Path, meta: dict) -> Da
         user, item = user[keep], item[keep]
         columns = {name: column[keep] for name, column in columns.items()}
     if not len(user):
-        reason = f" after data.filter={config.filter} with data.min_events={config.min_events}"
-        raise ConfigError(f"data.source={config.source}: no events{reason if config.filter != 'none' else ''}")
+        filtered = f" after data.filter={config.filter} with data.min_events={config.min_events}"
+        skipped = "".join(f"; {count:,} rows skipped: {reason}" for reason, count in log.skipped.items())
+        raise ConfigError(f"data.source={config.source}: no events{filtered * (config.filter != 'none')}{skipped}")
     user, kept_users = ids.compact(user, len(raw_users))
     item, kept_items = ids.compact(item, len(raw_items))
     order = _order(user, columns["timestamp"])

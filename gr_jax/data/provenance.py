@@ -35,6 +35,8 @@ def made_from(config: DataConfig, files: Sequence[Path]) -> dict:
             del settings[name]
     if config.source != "synthetic":
         del settings["synthetic"]
+    elif not settings["synthetic"].get("actions", True):
+        del settings["synthetic"]["actions"]
     if config.filter == "none":
         del settings["min_events"]
     for name, file in (("user_features", "user_file"), ("item_features", "item_file")):

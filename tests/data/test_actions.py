@@ -52,6 +52,8 @@ def test_a_condition_is_one_of_three_forms(text):
 def test_names_are_unique_and_fit_one_token():
     with pytest.raises(ConfigError, match="'liked' is there twice"):
         parse(("liked=rating>=4", "liked=rating>=5"))
+    with pytest.raises(ConfigError, match='"rating" names the value of the rating as a task'):
+        parse(("rating=rating>=4",))
     with pytest.raises(ConfigError, match=f"{MOST + 1} actions, at most {MOST}"):
         parse(tuple(f"a{i}=1" for i in range(MOST + 1)))
     events = bits(pl.DataFrame({"user": [1]}), parse(tuple(f"a{i}=1" for i in range(MOST))), {})

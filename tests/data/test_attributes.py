@@ -1,5 +1,6 @@
 """Files of attributes and series: public formats, own CSV and Parquet, archives, and every mistake told in one line."""
 
+import dataclasses
 import datetime
 import gzip
 import io
@@ -11,11 +12,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from gr_jax import config_files
 from gr_jax.config import ConfigError, DataConfig, SyntheticConfig
 from gr_jax.data import attributes, sources
 from gr_jax.data.dataset import Dataset, prepare
 from gr_jax.data.layout import BadRow
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LOG = "user_id,item_id,timestamp\na,x,10\nb,y,20\n"
 KUAIRAND_LOG = "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,long_view\n"
 KUAIRAND_USERS = (
@@ -88,6 +91,21 @@ def test_kuairand_users_and_videos_with_several_tags(tmp_path):
         ConfigError, match=r"several files \(user_features_1k.csv, user_features_2.csv\) beside the log"
     ):
         prepare(DataConfig(path=str(tmp_path / "raw"), prepared=str(tmp_path / "out2"), **KUAIRAND))
+
+
+def test_the_ranking_config_of_kuairand_reads_the_official_columns(tmp_path):
+    folder = kuairand(tmp_path / "raw")
+    names = ["is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "long_view", "is_profile_enter"]
+    header = f"user_id,video_id,date,hourmin,time_ms,{','.join(names)},tab\n"
+    row = "9,31,20220408,900,1649375512388,1,0,0,0,0,0,1,1,4\n"
+    put(folder, {"log_standard_4_08_to_4_21_1k.csv": header + row})
+    config = config_files.load(f"{CONFIGS}/kuairand.py:ranking").data
+    config = dataclasses.replace(config, path=str(folder), prepared=str(tmp_path / "out"), min_events=1)
+    dataset = prepare(config)
+    assert dataset.user_features is not None and dataset.item_features is not None and dataset.action is not None
+    assert [dataset.actions[i] for i in range(8) if dataset.action[0] >> i & 1] == ["click", "long_view", "profile"]
+    assert values(dataset, dataset.user_features[0])[:3] == ["full_active", "0", "1"]
+    assert values(dataset, dataset.item_features[1]) == ["12", "65", "NORMAL", "ShortImport"]
 
 
 def test_files_in_the_archive_as_downloaded_are_found(tmp_path):

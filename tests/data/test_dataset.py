@@ -138,6 +138,8 @@ def test_filters_renumber_what_is_left(tmp_path):
     assert dataset.item.tolist() == [1, 2, 1, 2] and dataset.num_items == 2
     with pytest.raises(ConfigError, match="no events after data.filter=one_pass with data.min_events=9"):
         make(tmp_path / "none", events, filter="one_pass", min_events=9)
+    with pytest.raises(ConfigError, match="no events; 6 rows skipped: item_id is not a number$"):
+        make(tmp_path / "skipped", events, actions=("big=item_id>4",), on_bad_row="skip")
 
 
 def test_a_dataset_pickles_as_its_path(tmp_path):

@@ -12,6 +12,7 @@ BEFORE = {
     DataConfig(source="csv"): "b1676e8f13f2",
     DataConfig(source="ml-1m"): "8f1c7fc6a094",
     DataConfig(source="kuairand", filter="k_core"): "dfb4bbb2a86e",
+    DataConfig(source="synthetic"): "7d10c7ebde31",
 }
 
 
