@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batch import Batch
+from gr_jax.models.dlrm import Dlrm
 from gr_jax.models.embeddings import InputEmbeddings
 from gr_jax.models.heads import RankingHead
 from gr_jax.models.hstu import NORM_EPS, HstuBlock
@@ -123,11 +124,13 @@ def functional(
 ):
     """The model as data and functions: its static structure and `init(key) -> params`, a nested dict of arrays.
 
-    `nnx.merge(graphdef, params)` is the model with these parameters: a `Recommender`, whose arguments these are.
+    `nnx.merge(graphdef, params)` is the model with these parameters: a `Recommender` or, for config.kind="dlrm", a
+    `Dlrm`; the arguments are theirs.
     """
+    model = Dlrm if config.kind == "dlrm" else Recommender
 
-    def build(rngs: nnx.Rngs) -> Recommender:
-        return Recommender(
+    def build(rngs: nnx.Rngs) -> Recommender | Dlrm:
+        return model(
             config,
             num_items=num_items,
             max_length=max_length,
