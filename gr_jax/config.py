@@ -50,12 +50,13 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 @typing.no_type_check
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """The generated log of `data/synthetic.py`: the next event depends on order and on elapsed time."""
+    """The generated log: of `data/synthetic.py`, or with actions of `data/synthetic_actions.py`."""
 
     num_users: int = 4000  # users in the log
     num_items: int = 1000  # items in the catalogue
     mean_length: float = 40.0  # mean events per user (log-normal, at least 5)
     seed: int = 0  # of the generated world, apart from the training seed
+    actions: bool = False  # users act on some events: which, depends on how often and how recently they did before
 
     def __post_init__(self):
         _check_types(self, "data.synthetic.")

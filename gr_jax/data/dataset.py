@@ -317,9 +317,10 @@ def prepare(config: DataConfig, *, progress: bool = False) -> Dataset:
 
 
 def _generate(config: DataConfig) -> sources.Log:
-    from gr_jax.data import synthetic
+    from gr_jax.data import synthetic, synthetic_actions
 
-    return sources.with_actions(synthetic.generate(config.synthetic), actions.parse(config.actions))
+    generate = (synthetic_actions if config.synthetic.actions else synthetic).generate
+    return sources.with_actions(generate(config.synthetic), actions.parse(config.actions))
 
 
 def _build(log: sources.Log, config: DataConfig, folder: Path, meta: dict) -> Dataset:

@@ -35,7 +35,7 @@ def made_from(config: DataConfig, files: Sequence[Path]) -> dict:
             del settings[name]
     if config.source != "synthetic":
         del settings["synthetic"]
-    elif not settings["synthetic"].get("actions", True):
+    elif not config.synthetic.actions:
         del settings["synthetic"]["actions"]
     if config.filter == "none":
         del settings["min_events"]

@@ -63,9 +63,10 @@ def _zipf(count: int, exponent: float) -> Float[np.ndarray, " count"]:
     return weight / weight.sum()
 
 
-def _lengths(config: SyntheticConfig, rng: np.random.Generator) -> Int[np.ndarray, " B"]:
+def lengths(config: SyntheticConfig, rng: np.random.Generator) -> Int[np.ndarray, " B"]:
+    """Log-normal lengths of the users' histories, in events."""
     median = np.log(config.mean_length) - LENGTH_SIGMA**2 / 2
-    longest = min(MAX_LENGTH, round(MAX_LENGTH_RATIO * config.mean_length))
+    longest = round(MAX_LENGTH_RATIO * config.mean_length)
     return np.clip(rng.lognormal(median, LENGTH_SIGMA, config.num_users).round(), MIN_LENGTH, longest).astype(np.int64)
 
 
@@ -75,7 +76,7 @@ def _user_topics(config: SyntheticConfig, num_topics: int, rng: np.random.Genera
     return np.argsort(-score, axis=1)[:, :2]
 
 
-def _gaps(count: int, rng: np.random.Generator) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+def gaps(count: int, rng: np.random.Generator) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
     """Days (0 = same session) and seconds until the next event."""
     days = np.where(rng.random(count) < P_SAME_DAY, 0, 1 + (rng.random(count) < P_SKIP_DAY))
     short = np.exp(rng.uniform(math.log(SESSION_GAP[0]), math.log(SESSION_GAP[1]), count))
@@ -111,7 +112,7 @@ def simulate(config: SyntheticConfig) -> World:
     shelves = ids[: num_topics * TOPIC_ITEMS].reshape(-1, SHELF_ITEMS)  # items left over only occur as noise
     popular = rng.permutation(ids)
     noise_cdf = np.cumsum(_zipf(config.num_items, NOISE_ZIPF))
-    length = _lengths(config, rng)
+    length = np.minimum(lengths(config, rng), MAX_LENGTH)
     topic = _user_topics(config, num_topics, rng)
     place = rng.integers(TOPIC_SHELVES, size=(users, 2))
     active = np.zeros(users, np.int64)  # which of the two topics is today's
@@ -121,7 +122,7 @@ def simulate(config: SyntheticConfig) -> World:
 
     for step in range(item.shape[1]):
         if step > 0:
-            days, seconds = _gaps(users, rng)
+            days, seconds = gaps(users, rng)
             now, active = now + seconds, active ^ (days & 1)
             same_topic[:, step] = days != 1
         shelf = topic * TOPIC_SHELVES + place
