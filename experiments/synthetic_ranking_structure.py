@@ -1,6 +1,6 @@
 """How much of the generated actions each kind of knowledge can predict: NE on the last tenth of the log by time.
 
-    python experiments/synthetic_ranking_structure.py [--num_users=4000] [--num_items=1000] [--mean_length=40]
+    python experiments/synthetic_ranking_structure.py [--num_users=4000] [--num_items=100] [--mean_length=40]
         [--seeds=0,1,2] [--json=experiments/results/synthetic_ranking_structure.json]
 
 NE = mean log loss / entropy of the label rate of the events judged; 1 = no better than their rate. Every predictor
@@ -100,7 +100,7 @@ def measure(config: SyntheticConfig, *, test_from: float = RankingConfig().test_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = SyntheticConfig()
+    defaults = SyntheticConfig(num_items=100)  # those of configs/synthetic.py:ranking
     for name in ("num_users", "num_items", "mean_length"):
         parser.add_argument(f"--{name}", type=type(getattr(defaults, name)), default=getattr(defaults, name))
     parser.add_argument("--seeds", default="0,1,2", help="of the generated worlds")
