@@ -1,6 +1,6 @@
 """How much of the generated actions each kind of knowledge can predict: NE on the last tenth of the log by time.
 
-    python experiments/synthetic_ranking_structure.py [--num_users=4000] [--num_items=100] [--mean_length=40]
+    python experiments/synthetic_ranking_structure.py [--num_users=6000] [--num_items=100] [--mean_length=40]
         [--seeds=0,1,2] [--json=experiments/results/synthetic_ranking_structure.json]
 
 NE = mean log loss / entropy of the label rate of the events judged; 1 = no better than their rate. Every predictor
@@ -8,12 +8,14 @@ but the oracle is a table of click rates by cells of its features, counted on th
 
     recency   exp(-elapsed / decay) since the user's last event of the item's category
     shares    of the user's events so far: those of the category, and those of it that were acted on
-    acts      how often the user acted on the category before
+    events    how many events of the category the user had before
+    counts    the same, those acted on counted twice: all that the past tells besides recency
 
 so that `shares_and_recency` is what an average over the history (attention with softmax) can tell, and
-`acts_and_recency` what a sum can. Tables of shares are counted at several resolutions and the one best on the events
-judged is quoted, in their favour. Who knows the number of events so far besides can turn shares into counts; from
-order alone that number is a weak predictor (`length`). The oracle is the true probability: no model does better.
+`counts_and_recency` what a sum can; `events_and_recency` is a sum that ignores the actions. Tables of shares are
+counted at several resolutions and the one best on the events judged is quoted, in their favour. Who knows the number
+of events so far besides (`length`) can turn shares into counts. The oracle is the true probability: no model does
+better.
 Takes seconds; writes one JSON file.
 """
 
@@ -34,8 +36,8 @@ from gr_jax.data import synthetic_actions
 
 ROOT = Path(__file__).resolve().parents[1]
 PRIOR = 4  # events with the mean rate that every cell is counted with besides its own
-RESOLUTIONS = {1: (12, 25, 50), 2: (8, 12, 20, 30), 3: (5, 8, 12)}  # bins of a feature, by number of features
-MOST_ACTS = 40  # counts above are one cell
+RESOLUTIONS = {1: (6, 12, 25), 2: (8, 12, 20, 30), 3: (5, 8, 12)}  # bins of a feature, by number of features
+MOST = 40  # counts above are one cell
 
 
 def normalised_entropy(probability: Float[np.ndarray, " E"], label: Int[np.ndarray, " E"]) -> float:
@@ -72,7 +74,8 @@ def measure(config: SyntheticConfig, *, test_from: float = RankingConfig().test_
     world = synthetic_actions.simulate(config)
     label, time = world.events(world.action), world.events(world.timestamp)
     before = world.events(np.broadcast_to(np.arange(world.item.shape[1]), world.item.shape))
-    recency, acts = world.events(world.recency), np.minimum(world.events(world.acts), MOST_ACTS)
+    recency = world.events(world.recency)
+    met, both = (np.minimum(world.events(values), MOST) for values in (world.met, world.met + world.acts))
     share_met = world.events(world.met) / np.maximum(before, 1)
     share_acts = world.events(world.acts) / np.maximum(before, 1)
     fit = time < np.quantile(time, test_from)
@@ -92,15 +95,16 @@ def measure(config: SyntheticConfig, *, test_from: float = RankingConfig().test_
         "recency": table(recency),
         "shares": table(share_met, share_acts),
         "shares_and_recency": table(share_met, share_acts, recency),
-        "acts": table(counts=(acts,)),
-        "acts_and_recency": table(recency, counts=(acts,)),
+        "events_and_recency": table(recency, counts=(met,)),
+        "counts": table(counts=(both,)),
+        "counts_and_recency": table(recency, counts=(both,)),
         "oracle": ne(world.events(world.probability)),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = SyntheticConfig(num_items=100)  # those of configs/synthetic.py:ranking
+    defaults = SyntheticConfig(num_users=6000, num_items=100)  # those of configs/synthetic.py:ranking
     for name in ("num_users", "num_items", "mean_length"):
         parser.add_argument(f"--{name}", type=type(getattr(defaults, name)), default=getattr(defaults, name))
     parser.add_argument("--seeds", default="0,1,2", help="of the generated worlds")

@@ -1,18 +1,18 @@
-"""A generated log whose users act on some events: by how often they acted before, and by how recently they met.
+"""A generated log whose users act on some events: by how often they met and acted before, and how recently.
 
 Items belong to categories; a user has a few of them and meets one at each event, minutes or days after the last.
 Whether the user then acts on it ("click") is a coin with
 
-    log-odds = BASE + INTENSITY * min(acts, ENOUGH) / ENOUGH + RECENCY * exp(-elapsed / DECAY)
+    log-odds = BASE + INTENSITY * min((met + acts) / 2, ENOUGH) / ENOUGH + RECENCY * exp(-elapsed / DECAY)
 
-where `acts` is how often the user acted on this category before and `elapsed` the time since the user's last event
-of this category, acted on or not. Intensity is a count, not a share: one act out of two events and ten out of twenty
-are the same share. Attention with softmax averages over the history and sees shares, pointwise attention adds up
-and sees counts (Zhai et al. 2024, section 3.1). What each kind of knowledge can reach is measured by
+where `met` is how many events of this category the user had before, `acts` how many of them were acted on, and
+`elapsed` the time since the last of them. Intensity is a count, not a share: one event in two and ten in twenty are
+the same share. Attention with softmax averages over the history and sees shares, pointwise attention adds up and
+sees counts (Zhai et al. 2024, section 3.1). What each kind of knowledge can reach is measured by
 `experiments/synthetic_ranking_structure.py`.
 
-The category of an item is told by nothing but what users do, and users begin at times spread over a year: the log
-looks the same at any time, so that a split by time is fair.
+The category of an item is told by nothing but what users do. Users begin at times spread over a year, at the end of
+which the log stops: it looks the same at any time but the first weeks, so that a split by time is fair.
 """
 
 from __future__ import annotations
@@ -23,16 +23,14 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float, Int
 
-from gr_jax.config import ConfigError, DataConfig, SyntheticConfig
-from gr_jax.data import sources
+from gr_jax.config import ConfigError, SyntheticConfig
 from gr_jax.data.synthetic import DAY, START, gaps, lengths
 
-ACTION = "click"
 NUM_CATEGORIES = 20
 USER_CATEGORIES = (2, 8)  # fewest and most that a user meets, each as often
-START_SPREAD = 365 * DAY  # of the users' first events: far more than a history lasts
-BASE = -3.0  # log-odds of acting on a category never met
-INTENSITY, ENOUGH = 6.0, 5  # log-odds added by so many acts; more of them add nothing
+SPAN = 365 * DAY  # of the log, with the users' first events all over it: far more than a history lasts
+BASE = -4.0  # log-odds of acting on a category never met
+INTENSITY, ENOUGH = 8.0, 8  # log-odds added by so many events all acted on; more of them add nothing
 RECENCY, DECAY = 3.0, 6 * 3600  # log-odds added by an event of the category just now, and seconds until 1/e of it
 
 
@@ -48,17 +46,19 @@ class World:
     met: Int[np.ndarray, "B N"]  # earlier events of the category
     recency: Float[np.ndarray, "B N"]  # exp(-elapsed / DECAY), 0 if the category is new
     probability: Float[np.ndarray, "B N"]  # of acting
-    action: Int[np.ndarray, "B N"]  # 1 = the user acted
+    click: Int[np.ndarray, "B N"]  # 1 = the user acted
 
     def events(self, values: np.ndarray) -> np.ndarray:
         """`values` [B, N] of the real events, in the order of the log."""
         return values[np.arange(values.shape[1]) < self.length[:, None]]
 
 
-def probability(acts: Int[np.ndarray, "*B"], recency: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B"]:
-    """Probability of acting after so many acts on the category, with exp(-elapsed / DECAY) = recency."""
-    odds = np.exp(BASE + INTENSITY * np.minimum(acts, ENOUGH) / ENOUGH + RECENCY * recency)
-    return odds / (1 + odds)
+def probability(
+    met: Int[np.ndarray, "*B"], acts: Int[np.ndarray, "*B"], recency: Float[np.ndarray, "*B"]
+) -> Float[np.ndarray, "*B"]:
+    """Probability of acting after so many events and acts of the category, with exp(-elapsed / DECAY) = recency."""
+    intensity = np.minimum((met + acts) / 2, ENOUGH) / ENOUGH
+    return 1 / (1 + np.exp(-(BASE + INTENSITY * intensity + RECENCY * recency)))
 
 
 def simulate(config: SyntheticConfig) -> World:
@@ -83,10 +83,10 @@ def simulate(config: SyntheticConfig) -> World:
     items_of_category = -(-(config.num_items - category) // NUM_CATEGORIES)
     item = ids[category + NUM_CATEGORIES * (rng.random(shape) * items_of_category).astype(np.int64)]
 
-    now = START + rng.integers(START_SPREAD, size=users)
+    now = START + rng.integers(SPAN, size=users)
     acted, seen = (np.zeros((users, NUM_CATEGORIES), np.int64) for _ in range(2))
     last = np.full((users, NUM_CATEGORIES), -np.inf)  # time of the user's last event of the category
-    timestamp, acts, met, action = (np.zeros(shape, np.int64) for _ in range(4))
+    timestamp, acts, met, click = (np.zeros(shape, np.int64) for _ in range(4))
     recency, chance = np.zeros(shape), np.zeros(shape)
     for step in range(shape[1]):
         if step > 0:
@@ -94,45 +94,27 @@ def simulate(config: SyntheticConfig) -> World:
         place = everyone, category[:, step]
         timestamp[:, step], acts[:, step], met[:, step] = now, acted[place], seen[place]
         recency[:, step] = np.exp((last[place] - now) / DECAY)
-        chance[:, step] = probability(acts[:, step], recency[:, step])
-        action[:, step] = rng.random(users) < chance[:, step]
-        acted[place] += action[:, step]
+        chance[:, step] = probability(met[:, step], acts[:, step], recency[:, step])
+        click[:, step] = rng.random(users) < chance[:, step]
+        acted[place] += click[:, step]
         seen[place] += 1
         last[place] = now
-    return World(item, category, timestamp, length, acts, met, recency, chance, action)
+    length = np.minimum(length, (timestamp < START + SPAN).sum(axis=1))
+    return World(item, category, timestamp, length, acts, met, recency, chance, click)
 
 
 def generate(config: SyntheticConfig) -> pl.DataFrame:
-    """The log, sorted by user and time: user (from 1), item (from 1), timestamp (unix seconds), action (bit 0 = click).
+    """The log, sorted by user and time: user (from 1), item (from 1), timestamp (unix seconds), click (0 or 1).
 
     Raises:
       ConfigError: fewer items than categories.
     """
-    return frame(simulate(config))
-
-
-def frame(world: World) -> pl.DataFrame:
-    """The part of the world that the log shows."""
+    world = simulate(config)
     return pl.DataFrame(
         {
             "user": np.repeat(np.arange(1, len(world.length) + 1), world.length),
             "item": world.events(world.item),
             "timestamp": world.events(world.timestamp),
-            "action": world.events(world.action).astype(np.int32),
+            "click": world.events(world.click),
         }
     )
-
-
-def log(config: DataConfig) -> sources.Log:
-    """The generated log of a config with actions.
-
-    Raises:
-      ConfigError: data.actions asks for another action than the generated one.
-    """
-    asked = f"{ACTION}={ACTION}"
-    if not config.synthetic.actions:
-        remedy = "the generated log has actions only with data.synthetic.actions=True"
-        raise ConfigError(f"data.actions={config.actions!r}: {remedy}")
-    if tuple(a.replace(" ", "") for a in config.actions) not in ((), (asked,)):
-        raise ConfigError(f"data.actions={config.actions!r}: the generated log has only ({asked!r},)")
-    return sources.Log(events=generate(config.synthetic), actions=(ACTION,))
