@@ -33,7 +33,7 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from experiments.gpu_train_step import random_batch  # noqa: E402
 from experiments.kernel_compile import TARGET  # noqa: E402
-from gr_jax import config as configs  # noqa: E402
+from gr_jax import config_files  # noqa: E402
 from gr_jax.models import hstu  # noqa: E402
 from gr_jax.models.layers import layer_norm  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
@@ -55,7 +55,7 @@ def step(variant: str, blocks: int, rows: int, target: Any = None) -> tuple[Any,
 
     target: a mesh of devices that are not there, to compile for.
     """
-    config = replace(configs.load(f"{ROOT}/configs/ml_1m.py:{variant}").model, num_blocks=blocks)
+    config = replace(config_files.load(f"{ROOT}/configs/ml_1m.py:{variant}").model, num_blocks=blocks)
     if target is not None:
         config = replace(config, attention="pallas_triton", compute_dtype="bfloat16")
     batch = random_batch(replace(SPECS[f"ml_1m-{variant}-bias"], rows=rows), 3706)

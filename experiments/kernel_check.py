@@ -167,7 +167,7 @@ def check_gate(width: int, dtype: str, interpret: bool) -> dict[str, Any]:
     inputs = [rng.standard_normal((3, 333, width), np.float32).astype(jax.numpy.dtype(dtype)) for _ in range(3)]
 
     def results(implementation: str, u, attended, d_out):
-        gate = lambda *x: normalised_gate(*x, 1e-6, implementation=implementation, interpret=interpret)
+        gate = lambda u, a: normalised_gate(u, a, 1e-6, implementation=implementation, interpret=interpret)
         out, backward = jax.vjp(gate, u, attended)
         return {"out": out, **dict(zip(("d_u", "d_attended"), backward(d_out), strict=True))}
 

@@ -23,6 +23,7 @@ IMPLEMENTATIONS = {
 # The first one that can run is the default.
 PREFERENCE = ("pallas_triton", "xla")
 MAX_WIDTH = 256  # of a head, in the GPU kernels
+MOSAIC_WIDTH = 128  # of a head in the Mosaic kernels: wider ones are right but spill registers in the backward pass
 HOPPER = r"\b(GH200|H100|H200|H20|H800)\b"
 BEFORE_AMPERE = r"\b(K80|P4|P40|P100|V100|T4|TITAN|Quadro|GTX|RTX 20\d\d)\b"
 
@@ -63,6 +64,8 @@ def why_not(implementation: str, device: Device, dtype: str, width: int) -> str 
     if implementation == "pallas_mosaic_gpu":
         if not re.search(HOPPER, device.kind):
             return f"it needs a Hopper GPU, such as an H100, the device is {device.kind}; 'pallas_triton' takes Ampere"
+        if width > MOSAIC_WIDTH:
+            return f"it takes head widths up to {MOSAIC_WIDTH}, here {width}; 'pallas_triton' takes {MAX_WIDTH}"
         if dtype not in ("bfloat16", "float16"):
             return f"it takes bfloat16 and float16, here {dtype}; 'pallas_triton' takes float32"
         if jax.__version_info__ < (0, 11):

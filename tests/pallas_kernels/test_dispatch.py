@@ -33,6 +33,11 @@ def test_jax_triton_without_its_package_says_what_to_install(monkeypatch):
     assert "pip install 'gr-jax[gpu]'" in str(dispatch.why_not("jax_triton", H200, "float32", 64))
 
 
+def test_wide_heads_go_to_the_kernels_that_do_not_spill():
+    assert "head widths up to 128" in str(dispatch.why_not("pallas_mosaic_gpu", H200, "bfloat16", 256))
+    assert dispatch.why_not("pallas_triton", H200, "bfloat16", 256) is None
+
+
 def test_each_device_has_an_implementation():
     assert dispatch.choose(CPU, "float32", 64) == "xla"
     assert dispatch.choose(V100, "float32", 64) == "xla"
