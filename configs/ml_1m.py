@@ -41,14 +41,14 @@ MODELS = {
     "sasrec": ModelConfig(kind="sasrec", num_blocks=2, num_heads=1, ffn_width=50),
 }
 RANKERS = {
-    "ranking": ModelConfig(width=64, num_blocks=3, num_heads=2, qk_width=32, v_width=32),
+    "ranking": ModelConfig(width=64, num_blocks=2, num_heads=1, qk_width=64, v_width=64),
     "ranking-dlrm": ModelConfig(kind="dlrm", width=64, hidden_widths=(256, 128), cross_layers=3),
 }
 
 
 def get_config(variant: str = "base") -> Config:
     if variant in RANKERS:
-        return _ranking(RANKERS[variant])
+        return _ranking(variant)
     if variant not in MODELS:
         raise unknown_variant(variant, [*MODELS, *RANKERS])
     return Config(
@@ -59,19 +59,21 @@ def get_config(variant: str = "base") -> Config:
     )
 
 
-def _ranking(model: ModelConfig) -> Config:
+def _ranking(variant: str) -> Config:
+    is_dlrm = variant == "ranking-dlrm"
     data = DataConfig(
         source="ml-1m",
         actions=("watched=1", "rated2=rating>=2", "rated3=rating>=3", "liked=rating>=4", "loved=rating>=5"),
         user_features=("gender", "age", "occupation", "zip_region"),
         item_features=("genres", "year"),
-        max_length=256,
-        row_length=640,  # 2 tokens an event and the user's attributes
+        max_length=64 if is_dlrm else 128,  # a label of the sequence model sees 64 to 127 events before it
+        row_length=272,  # 2 tokens an event and the 4 attributes of the user
     )
     return Config(
         data=data,
-        model=model,
-        ranking=RankingConfig(tasks=("liked", "loved", "rating")),
-        optimizer=OptimizerConfig(learning_rate=1e-3),
-        train=TrainConfig(epochs=20, batch_users=64, validate_every=1, patience=3),
+        model=RANKERS[variant],
+        ranking=RankingConfig(tasks=("liked", "loved", "rating"), tokens="paired"),
+        optimizer=OptimizerConfig(learning_rate=2e-3 if is_dlrm else 1e-3),
+        # Steps of about as many labels: a sequence has about seventy, an impression one.
+        train=TrainConfig(epochs=5, batch_users=1024 if is_dlrm else 16, patience=1),
     )

@@ -28,7 +28,7 @@ def main() -> None:
         start = time.perf_counter()
         rows = pipeline.train_rows(dataset, config, batch_users=128)
         packing = time.perf_counter() - start
-        for _ in pipeline.train_batches(rows, 0, rows.steps_per_epoch):
+        for _ in pipeline.train_batches(rows, 0, rows.steps(0)):
             pass
         seconds = time.perf_counter() - start
         mean = float(np.mean(rows.spans.length))

@@ -103,8 +103,8 @@ def measure(case: str, steps: int, *, keep_memory: bool) -> dict:
         losses.append(float(metrics["loss"]))
         marks.append(time.perf_counter())
     seconds = np.diff(marks)[2:]  # the first steps compile and warm up
-    users_per_step = len(rows.spans) / rows.steps_per_epoch
-    tokens_per_step = float(rows.spans.length.sum()) / rows.steps_per_epoch
+    users_per_step = len(rows.spans) / rows.steps(0)
+    tokens_per_step = float(rows.spans.length.sum()) / rows.steps(0)
     scale = USERS / users_per_step
     return {
         "case": case,

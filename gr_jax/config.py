@@ -203,13 +203,13 @@ class RankingConfig:
 
     tasks: tuple = ()  # names in data.actions, and "rating" for its value (regression); () = retrieval
     weights: tuple = ()  # weight of each task in the loss; () = 1 each
-    tokens: str = "interleave"  # interleave: item and action are two tokens | sum: item + action before it are one
+    tokens: str = "interleave"  # item and action in turn | paired: the action with its item | sum: see data/tokens.py
     valid_from: float = 0.81  # share of all events, by time, that train; from here to test_from they validate
     test_from: float = 0.9  # share of all events, by time, before the test part
 
     def __post_init__(self):
         _check_types(self, "ranking.")
-        _check_choice("ranking.tokens", self.tokens, ("interleave", "sum"))
+        _check_choice("ranking.tokens", self.tokens, ("interleave", "paired", "sum"))
         _check(all(type(x) is str for x in self.tasks), "ranking.tasks", self.tasks, "a tuple of names")
         _check(len(set(self.tasks)) == len(self.tasks), "ranking.tasks", self.tasks, "names without repeats")
         if self.weights:
@@ -303,7 +303,7 @@ class MeshConfig:
     data: int = 0  # devices along the batch; 0 = all devices divided by `model`
     model: int = 1  # devices along heads and projections
     rules: ShardingRules = (  # (regular expression on the parameter path, mesh axes of each dimension)
-        (r"item_table", (("data", "model"), None)),
+        (r"(item|feature)_table", (("data", "model"), None)),
         (r"blocks/\d+/uvqk", (None, "model")),
         (r"blocks/\d+/output/kernel", ("model", None)),
     )

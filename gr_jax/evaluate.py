@@ -15,6 +15,7 @@ from gr_jax.training import state
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.reporting import say
 from gr_jax.training.run import open_run
+from gr_jax.training.tasks import task_of
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +50,7 @@ def evaluate(workdir: Path, split: Split) -> dict[str, float]:
             raise ConfigError(f"{workdir} has no validated checkpoint yet: train at least until the first validation")
         best = checkpoints.restore(target, step=progress.best_step)
         assert best is not None
-        return run.evaluate(best[0].params, split)
+        return task_of(run).evaluate(best[0].params, split)
     finally:
         checkpoints.close()
 

@@ -13,29 +13,24 @@ import json
 import math
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
 
 import gr_jax
 from gr_jax import cli
 from gr_jax.config import Config
 from gr_jax.data import pipeline
-from gr_jax.data.popularity import popularity_ranks
-from gr_jax.models.embeddings import table_rows
-from gr_jax.training import metrics, reporting, sharding, state
-from gr_jax.training.checkpoint import BEST_METRIC, Checkpoints, Progress
-from gr_jax.training.evaluation import rows_of
+from gr_jax.training import reporting, sharding, state
+from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.interruption import Interruption
 from gr_jax.training.reporting import say
 from gr_jax.training.run import Run, claim_workdir, open_run
-from gr_jax.training.speed import SpeedMeter, train_flops
-from gr_jax.training.step import make_train_step
-
-SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexity")  # of the final table
+from gr_jax.training.speed import SpeedMeter
+from gr_jax.training.task import Batches, Task
+from gr_jax.training.tasks import task_of
 
 
 class Diverged(ValueError):
@@ -65,27 +60,21 @@ def train(config: Config, workdir: Path) -> int:
     claim_workdir(config, workdir)
     with Interruption() as interruption:
         run = open_run(config, workdir)
-        rows = pipeline.train_rows(
-            run.dataset,
-            config.data,
-            batch_users=config.train.batch_users,
-            row_multiple=run.row_multiple,
-            seed=config.seed,
-        )
+        task = task_of(run)
+        batches = task.batches()
         train_state, shardings = run.fresh_state()
         checkpoints = Checkpoints(workdir / "checkpoints")
         train_state, progress = checkpoints.restore(state.abstract(train_state)) or (train_state, Progress())
-        say(describe(run, rows, train_state))
+        say(describe(run, batches, train_state))
         clock = Clock(started, progress.wall_seconds)
         log = reporting.MetricsLog(workdir, resume_step=int(train_state.step))
+        session = Session(run, task, batches, checkpoints, log, clock)
         try:
-            train_state, progress = loop(
-                run, rows, train_state, shardings, progress, checkpoints, log, interruption, clock
-            )
-            if interruption.signal and not is_over(config, rows, int(train_state.step), progress):
+            train_state, progress = loop(session, train_state, shardings, progress, interruption)
+            if interruption.signal and not is_over(session, int(train_state.step), progress):
                 say(f"interrupted: step {int(train_state.step)} is saved in {workdir}; the same command goes on")
                 return 128 + interruption.signal
-            finish(run, rows, train_state, progress, checkpoints, log, clock)
+            finish(session, train_state, progress)
         finally:
             checkpoints.close()
             log.close()
@@ -104,72 +93,84 @@ class Clock:
         return self.before + time.monotonic() - self.started
 
 
-def last_step(config: Config, rows: pipeline.TrainRows) -> int:
-    """Steps of the whole run, unless it stops early."""
-    return config.train.steps or config.train.epochs * rows.steps_per_epoch
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What the loop works with, from start or resumption to end or interruption."""
+
+    run: Run
+    task: Task
+    batches: Batches
+    checkpoints: Checkpoints
+    log: reporting.MetricsLog
+    clock: Clock
+
+    @property
+    def last_step(self) -> int:
+        """Steps of the whole run, unless it stops early."""
+        return self.run.config.train.steps or self.batches.plan.first_step(self.batches.epochs)
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs done after `step` steps."""
+        plan = self.batches.plan
+        epoch, k = plan.locate(step)
+        return epoch + (k / (plan.first_step(epoch + 1) - plan.first_step(epoch)) if k else 0.0)
 
 
-def is_over(config: Config, rows: pipeline.TrainRows, step: int, progress: Progress) -> bool:
+def is_over(session: Session, step: int, progress: Progress) -> bool:
     """Whether no step is left to take: all are done, or validation has not improved for `patience` validations."""
-    out_of_patience = 0 < config.train.patience <= progress.stale
-    return step >= last_step(config, rows) or out_of_patience
+    out_of_patience = 0 < session.run.config.train.patience <= progress.stale
+    return step >= session.last_step or out_of_patience
 
 
 def loop(
-    run: Run,
-    rows: pipeline.TrainRows,
+    session: Session,
     train_state: state.TrainState,
     shardings: state.TrainState,
     progress: Progress,
-    checkpoints: Checkpoints,
-    log: reporting.MetricsLog,
     interruption: Interruption,
-    clock: Clock,
 ) -> tuple[state.TrainState, Progress]:
     """Steps until the run is over or a signal arrives; the state returned is saved."""
+    run, task, plan, log = session.run, session.task, session.batches.plan, session.log
     config, step = run.config, int(train_state.step)
-    train_step = make_train_step(
-        run.graphdef,
-        run.optimizer,
-        config,
-        num_items=run.dataset.num_items,
-        item_log_q=item_log_q(run, rows) if config.loss.log_q else None,
-    )
     out_shardings = shardings, sharding.replicated(run.mesh)
-    train_step = sharding.on_mesh(run.mesh, jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings))
+    train_step = jax.jit(task.train_step(), donate_argnums=0, out_shardings=out_shardings)
+    train_step = sharding.on_mesh(run.mesh, train_step)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    valid_rows = rows_of(run.dataset, config, "valid", row_multiple=run.row_multiple)
-    meter = make_meter(run, rows)
+    meter = make_meter(session.batches)
     pending: list[tuple[int, dict]] = []  # metrics still on the device, with their step
 
-    if is_over(config, rows, step, progress):
+    if is_over(session, step, progress):
         return train_state, progress
-    for batch in pipeline.train_batches(rows, step, last_step(config, rows)):
+    for batch in pipeline.train_batches(plan, step, session.last_step):
         batch = sharding.put(batch, sharding.batch_sharding(run.mesh))
         train_state, values = train_step(train_state, batch, key)
         step += 1
         pending.append((step, values))
         meter.add(fetch(pending, leave=1))  # one step late: the device never waits for the host
-        epochs_done, step_of_epoch = divmod(step, rows.steps_per_epoch)
+        epochs_done, step_of_epoch = plan.locate(step)
         ends_epoch = step_of_epoch == 0 and epochs_done % config.train.validate_every == 0
-        validates = ends_epoch or step == last_step(config, rows)
+        validates = ends_epoch or step == session.last_step
         if step % config.train.log_every == 0 and meter.has_news:
             values = meter.report()
             log.write(step, epochs_done, "train", values)
-            say(train_line(step, step / rows.steps_per_epoch, values))
+            say(train_line(step, session.epoch_at(step), values))
         if validates or interruption.signal or step % config.train.checkpoint_every == 0:
             meter.add(fetch(pending, leave=0))
             meter.pause()
             check_finite(step, train_state.params)
-            result = run.evaluate_rows(train_state.params, valid_rows) if validates else None
-            if result is not None:
-                progress = progress.after_validation(step, result[BEST_METRIC])
-                log.write(step, epochs_done, "valid", result)
-                say(valid_line(step, step / rows.steps_per_epoch, result, is_best=progress.best_step == step))
-            progress = dataclasses.replace(progress, wall_seconds=clock.seconds())
-            checkpoints.save(step, train_state, progress, result)
+            score = None
+            if validates:
+                result = task.validate(train_state.params, epochs_done)
+                score = task.score(result, epochs_done)
+                progress = progress.after_validation(step, score)
+                if result is not None:
+                    log.write(step, epochs_done, "valid", result)
+                    is_best = progress.best_step == step
+                    say(valid_line(step, session.epoch_at(step), result, task.headline, is_best=is_best))
+            progress = dataclasses.replace(progress, wall_seconds=session.clock.seconds())
+            session.checkpoints.save(step, train_state, progress, score)
             meter.resume()
-            if interruption.signal or is_over(config, rows, step, progress):
+            if interruption.signal or is_over(session, step, progress):
                 break
     return train_state, progress
 
@@ -197,50 +198,40 @@ def check_finite(step: int, params: dict) -> None:
             raise Diverged(step, f"{sharding.path_name(path)} is not finite")
 
 
-def item_log_q(run: Run, rows: pipeline.TrainRows) -> Float[Array, " rows"]:
-    """Log of each item's share of the training labels, the probability that in-batch sampling draws it."""
-    spans, dataset = rows.spans, run.dataset
-    labels = dataset.item[pipeline.packing.token_index(spans.begin + 1, spans.length)]
-    counts = np.bincount(labels, minlength=table_rows(dataset.num_items)).astype(np.float32)
-    return jnp.log(np.maximum(counts, 1) / counts.sum())
-
-
-def make_meter(run: Run, rows: pipeline.TrainRows) -> SpeedMeter:
-    """A meter for batches of these rows, by their mean over an epoch."""
-    lengths, steps = rows.spans.length, rows.steps_per_epoch
+def make_meter(batches: Batches) -> SpeedMeter:
+    """A meter for batches of this mean size."""
     return SpeedMeter(
-        users_per_step=len(lengths) / steps,
-        tokens_per_step=float(lengths.sum()) / steps,
-        flops_per_step=train_flops(run.config, lengths, num_items=run.dataset.num_items) / steps,
+        users_per_step=batches.users_per_step,
+        tokens_per_step=batches.tokens_per_step,
+        flops_per_step=batches.flops_per_step,
     )
 
 
-def finish(
-    run: Run,
-    rows: pipeline.TrainRows,
-    train_state: state.TrainState,
-    progress: Progress,
-    checkpoints: Checkpoints,
-    log: reporting.MetricsLog,
-    clock: Clock,
-) -> None:
+def finish(session: Session, train_state: state.TrainState, progress: Progress) -> None:
     """Evaluates the checkpoint with the best validation on both splits, writes result.json and prints the table."""
+    run, task, log = session.run, session.task, session.log
     if progress.best_step:
-        best = checkpoints.restore(state.abstract(train_state), step=progress.best_step)
+        best = session.checkpoints.restore(state.abstract(train_state), step=progress.best_step)
         assert best is not None
         train_state = best[0]
     else:  # a run cut short by a lower train.steps, before its first validation
         progress = dataclasses.replace(progress, best_step=int(train_state.step))
-    results = {split: run.evaluate(train_state.params, split) for split in ("valid", "test")}
+    results = {"valid": valid_result(session, train_state.params), "test": task.evaluate(train_state.params, "test")}
     result = run.workdir / "result.json"
     if not result.exists() or json.loads(result.read_text())["best_step"] != progress.best_step:
-        log.write(progress.best_step, progress.best_step // rows.steps_per_epoch, "test", results["test"])
-    write_result(run, results, progress, clock.seconds())
-    dataset = run.dataset
-    ranks = popularity_ranks(dataset.offsets, dataset.item, dataset.num_items, held_out=1)
-    say(final_table(results, metrics.rank_means(ranks)))
-    say(f"best checkpoint: step {progress.best_step} in {run.workdir / 'checkpoints'}; {clock.seconds():.0f} s in all")
+        log.write(progress.best_step, int(session.epoch_at(progress.best_step)), "test", results["test"])
+    write_result(run, results, progress, session.clock.seconds())
+    say(final_table(results, task.baseline(), task.shown))
+    wall = session.clock.seconds()
+    say(f"best checkpoint: step {progress.best_step} in {run.workdir / 'checkpoints'}; {wall:.0f} s in all")
     say(f"next: python -m gr_jax.evaluate --workdir={run.workdir}, or another --config of configs/")
+
+
+def valid_result(session: Session, params: dict) -> dict[str, float]:
+    """Metrics on the validation split; of a stream the last window tested before it was trained on."""
+    if session.run.config.train.mode == "streaming":
+        return session.log.last("valid")
+    return session.task.evaluate(params, "valid")
 
 
 def write_result(run: Run, results: dict, progress: Progress, wall_seconds: float) -> None:
@@ -264,20 +255,19 @@ def versions() -> dict[str, str]:
     return ours | {name: importlib.metadata.version(name) for name in packages}
 
 
-def describe(run: Run, rows: pipeline.TrainRows, train_state: state.TrainState) -> str:
+def describe(run: Run, batches: Batches, train_state: state.TrainState) -> str:
     """What is about to happen, in a few lines."""
     dataset, config = run.dataset, run.config
     size = sum(a.size for a in jax.tree.leaves(train_state.params))
     mesh = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
-    step, last = int(train_state.step), last_step(config, rows)
+    step, last = int(train_state.step), config.train.steps or batches.plan.first_step(batches.epochs)
     return "\n".join(
         [
             f"data    {dataset.num_users:,} users, {dataset.num_items:,} items, {dataset.num_events:,} events",
             f"model   {config.model.kind}, {config.model.num_blocks} blocks, {size:,} parameters",
-            f"loss    {config.loss.kind}",
-            f"batch   {rows.batch_rows} rows of {rows.row_length} tokens, {rows.fill:.1%} of them real",
+            *batches.about,
             f"devices {run.mesh.size} {jax.devices()[0].device_kind} ({mesh})",
-            f"steps   {rows.steps_per_epoch} an epoch, {step} of {last} done"
+            f"steps   {batches.plan.first_step(1)} in the first epoch, {step} of {last} done"
             + (": resuming" if 0 < step < last else ""),
         ]
     )
@@ -292,17 +282,17 @@ def train_line(step: int, epoch: float, values: dict[str, float]) -> str:
     return line
 
 
-def valid_line(step: int, epoch: float, result: dict[str, float], *, is_best: bool) -> str:
+def valid_line(step: int, epoch: float, result: dict[str, float], headline: Sequence[str], *, is_best: bool) -> str:
     """The console line of a validation."""
-    shown = "  ".join(f"{name} {result[name]:.4f}" for name in ("hr@10", "ndcg@10", "log_perplexity"))
+    shown = "  ".join(f"{name} {result[name]:.4f}" for name in headline if name in result)
     return f"step {step:>6}  epoch {epoch:6.2f}  valid  {shown}" + ("  best" if is_best else "")
 
 
-def final_table(results: dict, popularity: dict) -> str:
-    """The metrics of both splits, beside those of ranking by popularity."""
-    columns = (results["valid"], results["test"], popularity)
-    rows = [(name, *(f"{column[name]:.4f}" if name in column else "" for column in columns)) for name in SHOWN]
-    return reporting.table([("metric", "valid", "test", "popularity (test)"), *rows])
+def final_table(results: dict, baseline: tuple[str, dict[str, float]], shown: Sequence[str]) -> str:
+    """The metrics of both splits, beside those of a baseline on the test split."""
+    columns = (results["valid"], results["test"], baseline[1])
+    rows = [(name, *(f"{column[name]:.4f}" if name in column else "" for column in columns)) for name in shown]
+    return reporting.table([("metric", "valid", "test", f"{baseline[0]} (test)"), *rows])
 
 
 if __name__ == "__main__":

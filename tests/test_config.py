@@ -14,11 +14,11 @@ from gr_jax.overrides import comments, leaves, override_all
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
-    "synthetic": ("base", "ranking", "ranking-dlrm"),
     "amazon": ["books", "books-large", "beauty"],
     "kuairand": ["base", "ranking"],
     "ml_1m": ["base", "large", "sasrec", "ranking", "ranking-dlrm"],
     "ml_20m": ["base", "large", "sasrec"],
+    "synthetic": ["base", "ranking", "ranking-dlrm"],
 }
 
 

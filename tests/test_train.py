@@ -12,6 +12,7 @@ import pytest
 
 from gr_jax import evaluate, train
 from gr_jax.config import ConfigError
+from gr_jax.training import retrieval
 from gr_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +135,7 @@ def test_another_config_may_not_take_over_a_workdir(config_file, finished):
 
 
 def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(config_file, tmp_path, monkeypatch):
-    make_train_step = train.make_train_step
+    make_train_step = retrieval.make_train_step
 
     def poisoned(*args, **kwargs):
         train_step = make_train_step(*args, **kwargs)
@@ -145,7 +146,7 @@ def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(con
 
         return step
 
-    monkeypatch.setattr(train, "make_train_step", poisoned)
+    monkeypatch.setattr(retrieval, "make_train_step", poisoned)
     with pytest.raises(train.Diverged, match="step 7: loss=nan; the last checkpoint is from before it"):
         run_train(config_file, tmp_path / "w")
     monkeypatch.undo()

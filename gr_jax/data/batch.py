@@ -23,7 +23,7 @@ class Batch:
     A token is an item, an action, an item with an action, or a feature value (Zhai et al. 2024, table 1).
     """
 
-    item: Int[Array, "R L"]  # item id, 1 to X; 0 where the token is no item
+    item: Int[Array, "R L"]  # item id, 1 to X; 0 where the token names none
     time: Int[Array, "R L"]  # seconds since the first event of the sequence
     query_time: Int[Array, "R L"]  # seconds, of the event to predict: the one after the token; in ranking its own
     position: Int[Array, "R L"]  # 0 for the oldest token of a sequence
@@ -44,14 +44,14 @@ class Impressions:
     """Single events with the history before each: what a ranking model without sequences trains on; padded with 0."""
 
     item: Int[Array, " B"]  # item id to judge, 1 to X; 0 = padding
-    side: Int[Array, "B F"] | None  # its feature values, 0-padded
     feature: Int[Array, "B C"] | None  # user attributes in fixed places, then the latest values of slow series
     history_item: Int[Array, "B N"]  # events before, oldest first; 0 = none
-    history_side: Int[Array, "B N F"] | None  # their items' feature values
     history_action: Int[Array, "B N"]  # 1 + 2 * bits, as in `Batch.action`; 0 = none
     history_age: Int[Array, "B N"]  # seconds from each to the event to judge
     outcome: Float[Array, "B Y"]  # what happened, by task
     outcome_weight: Float[Array, "B Y"]  # 1 = the outcome is a label, 0 = it is not
+    # Of the whole catalogue, row = item id: a batch has far more events than a catalogue for this kind of model items.
+    item_side: Int[Array, "rows F"] | None = None  # feature values of each item, 0-padded, in as many rows as its table
 
 
 @jax.tree_util.register_dataclass

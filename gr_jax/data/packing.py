@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,39 @@ def shuffle(packing: Packing, lengths: Int[np.ndarray, " B"], rng: np.random.Gen
     row, column = np.empty_like(packing.row), np.empty_like(packing.column)
     row[taken_by], column[taken_by] = packing.row[place], packing.column[place]
     return Packing(rng.permutation(packing.num_rows)[row], column, packing.num_rows)
+
+
+@dataclass(frozen=True, eq=False)
+class RowIndex:
+    """A packing that can be read row by row."""
+
+    packing: Packing
+
+    @functools.cached_property
+    def _by_row(self) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+        order = np.argsort(self.packing.row, kind="stable")
+        return order, self.packing.row[order]
+
+    def between(
+        self, first_row: int, last_row: int
+    ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
+        """The sequences in rows first_row to last_row - 1, their rows counted from first_row, and their columns."""
+        order, sorted_rows = self._by_row
+        low, high = np.searchsorted(sorted_rows, (first_row, last_row))
+        chosen = order[low:high]
+        return chosen, self.packing.row[chosen] - first_row, self.packing.column[chosen]
+
+    def most_sequences(self, batch_rows: int) -> int:
+        """Most sequences in `batch_rows` consecutive rows from a multiple of that."""
+        edges = np.arange(-(-self.packing.num_rows // batch_rows) + 1) * batch_rows
+        return int(np.diff(np.searchsorted(self._by_row[1], edges)).max())
+
+
+def rows_per_batch(packing: Packing, sequences: int, batch_sequences: int, multiple: int = 1) -> int:
+    """R, a multiple of `multiple`, so that R rows hold `batch_sequences` of all the sequences on average."""
+    batches = max(1, round(sequences / batch_sequences))
+    rows = -(-packing.num_rows // batches)
+    return -(-rows // multiple) * multiple
 
 
 def token_index(start: Int[np.ndarray, " B"], length: Int[np.ndarray, " B"]) -> Int[np.ndarray, " T"]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 import functools
-from dataclasses import dataclass
-from typing import Any
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -12,152 +16,206 @@ import numpy as np
 from jaxtyping import Int
 
 from gr_jax.config import DataConfig
-from gr_jax.data import packing, sequences
+from gr_jax.data import packing, sequences, stochastic_length, tokens
 from gr_jax.data.batch import Batch, Queries
 from gr_jax.data.dataset import Dataset
+from gr_jax.data.sequences import Spans
 
-LATEST = np.iinfo(np.int32).max  # seconds; times inside a sequence count from its first event and end here (68 years)
+
+@runtime_checkable
+class TrainPlan(Protocol):
+    """The batches of a training run: what the training loop needs to know of them."""
+
+    def first_step(self, epoch: int) -> int:
+        """Number of the first batch of an epoch."""
+        ...
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Epoch of batch `step`, and its number in the epoch."""
+        ...
+
+    def batch(self, index: int, *, process: int, processes: int) -> Any:
+        """Batch `index` of the run: this process's share of it."""
+        ...
 
 
-def fill_rows(
-    dataset: Dataset,
-    spans: sequences.Spans,
-    row: Int[np.ndarray, " B"],
-    column: Int[np.ndarray, " B"],
-    *,
-    num_rows: int,
-    row_length: int,
-) -> Batch:
-    """Rows [num_rows, row_length] that hold the sequences `spans` at the given rows and columns."""
-    source = packing.token_index(spans.begin, spans.length)
-    place = packing.token_index(row * row_length + column, spans.length)
-    start = np.repeat(dataset.timestamp[spans.begin], spans.length)
+@dataclass(frozen=True)
+class Epoch:
+    """One pass: the sequences as they are this time, and where each lies."""
 
-    def rows(values: np.ndarray) -> Any:
-        filled = np.zeros(num_rows * row_length, np.int32)
-        filled[place] = values
-        return filled.reshape(num_rows, row_length)
+    spans: Spans
+    rows: packing.RowIndex
 
-    order = np.lexsort((column, row))
-    rank_in_row = np.empty(len(spans), np.int64)
-    first_of_row = np.searchsorted(row[order], row[order])
-    rank_in_row[order] = np.arange(len(spans)) - first_of_row + 1
-    return Batch(
-        item=rows(dataset.item[source]),
-        time=rows(np.minimum(dataset.timestamp[source] - start, LATEST)),
-        query_time=rows(np.minimum(dataset.timestamp[source + 1] - start, LATEST)),
-        position=rows(source - np.repeat(spans.begin, spans.length)),
-        segment=rows(np.repeat(rank_in_row, spans.length)),
-        label=rows(dataset.item[source + 1]),
-    )
+    @property
+    def num_rows(self) -> int:
+        """Rows that the pass fills."""
+        return self.rows.packing.num_rows
+
+
+Cut = Callable[[Spans, int], Spans]  # the sequences as an epoch sees them: Stochastic Length
 
 
 @dataclass(frozen=True, eq=False)
 class TrainRows:
-    """The batches of a training run: `batch(i)` for i from 0, epoch after epoch."""
+    """Packed batches `batch(i)` for i from 0, shuffled epoch after epoch."""
 
-    dataset: Dataset
-    spans: sequences.Spans
-    packing: packing.Packing
+    spans: Spans
+    count: Callable[[Spans], Int[np.ndarray, " B"]]  # tokens of each sequence
+    make: tokens.Fill
+    packing: packing.Packing  # of the uncut sequences
     row_length: int  # L
     batch_rows: int  # R, rows of a global batch
-    steps_per_epoch: int
     seed: int
+    cut: Cut | None = None
+    _first_steps: list[int] = field(default_factory=lambda: [0])
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # the reading thread plans ahead too
 
     @property
     def fill(self) -> float:
-        """Real tokens per token computed."""
-        return float(self.spans.length.sum()) / (self.steps_per_epoch * self.batch_rows * self.row_length)
+        """Real tokens per token computed, in the first epoch."""
+        real = float(self.count(self.epoch(0).spans).sum())
+        return real / (self.steps(0) * self.batch_rows * self.row_length)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  two epochs: prefetch reaches into the next one
-    def _epoch(self, epoch: int) -> tuple[packing.Packing, np.ndarray, np.ndarray]:
-        plan = packing.shuffle(self.packing, self.spans.length, np.random.default_rng((self.seed, epoch)))
-        by_row = np.argsort(plan.row, kind="stable")
-        return plan, by_row, plan.row[by_row]
+    def epoch(self, epoch: int) -> Epoch:
+        """The sequences of an epoch and their places."""
+        spans = self.spans if self.cut is None else self.cut(self.spans, epoch)
+        lengths = self.count(spans)
+        packed = self.packing if self.cut is None else packing.pack(lengths, self.row_length)
+        shuffled = packing.shuffle(packed, lengths, np.random.default_rng((self.seed, epoch)))
+        return Epoch(spans, packing.RowIndex(shuffled))
+
+    def steps(self, epoch: int) -> int:
+        """Batches of an epoch; all have equally many unless histories are cut."""
+        num_rows = self.packing.num_rows if self.cut is None else self.epoch(epoch).num_rows
+        return -(-num_rows // self.batch_rows)
+
+    def first_step(self, epoch: int) -> int:
+        """Number of the first batch of an epoch."""
+        if self.cut is None:
+            return epoch * self.steps(0)
+        with self._lock:
+            while len(self._first_steps) <= epoch:
+                self._first_steps.append(self._first_steps[-1] + self.steps(len(self._first_steps) - 1))
+        return self._first_steps[epoch]
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Epoch of batch `step`, and its number in the epoch."""
+        if self.cut is None:
+            return divmod(step, self.steps(0))
+        while self._first_steps[-1] <= step:
+            self.first_step(len(self._first_steps))
+        epoch = bisect.bisect_right(self._first_steps, step) - 1
+        return epoch, step - self.first_step(epoch)
 
     def batch(self, index: int, *, process: int = 0, processes: int = 1) -> Batch:
         """Batch `index` of the run: this process's share of its rows, [R / processes, L]."""
-        epoch, k = divmod(index, self.steps_per_epoch)
-        plan, by_row, sorted_rows = self._epoch(epoch)
-        share = self.batch_rows // processes
+        number, k = self.locate(index)
+        epoch, share = self.epoch(number), self.batch_rows // processes
         first_row = k * self.batch_rows + process * share
-        low, high = np.searchsorted(sorted_rows, (first_row, first_row + share))
-        chosen = by_row[low:high]
-        return fill_rows(
-            self.dataset,
-            self.spans.take(chosen),
-            plan.row[chosen] - first_row,
-            plan.column[chosen],
-            num_rows=share,
-            row_length=self.row_length,
-        )
+        chosen, row, column = epoch.rows.between(first_row, first_row + share)
+        return self.make(epoch.spans.take(chosen), row=row, column=column, num_rows=share)
 
 
-def train_rows(
-    dataset: Dataset, config: DataConfig, *, batch_users: int, row_multiple: int = 1, seed: int = 0
+def plan_rows(
+    dataset: Dataset,
+    spans: Spans,
+    config: DataConfig,
+    stream: tokens.Stream,
+    *,
+    batch_users: int,
+    row_multiple: int,
+    seed: int,
 ) -> TrainRows:
-    """Plans the training batches: rows per batch so that a batch holds `batch_users` users on average.
+    """Plans training batches of `spans`: rows per batch so that a batch holds `batch_users` sequences on average.
 
     Args:
       dataset: the prepared log.
-      config: max_length N and row_length L.
-      batch_users: mean users in a global batch.
+      spans: the sequences that train.
+      config: max_length N, row_length L and Stochastic Length.
+      stream: how events become tokens.
+      batch_users: mean sequences in a global batch.
       row_multiple: R is a multiple of this: the devices that rows are shared among.
-      seed: of the shuffles.
+      seed: of the shuffles and cuts.
     """
+    count = functools.partial(tokens.token_counts, dataset, stream=stream)
+    make = tokens.filler(dataset, row_length=config.row_length, stream=stream)
+    cut = None
+    if config.stochastic_length_alpha < 2:
+        cut = functools.partial(_cut, timestamp=dataset.timestamp, config=config, seed=seed)
+    whole = packing.pack(count(spans), config.row_length)
+    rows = TrainRows(spans, count, make, whole, config.row_length, 1, seed, cut)
+    first = rows.epoch(0).rows.packing
+    return dataclasses.replace(rows, batch_rows=packing.rows_per_batch(first, len(spans), batch_users, row_multiple))
+
+
+def _cut(spans: Spans, epoch: int, *, timestamp: Int[np.ndarray, " E"], config: DataConfig, seed: int) -> Spans:
+    """The sequences as an epoch sees them under Stochastic Length."""
+    kept, length = stochastic_length.choose(
+        spans.begin,
+        spans.length,
+        timestamp,
+        spans.user,
+        max_length=config.max_length,
+        alpha=config.stochastic_length_alpha,
+        selection=config.stochastic_length_selection,  # type: ignore[arg-type]
+        seed=seed,
+        epoch=epoch,
+    )
+    begin, end = np.cumsum(length) - length, spans.begin + spans.length
+    return dataclasses.replace(spans, begin=begin, length=length.astype(np.int32), kept=kept, end=end)
+
+
+def train_rows(
+    dataset: Dataset,
+    config: DataConfig,
+    stream: tokens.Stream = tokens.ITEMS,
+    *,
+    batch_users: int,
+    row_multiple: int = 1,
+    seed: int = 0,
+) -> TrainRows:
+    """Plans the training batches of retrieval; arguments as of `plan_rows`."""
     spans = sequences.spans(dataset.offsets, "train", max_length=config.max_length)
-    packed = packing.pack(spans.length, config.row_length)
-    steps = max(1, round(len(spans) / batch_users))
-    batch_rows = -(-packed.num_rows // steps)
-    batch_rows = -(-batch_rows // row_multiple) * row_multiple
-    steps = -(-packed.num_rows // batch_rows)
-    return TrainRows(dataset, spans, packed, config.row_length, batch_rows, steps, seed)
+    return plan_rows(dataset, spans, config, stream, batch_users=batch_users, row_multiple=row_multiple, seed=seed)
 
 
-def train_batches(rows: TrainRows, first: int, last: int) -> grain.DatasetIterator:
-    """Iterator over batches `first` to `last` - 1 of the run, this process's rows of each; reads ahead in a thread.
+def train_batches(plan: TrainPlan, first: int, last: int) -> grain.DatasetIterator:
+    """Iterator over batches `first` to `last` - 1 of the run, this process's part of each; reads ahead in a thread.
 
     The number of the next batch is all its state: resuming is starting at `first`, on any number of processes.
     """
-    read = functools.partial(rows.batch, process=jax.process_index(), processes=jax.process_count())
+    read = functools.partial(plan.batch, process=jax.process_index(), processes=jax.process_count())
     dataset = grain.MapDataset.range(first, last).map(read)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationRows:
-    """The batches of an evaluation: every user of a split once, in a fixed order."""
+    """The batches of a retrieval evaluation: every user of a split once, in a fixed order."""
 
     dataset: Dataset
-    spans: sequences.Spans
-    packing: packing.Packing
+    spans: Spans
+    make: tokens.Fill
+    lengths: Int[np.ndarray, " B"]  # tokens of each sequence
+    rows: packing.RowIndex
     row_length: int  # L
     batch_rows: int  # R
     exclude: str  # history | visible | none
 
     def __len__(self) -> int:
-        return -(-self.packing.num_rows // self.batch_rows)
-
-    @functools.cached_property
-    def _by_row(self) -> tuple[np.ndarray, np.ndarray]:
-        order = np.argsort(self.packing.row, kind="stable")
-        return order, self.packing.row[order]
+        return -(-self.rows.packing.num_rows // self.batch_rows)
 
     @functools.cached_property
     def _max_queries(self) -> int:
-        edges = np.arange(len(self) + 1) * self.batch_rows
-        return int(np.diff(np.searchsorted(self._by_row[1], edges)).max())
+        return self.rows.most_sequences(self.batch_rows)
 
     def batch(self, index: int) -> tuple[Batch, Queries, Int[np.ndarray, " B"]]:
         """Batch `index`: its rows, its queries, and the users that ask (as many as queries that are not padding)."""
-        order, sorted_rows = self._by_row
-        first_row = index * self.batch_rows
-        low, high = np.searchsorted(sorted_rows, (first_row, first_row + self.batch_rows))
-        chosen = order[low:high]
+        chosen, row, column = self.rows.between(index * self.batch_rows, (index + 1) * self.batch_rows)
         spans = self.spans.take(chosen)
-        row, column = self.packing.row[chosen] - first_row, self.packing.column[chosen]
-        batch = fill_rows(self.dataset, spans, row, column, num_rows=self.batch_rows, row_length=self.row_length)
-        token = row * self.row_length + column + spans.length - 1
+        batch = self.make(spans, row=row, column=column, num_rows=self.batch_rows)
+        token = row * self.row_length + column + self.lengths[chosen] - 1  # the last event's
         target = self.dataset.item[spans.begin + spans.length]
         queries = Queries(*(self._pad(values) for values in (token, target, self._seen(spans))))
         return batch, queries, spans.user
@@ -167,7 +225,7 @@ class EvaluationRows:
         missing = self._max_queries - len(values)
         return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)).astype(np.int32)
 
-    def _seen(self, spans: sequences.Spans) -> Int[np.ndarray, "B S"]:
+    def _seen(self, spans: Spans) -> Int[np.ndarray, "B S"]:
         """Item ids before each target, 0-padded to a power of two so that few shapes are compiled."""
         end = spans.begin + spans.length
         start = {"history": spans.first, "visible": spans.begin, "none": end}[self.exclude]
@@ -185,18 +243,25 @@ def evaluation_rows(
     dataset: Dataset,
     config: DataConfig,
     split: sequences.Split,
+    stream: tokens.Stream = tokens.ITEMS,
     *,
     batch_users: int,
     exclude: str,
     sample: int = 0,
     row_multiple: int = 1,
 ) -> EvaluationRows:
-    """Plans the evaluation of `split`, on a fixed random sample of `sample` users, or on all of them with 0."""
+    """Plans the evaluation of `split`, on a fixed random sample of `sample` users, or on all of them with 0.
+
+    Users whose held-out event is no label (its action is not positive) are left out.
+    """
     spans = sequences.spans(dataset.offsets, split, max_length=config.max_length)
+    if stream.positive_bit >= 0:
+        assert dataset.action is not None
+        spans = spans.take(np.flatnonzero(dataset.action[spans.last_event + 1] >> stream.positive_bit & 1))
     if 0 < sample < len(spans):
         spans = spans.take(np.sort(np.random.default_rng(0).choice(len(spans), sample, replace=False)))
-    packed = packing.pack(spans.length, config.row_length)
-    batches = max(1, round(len(spans) / batch_users))
-    batch_rows = -(-packed.num_rows // batches)
-    batch_rows = -(-batch_rows // row_multiple) * row_multiple
-    return EvaluationRows(dataset, spans, packed, config.row_length, batch_rows, exclude)
+    lengths = tokens.token_counts(dataset, spans, stream=stream)
+    rows = packing.RowIndex(packing.pack(lengths, config.row_length))
+    batch_rows = packing.rows_per_batch(rows.packing, len(spans), batch_users, row_multiple)
+    make = tokens.filler(dataset, row_length=config.row_length, stream=stream)
+    return EvaluationRows(dataset, spans, make, lengths, rows, config.row_length, batch_rows, exclude)

@@ -99,17 +99,15 @@ class Dlrm(nnx.Module):
 
     def _input(self, impressions: Impressions) -> Float[Array, "B W"]:
         dtype = jnp.dtype(self.config.compute_dtype)
-        candidate = self.embeddings.content(impressions.item, side=impressions.side).astype(dtype)
+        items = self.embeddings.items(impressions.item_side)
+        candidate = items[impressions.item].astype(dtype)
         user = jnp.zeros_like(candidate)
         if impressions.feature is not None:
-            nothing = jnp.zeros_like(impressions.feature)
-            user = self.embeddings.content(nothing, feature=impressions.feature).sum(1).astype(dtype)
+            user = self.embeddings.of_values(impressions.feature).sum(1).astype(dtype)
         real = impressions.history_item != 0
-        event = self.embeddings.content(
-            impressions.history_item,
-            side=impressions.history_side,
-            action=impressions.history_action if self.num_actions else None,
-        )
+        event = items[impressions.history_item]
+        if self.num_actions:
+            event += self.embeddings.of_actions(impressions.history_action)
         event = jnp.where(real[..., None], event + self.age_table[time_bucket(impressions.history_age)], 0)
         event = event.astype(dtype)
         weights = jnp.where(real, self.activation(event, candidate), 0)

@@ -56,17 +56,35 @@ class ContentEmbeddings(nnx.Module):
         if feature is not None or action is not None:
             x = jnp.where(item[..., None] != 0, x, 0)
         if side is not None:
-            x += self._of_values(side).sum(-2)
+            x += self.of_values(side).sum(-2)
         if feature is not None:
-            x += self._of_values(feature)
+            x += self.of_values(feature)
         if action is not None:
-            if self.action_table is None:
-                raise ValueError("the batch tells actions, but the model was made with num_actions=0")
-            bits = action[..., None] >> jnp.arange(len(self.action_table)) & 1
-            x += bits.astype(x.dtype) @ self.action_table[...]
+            x += self.of_actions(action)
         return x
 
-    def _of_values(self, value: Int[Array, "*T"]) -> Float[Array, "*T D"]:
+    def of_actions(self, action: Int[Array, "*T"]) -> Float[Array, "*T D"]:
+        """Sum of the vectors of the bits of `Batch.action`.
+
+        Raises:
+          ValueError: a model that was made without actions.
+        """
+        if self.action_table is None:
+            raise ValueError("the batch tells actions, but the model was made with num_actions=0")
+        bits = action[..., None] >> jnp.arange(len(self.action_table)) & 1
+        return bits.astype(self.action_table.dtype) @ self.action_table[...]
+
+    def items(self, side: Int[Array, "rows F"] | None) -> Float[Array, "rows D"]:
+        """Vectors of the whole catalogue, row = item id; `side`: feature values of each item, None = none."""
+        x = self.item_table * math.sqrt(self.item_table.shape[1])
+        return x if side is None else x + self.of_values(side).sum(-2)
+
+    def of_values(self, value: Int[Array, "*T"]) -> Float[Array, "*T D"]:
+        """Vectors of feature values; 0 gives zeros.
+
+        Raises:
+          ValueError: a model that was made without features.
+        """
         if self.feature_table is None:
             raise ValueError("the batch holds feature values, but the model was made with num_feature_values=0")
         return jnp.where(value[..., None] != 0, self.feature_table[value], 0)

@@ -1,8 +1,9 @@
-"""Checkpoints in a workdir: the newest two and the best by validation NDCG@10, restored against an abstract target."""
+"""Checkpoints in a workdir: the newest two and the best by validation, restored against an abstract target."""
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,8 +15,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from gr_jax.config import ConfigError
 
-BEST_METRIC = "ndcg@10"
-
 # Orbax warns at every save without a metric; here only validated steps have one, on purpose.
 logging.getLogger("absl").addFilter(lambda record: "`tracked_metric`" not in str(record.msg))
 
@@ -25,7 +24,7 @@ class Progress:
     """What a run must remember besides its TrainState, for early stopping and the final report."""
 
     best_step: int = 0  # step of the best validation so far; 0 = none yet
-    best_value: float = -1.0  # its NDCG@10
+    best_value: float = -math.inf  # its score, such as NDCG@10
     stale: int = 0  # validations since then
     wall_seconds: float = 0.0  # of training, validation included, over all sessions of the run
 
@@ -41,7 +40,7 @@ class Progress:
 
 
 def _value(metrics: dict[str, float]) -> float:
-    return metrics[BEST_METRIC]
+    return metrics["score"]
 
 
 class Checkpoints:
@@ -58,13 +57,13 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, step: int, state: Any, progress: Progress, metrics: dict[str, float] | None = None) -> None:
-        """Writes `state` and `progress` as `step`; `metrics` of a validation make it a candidate for the best."""
+    def save(self, step: int, state: Any, progress: Progress, score: float | None = None) -> None:
+        """Writes `state` and `progress` as `step`; the `score` of a validation makes it a candidate for the best."""
         if step in self._manager.all_steps():  # the same step again, now with its validation
             self._manager.delete(step)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(asdict(progress)))
-        best = None if metrics is None else {BEST_METRIC: metrics[BEST_METRIC]}
-        self._manager.save(step, args=args, metrics=best, force=True)
+        metrics = None if score is None else {"score": score}
+        self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def restore(self, target: Any, *, step: int | None = None) -> tuple[Any, Progress] | None:
         """The state and progress of `step`, or of the newest step that is not damaged; None when there is none.

@@ -11,23 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from gr_jax.config import Config
 from gr_jax.data.batch import Batch, Queries
-from gr_jax.data.dataset import Dataset
-from gr_jax.data.pipeline import EvaluationRows, evaluation_rows
-from gr_jax.data.sequences import Split
+from gr_jax.data.pipeline import EvaluationRows
 from gr_jax.training import metrics, sharding
-
-
-def rows_of(dataset: Dataset, config: Config, split: Split, *, row_multiple: int) -> EvaluationRows:
-    """The evaluation batches of `split` under `config.evaluate`; only validation may be on a sample of users."""
-    return evaluation_rows(
-        dataset,
-        config.data,
-        split,
-        batch_users=config.evaluate.batch_users,
-        exclude=config.evaluate.exclude,
-        sample=config.evaluate.valid_users if split == "valid" else 0,
-        row_multiple=row_multiple,
-    )
 
 
 def make_evaluator(

@@ -43,6 +43,13 @@ class MetricsLog:
             for name, value in values.items():
                 self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
+    def last(self, split: str) -> dict[str, float]:
+        """The newest values of `split`; empty before the first."""
+        lines = [json.loads(line) for line in self._path.read_text().splitlines()]
+        found = [line for line in lines if line["split"] == split]
+        names = ("step", "epoch", "split", "time")
+        return {name: value for name, value in found[-1].items() if name not in names} if found else {}
+
     def close(self) -> None:
         """Flushes TensorBoard."""
         if self._tensorboard is not None:

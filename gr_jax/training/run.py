@@ -14,9 +14,9 @@ from jaxtyping import PRNGKeyArray
 from gr_jax import config_files
 from gr_jax.config import Config, ConfigError
 from gr_jax.data.dataset import Dataset, prepare
-from gr_jax.data.sequences import Split
+from gr_jax.data.tokens import Stream, stream_of
 from gr_jax.models.recommender import functional
-from gr_jax.training import evaluation, sharding, state
+from gr_jax.training import sharding, state
 from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.optimizer import make_optimizer
 
@@ -40,11 +40,11 @@ class Run:
     config: Config
     workdir: Path
     dataset: Dataset
+    stream: Stream  # how histories become tokens
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef  # structure of the model
     init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
     optimizer: optax.GradientTransformation
-    evaluate_rows: Callable  # (params, EvaluationRows) -> metrics
 
     @property
     def row_multiple(self) -> int:
@@ -56,20 +56,22 @@ class Run:
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         return state.create(self.init_params, self.optimizer, key, mesh=self.mesh, rules=self.config.mesh.rules)
 
-    def evaluate(self, params: dict, split: Split) -> dict[str, float]:
-        """Metrics of `params` on `split`."""
-        rows = evaluation.rows_of(self.dataset, self.config, split, row_multiple=self.row_multiple)
-        return self.evaluate_rows(params, rows)
-
 
 def open_run(config: Config, workdir: Path) -> Run:
     """Prepares the data (or finds it prepared), makes the mesh and describes the model."""
     keep_freed_memory()
     dataset = prepare(config.data, progress=True)
+    stream = stream_of(config, dataset)
     mesh = sharding.make_mesh(config.mesh)
-    graphdef, init_params = functional(config.model, num_items=dataset.num_items, max_length=config.data.max_length)
-    evaluate = evaluation.make_evaluator(graphdef, config, num_items=dataset.num_items, mesh=mesh)
-    return Run(config, workdir, dataset, mesh, graphdef, init_params, make_optimizer(config.optimizer), evaluate)
+    graphdef, init_params = functional(
+        config.model,
+        num_items=dataset.num_items,
+        max_length=stream.max_tokens(config.data.max_length),
+        num_actions=len(dataset.meta["actions"]) if stream.with_actions else 0,
+        num_feature_values=dataset.num_feature_values,
+        num_tasks=len(stream.tasks),
+    )
+    return Run(config, workdir, dataset, stream, mesh, graphdef, init_params, make_optimizer(config.optimizer))
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:

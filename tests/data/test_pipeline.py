@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -76,7 +77,7 @@ def test_an_epoch_holds_every_training_token_once(counts, batch_users):
     dataset = make_log(counts)
     rows = pipeline.train_rows(dataset, CONFIG, batch_users=batch_users)
     seen = {}
-    for index in range(rows.steps_per_epoch, 2 * rows.steps_per_epoch):
+    for index in range(rows.steps(0), 2 * rows.steps(0)):
         seen |= unpack(rows.batch(index), dataset)
     assert seen == expected_tokens(dataset, "train")
 
@@ -117,7 +118,7 @@ def test_excluding_the_visible_leaves_older_items_in_the_ranking():
 def test_batches_depend_on_seed_and_epoch_only():
     dataset = make_log([10] * 40)
     one, same, other = (pipeline.train_rows(dataset, CONFIG, batch_users=8, seed=seed) for seed in (1, 1, 2))
-    first, later = one.batch(3), one.batch(3 + one.steps_per_epoch)
+    first, later = one.batch(3), one.batch(3 + one.steps(0))
     np.testing.assert_array_equal(first.item, same.batch(3).item)
     assert not np.array_equal(first.item, other.batch(3).item)
     assert not np.array_equal(first.item, later.item)
@@ -165,3 +166,38 @@ def test_a_batch_is_a_pytree_of_its_fields():
     assert len(jax.tree.leaves(batch)) == 6
     with pytest.raises(AttributeError):
         batch.item = None  # pyright: ignore
+
+
+@pytest.mark.parametrize("selection", ["greedy", "random", "weighted"])
+def test_stochastic_length_packs_each_epoch_anew_and_computes_only_what_it_keeps(selection):
+    dataset = make_log([40] * 60 + [6] * 20)
+    settings = {"stochastic_length_alpha": 1.5, "stochastic_length_selection": selection}
+    config = DataConfig(max_length=32, row_length=32, **settings)
+    rows = pipeline.train_rows(dataset, config, batch_users=8, seed=3)
+    whole = pipeline.train_rows(dataset, dataclasses.replace(config, stochastic_length_alpha=2.0), batch_users=8)
+    kept = []
+    for epoch in range(3):
+        steps = range(rows.first_step(epoch), rows.first_step(epoch + 1))
+        assert [rows.locate(step) for step in steps] == [(epoch, k) for k in range(len(steps))]
+        batches = [rows.batch(step) for step in steps]
+        tokens = sum(int((batch.segment > 0).sum()) for batch in batches)
+        assert tokens == rows.epoch(epoch).spans.length.sum()
+        kept.append(tokens)
+        for batch in batches:
+            # Items count up in the log: a label is above its item, and is the item kept after it where there is one.
+            inside = (batch.segment[:, 1:] == batch.segment[:, :-1]) & (batch.segment[:, 1:] > 0)
+            assert (batch.label[:, :-1][inside] == batch.item[:, 1:][inside]).all()
+            assert (batch.label[batch.segment > 0] > batch.item[batch.segment > 0]).all()
+    assert len(set(kept)) > 1
+    everything = whole.spans.length.sum()
+    assert max(kept) < 0.75 * everything
+    assert rows.steps(0) * rows.batch_rows < 0.8 * whole.steps(0) * whole.batch_rows
+
+
+def test_the_batches_of_a_run_with_stochastic_length_do_not_depend_on_where_it_resumes():
+    dataset = make_log([40] * 30)
+    config = DataConfig(max_length=32, row_length=32, stochastic_length_alpha=1.6)
+    run, resumed = (pipeline.train_rows(dataset, config, batch_users=8, seed=1) for _ in range(2))
+    straight = [run.batch(step) for step in range(run.first_step(2) + 1)]
+    np.testing.assert_array_equal(resumed.batch(run.first_step(2)).item, straight[-1].item)
+    assert resumed.locate(0) == (0, 0)

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gr_jax.config import ConfigError
+from gr_jax.config import ConfigError, RankingConfig
 from gr_jax.data import sequences
 
 
@@ -47,3 +49,48 @@ def test_short_users_are_left_out_of_the_splits_they_have_no_target_for():
 def test_a_log_of_short_users_only_is_an_error():
     with pytest.raises(ConfigError, match="no user has the 4 events that the train split needs"):
         sequences.spans(np.array([0, 2, 5]), "train", max_length=10)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    labelled=st.floats(0, 1),
+    max_length=st.integers(1, 12),
+)
+def test_every_event_of_a_stretch_is_a_label_once_and_sees_half_the_maximum_length(counts, labelled, max_length):
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    low = offsets[:-1] + (np.diff(offsets) * labelled).astype(int)
+    spans = sequences.label_spans(offsets, low, offsets[1:], max_length=max_length)
+    assert (spans.length >= 1).all() and (spans.length <= max_length).all()
+    seen = []
+    for user, first, begin, length, label in zip(
+        spans.user, spans.first, spans.begin, spans.length, spans.label_from, strict=True
+    ):
+        assert first == offsets[user] <= begin <= label < begin + length <= offsets[user + 1]
+        assert begin == first or label - begin >= max_length // 2
+        seen += range(label, begin + length)
+    expected = np.concatenate([np.arange(a, b) for a, b in zip(low, offsets[1:], strict=True)])
+    np.testing.assert_array_equal(np.sort(seen), expected)
+
+
+def test_time_bounds_cut_the_log_at_shares_of_its_events():
+    times = np.arange(100) * 10
+    bounds = sequences.time_bounds(times, RankingConfig(valid_from=0.5, test_from=0.9))
+    assert bounds == {"train": (0, 500), "valid": (500, 900), "test": (900, 991)}
+
+
+@pytest.mark.parametrize(
+    ("times", "named"),
+    [(np.zeros(10, int), "valid_from=0.5"), (np.array([0, 1, 1, 1, 1, 1]), "valid_from=0.1")],
+)
+def test_a_time_split_that_leaves_a_side_empty_is_told(times, named):
+    config = RankingConfig(valid_from=float(named.partition("=")[2]), test_from=0.9)
+    with pytest.raises(ConfigError, match=f"ranking.{named} leaves no event to train"):
+        sequences.time_bounds(times, config)
+
+
+def test_label_ranges_follow_the_times():
+    offsets, times = np.array([0, 3, 5]), np.array([1, 5, 9, 4, 6])
+    first, last = sequences.labels_between(offsets, times, 5, 9)
+    np.testing.assert_array_equal(first, [1, 4])
+    np.testing.assert_array_equal(last, [2, 5])

@@ -10,6 +10,7 @@ from flax import nnx
 from gr_jax.config import ModelConfig
 from gr_jax.data.batch import Impressions
 from gr_jax.models.dlrm import Dlrm
+from gr_jax.models.embeddings import table_rows
 from gr_jax.models.recommender import functional
 from tests.models.ranking_batch import ACTIONS, ITEMS, SIDES, TASKS, VALUES
 
@@ -40,10 +41,8 @@ def impressions(lengths=(0, 1, 4, 7), columns=N, seed=0) -> Impressions:
     rng = np.random.default_rng(seed)
     fields = dict(
         item=rng.integers(1, ITEMS + 1, B),
-        side=rng.integers(0, VALUES + 1, (B, SIDES)),
         feature=rng.integers(0, VALUES + 1, (B, 3)),
         history_item=rng.integers(1, ITEMS + 1, (B, N)),
-        history_side=rng.integers(0, VALUES + 1, (B, N, SIDES)),
         history_action=1 + 2 * rng.integers(0, 2**ACTIONS, (B, N)),
         history_age=rng.integers(0, 10**7, (B, N)),
     )
@@ -52,6 +51,7 @@ def impressions(lengths=(0, 1, 4, 7), columns=N, seed=0) -> Impressions:
             array[np.arange(N) >= np.array(lengths)[:, None]] = 0
             fields[name] = np.pad(array, [(0, 0), (0, columns - N)] + [(0, 0)] * (array.ndim - 2))
     nothing = np.zeros((B, TASKS), np.float32)
+    fields["item_side"] = np.random.default_rng(9).integers(0, VALUES + 1, (table_rows(ITEMS), SIDES))
     return Impressions(
         **{name: jnp.asarray(a, jnp.int32) for name, a in fields.items()}, outcome=nothing, outcome_weight=nothing
     )
@@ -76,7 +76,6 @@ def test_padding_of_the_history_and_its_content_do_not_matter():
     np.testing.assert_allclose(rank(graphdef, params, impressions(columns=N + 5)), expected, atol=1e-5)
     real = batch.history_item != 0
     noise = {
-        "history_side": jnp.where(real[..., None], batch.history_side, 3),
         "history_action": jnp.where(real, batch.history_action, 7),
         "history_age": jnp.where(real, batch.history_age, 12345),
     }
@@ -86,7 +85,7 @@ def test_padding_of_the_history_and_its_content_do_not_matter():
 def test_impressions_do_not_see_one_another_nor_outcomes():
     graphdef, params = make()
     batch, other = impressions(), impressions(seed=1)
-    mixed = jax.tree.map(lambda a, b: jnp.concatenate([a[:2], b[2:]]), batch, other)
+    mixed = jax.tree.map(lambda a, b: a if a is batch.item_side else jnp.concatenate([a[:2], b[2:]]), batch, other)
     ones = jnp.ones((B, TASKS))
     mixed = dataclasses.replace(mixed, outcome=ones, outcome_weight=ones)
     np.testing.assert_array_equal(rank(graphdef, params, mixed)[:2], rank(graphdef, params, batch)[:2])
@@ -94,7 +93,7 @@ def test_impressions_do_not_see_one_another_nor_outcomes():
 
 @pytest.mark.parametrize(
     "field",
-    ["item", "side", "feature", "history_item", "history_side", "history_action", "history_age"],
+    ["item", "feature", "history_item", "history_action", "history_age"],
 )
 def test_every_input_matters(field):
     graphdef, params = make()
@@ -103,6 +102,13 @@ def test_every_input_matters(field):
     changed = dataclasses.replace(batch, **{field: getattr(batch, field).at[3].add(step)})
     difference = np.abs(rank(graphdef, params, changed) - rank(graphdef, params, batch))
     assert difference[3].max() > 1e-3 and not difference[:3].any()
+
+
+def test_features_of_items_matter():
+    graphdef, params = make()
+    batch = impressions()
+    changed = dataclasses.replace(batch, item_side=jnp.roll(batch.item_side, 1, axis=0))
+    assert np.abs(rank(graphdef, params, changed) - rank(graphdef, params, batch)).max() > 1e-3
 
 
 def test_intensity_matters_the_same_event_twice_is_not_the_event_once():
@@ -140,5 +146,5 @@ def test_dropout_needs_a_key_and_bfloat16_gives_float32_logits_nearby():
 def test_a_log_without_features_and_actions_will_do():
     config = ModelConfig(kind="dlrm", width=8, hidden_widths=(12,), cross_layers=0)
     model = Dlrm(config, num_items=ITEMS, max_length=N, num_tasks=1, rngs=nnx.Rngs(0))
-    plain = dataclasses.replace(impressions(), side=None, feature=None, history_side=None)
+    plain = dataclasses.replace(impressions(), item_side=None, feature=None)
     assert np.isfinite(jax.jit(lambda x: model.rank(x))(plain)).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gr_jax.config import ConfigError
-from gr_jax.training.checkpoint import BEST_METRIC, Checkpoints, Progress
+from gr_jax.training.checkpoint import Checkpoints, Progress
 
 
 def a_state(value: float) -> dict:
@@ -31,7 +31,7 @@ def test_an_empty_folder_has_nothing_to_restore(checkpoints):
 
 def test_state_and_progress_come_back(checkpoints):
     progress = Progress(best_step=3, best_value=0.25, stale=2, wall_seconds=7.5)
-    checkpoints.save(3, a_state(3), progress, {BEST_METRIC: 0.25})
+    checkpoints.save(3, a_state(3), progress, 0.25)
     state, restored = checkpoints.restore(a_state(0))
     np.testing.assert_array_equal(state["w"], a_state(3)["w"])
     assert restored == progress
@@ -39,7 +39,7 @@ def test_state_and_progress_come_back(checkpoints):
 
 def test_the_newest_two_and_the_best_are_kept(checkpoints):
     for step, metric in ((1, 0.1), (2, 0.9), (3, 0.3), (4, None), (5, 0.4), (6, None)):
-        checkpoints.save(step, a_state(step), Progress(), None if metric is None else {BEST_METRIC: metric})
+        checkpoints.save(step, a_state(step), Progress(), metric)
     assert sorted(int(p.name) for p in Path(checkpoints.folder).iterdir() if p.name.isdigit()) == [2, 5, 6]
     assert values(checkpoints.restore(a_state(0), step=2)) == 2
 
@@ -48,7 +48,7 @@ def test_the_best_survives_later_sessions(tmp_path):
     for first in (1, 4, 7):
         opened = Checkpoints(tmp_path / "checkpoints")
         for step in range(first, first + 3):
-            metric = {BEST_METRIC: 0.9 if step == 1 else 0.1}
+            metric = 0.9 if step == 1 else 0.1
             opened.save(step, a_state(step), Progress(), metric if step != 5 else None)
         opened.close()
     reopened = Checkpoints(tmp_path / "checkpoints")
@@ -79,7 +79,7 @@ def test_only_damaged_steps_are_an_error_that_names_the_remedy(checkpoints):
 
 def test_saving_a_step_again_adds_its_validation(checkpoints):
     checkpoints.save(1, a_state(1), Progress())
-    checkpoints.save(1, a_state(1), Progress(best_step=1, best_value=0.5), {BEST_METRIC: 0.5})
+    checkpoints.save(1, a_state(1), Progress(best_step=1, best_value=0.5), 0.5)
     restored = checkpoints.restore(a_state(0))
     assert restored is not None and restored[1].best_value == 0.5
 

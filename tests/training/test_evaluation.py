@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from gr_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig
+from gr_jax.data import pipeline
 from gr_jax.data.batch import Batch
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.recommender import functional
@@ -68,7 +69,14 @@ def test_packed_evaluation_equals_a_ranking_user_by_user(exclude, split, held_ou
     params = init(jax.random.key(0))
     mesh = sharding.make_mesh(config.mesh)
     evaluate = evaluation.make_evaluator(graphdef, config, num_items=ITEMS, mesh=mesh)
-    rows = evaluation.rows_of(dataset, config, split, row_multiple=2)
+    rows = pipeline.evaluation_rows(
+        dataset,
+        config.data,
+        split,
+        batch_users=config.evaluate.batch_users,
+        exclude=config.evaluate.exclude,
+        row_multiple=2,
+    )
     assert len(rows) > 2
     placed = jax.device_put(params, sharding.replicated(mesh))
     ours = evaluate(placed, rows)

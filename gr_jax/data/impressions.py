@@ -1,0 +1,168 @@
+"""Batches of single events, each with the history before it: how a model without sequence labels trains."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from gr_jax.config import Config
+from gr_jax.data import tokens
+from gr_jax.data.batch import Impressions
+from gr_jax.data.dataset import Dataset
+from gr_jax.data.ranking_rows import Labels
+
+
+def fill_impressions(
+    dataset: Dataset,
+    event: Int[np.ndarray, " T"],
+    *,
+    size: int,
+    max_length: int,
+    stream: tokens.Stream,
+    item_side: Any,
+) -> Impressions:
+    """The events `event` and the at most `max_length` events before each, padded to `size` impressions.
+
+    `item_side` is handed on.
+    """
+    user = np.searchsorted(dataset.offsets, event, side="right") - 1
+    index = event[:, None] - max_length + np.arange(max_length)
+    seen = index >= dataset.offsets[user][:, None]
+    past = np.where(seen, index, 0)
+    age = dataset.timestamp[event][:, None] - dataset.timestamp[past]
+    item, history_item = dataset.item[event], np.where(seen, dataset.item[past], 0)
+    outcome, known = tokens.outcomes(dataset, event, stream.tasks)
+
+    def padded(values: np.ndarray | None) -> Any:
+        if values is None:
+            return None
+        dtype = np.float32 if values.dtype.kind == "f" else np.int32
+        return np.pad(values, [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1)).astype(dtype)
+
+    return Impressions(
+        item=padded(item),
+        feature=padded(_user_values(dataset, user, dataset.timestamp[event], stream)),
+        history_item=padded(history_item),
+        history_action=padded(np.where(seen, tokens.action_code(dataset, past), 0)),
+        history_age=padded(np.where(seen, np.clip(age, 0, tokens.LATEST), 0)),
+        outcome=padded(outcome * known),
+        outcome_weight=padded(known),
+        item_side=item_side,
+    )
+
+
+def item_side_rows(dataset: Dataset, rows: int) -> Int[np.ndarray, "rows F"] | None:
+    """Feature values of every item, padded to `rows` rows; None where items have none."""
+    side = dataset.item_features
+    return None if side is None else np.pad(side, [(0, rows - len(side)), (0, 0)])
+
+
+def _user_values(dataset: Dataset, user: np.ndarray, time: np.ndarray, stream: tokens.Stream) -> np.ndarray | None:
+    """[T, C + series]: the user's attributes, then the entries of slow series known at the time, latest last."""
+    parts = []
+    if dataset.user_features is not None:
+        parts.append(dataset.user_features[user])
+    if stream.max_series:
+        values, times = dataset.series_value, dataset.series_time
+        assert values is not None and times is not None and dataset.series_offsets is not None
+        low, high = dataset.series_offsets[user], dataset.series_offsets[user + 1]
+        index = high[:, None] - stream.max_series + np.arange(stream.max_series)
+        # Entries after the event are dropped, not replaced by older ones: at most a few are.
+        known = (index >= low[:, None]) & (times[np.clip(index, 0, len(times) - 1)] <= time[:, None])
+        parts.append(np.where(known, values[np.clip(index, 0, len(values) - 1)], 0))
+    return np.concatenate(parts, axis=1) if parts else None
+
+
+@dataclass(frozen=True, eq=False)
+class ImpressionRows:
+    """Training batches of single events: shuffled epochs of them, or one pass over consecutive windows of time."""
+
+    dataset: Dataset
+    stream: tokens.Stream
+    windows: tuple[Int[np.ndarray, " T"], ...]  # events of each epoch in turn; one = the same events every epoch
+    batch_size: int  # B
+    max_length: int  # N
+    shuffled: bool
+    seed: int
+    item_side: Int[np.ndarray, "rows F"] | None = None
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  two epochs: prefetch reaches into the next one
+    def _events(self, epoch: int) -> Int[np.ndarray, " T"]:
+        events = self.windows[epoch % len(self.windows)]
+        return np.random.default_rng((self.seed, epoch)).permutation(events) if self.shuffled else events
+
+    def first_step(self, epoch: int) -> int:
+        """Number of the first batch of an epoch."""
+        steps = [-(-len(window) // self.batch_size) for window in self.windows]
+        rounds, rest = divmod(epoch, len(steps))
+        return rounds * sum(steps) + sum(steps[:rest])
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Epoch of batch `step`, and its number in the epoch."""
+        epoch = step // self.first_step(len(self.windows)) * len(self.windows)
+        while self.first_step(epoch + 1) <= step:
+            epoch += 1
+        return epoch, step - self.first_step(epoch)
+
+    def batch(self, index: int, *, process: int = 0, processes: int = 1) -> Impressions:
+        """Batch `index` of the run: this process's share of its events, [B / processes]."""
+        epoch, k = self.locate(index)
+        share = self.batch_size // processes
+        first = k * self.batch_size + process * share
+        side = self.item_side
+        if side is not None:  # this process's rows of it
+            side = np.split(side, processes)[process]
+        return fill_impressions(
+            self.dataset,
+            self._events(epoch)[first : first + share],
+            size=share,
+            max_length=self.max_length,
+            stream=self.stream,
+            item_side=side,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LabelImpressions:
+    """The batches of an evaluation: every event of `events` is judged once, from its past alone."""
+
+    dataset: Dataset
+    stream: tokens.Stream
+    events: Int[np.ndarray, " T"]
+    batch_size: int  # B
+    max_length: int  # N
+    item_side: Int[np.ndarray, "rows F"] | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.events) // self.batch_size)
+
+    def batch(self, index: int) -> tuple[Impressions, Labels]:
+        """Batch `index`: its impressions, and the events judged in it."""
+        event = self.events[index * self.batch_size : (index + 1) * self.batch_size]
+        user = np.searchsorted(self.dataset.offsets, event, side="right") - 1
+        outcome, known = tokens.outcomes(self.dataset, event, self.stream.tasks)
+        labels = Labels(np.arange(len(event)), user, event - self.dataset.offsets[user], outcome, known)
+        batch = fill_impressions(
+            self.dataset,
+            event,
+            size=self.batch_size,
+            max_length=self.max_length,
+            stream=self.stream,
+            item_side=self.item_side,
+        )
+        return batch, labels
+
+
+def events_between(dataset: Dataset, low: int, high: int) -> Int[np.ndarray, " T"]:
+    """Flat indices of the events with low <= time < high, in the order of time."""
+    inside = np.flatnonzero((dataset.timestamp >= low) & (dataset.timestamp < high))
+    return inside[np.argsort(dataset.timestamp[inside], kind="stable")]
+
+
+def impression_size(config: Config, multiple: int) -> int:
+    """B: `train.batch_users` events, rounded up to a multiple of the devices."""
+    return -(-config.train.batch_users // multiple) * multiple

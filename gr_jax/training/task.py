@@ -1,0 +1,35 @@
+"""What a run is about, as the training loop sees it: its batches, its step, and how its parameters are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gr_jax.data.pipeline import TrainPlan
+from gr_jax.data.sequences import Split
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a training run, and what an average one costs."""
+
+    plan: TrainPlan
+    epochs: int  # passes, or windows of a stream
+    users_per_step: float  # sequences or impressions in a batch
+    tokens_per_step: float  # real tokens in it
+    flops_per_step: float  # of the model's mathematics, forward and backward
+    about: tuple[str, ...]  # lines for the console
+
+
+@dataclass(frozen=True)
+class Task:
+    """Retrieval or ranking."""
+
+    batches: Callable[[], Batches]
+    train_step: Callable[[], Callable]  # makes (state, batch, key) -> (state, {"loss": ..})
+    evaluate: Callable[[dict, Split], dict[str, float]]  # (params, split) -> metrics
+    validate: Callable[[dict, int], dict[str, float] | None]  # (params, epochs done) -> metrics, None = nothing left
+    score: Callable[[dict[str, float] | None, int], float]  # of a validation, epochs done; the highest is the best
+    baseline: Callable[[], tuple[str, dict[str, float]]]  # a name and its metrics on the test split, to compare with
+    shown: tuple[str, ...]  # metrics of the final table
+    headline: tuple[str, ...]  # metrics of a console line

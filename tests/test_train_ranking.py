@@ -1,0 +1,140 @@
+"""Ranking runs from raw log to result: by the sequence model and by impressions, in epochs and as a stream."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gr_jax import evaluate, train
+from gr_jax.config import ConfigError
+from tests.test_train import assert_same_state, final_state, lines_of, run_train
+
+CONFIG = """
+from gr_jax.config import *
+
+def get_config(variant="hstu"):
+    kind, _, mode = variant.partition("-")
+    return Config(
+        data=DataConfig(
+            source="csv", path={path!r}, prepared={prepared!r}, rating_column="stars", max_length=12, row_length=48,
+            actions=("seen=1", "liked=stars>=4", "odd=is_odd"), user_file="users.csv", user_features=("country",),
+            item_file="items.csv", item_features=("genres",), series=("device=device.csv",), max_series=3,
+        ),
+        model=ModelConfig(kind=kind, width=16, num_blocks=1, qk_width=8, v_width=8, head_width=16,
+                          hidden_widths=(16,), cross_layers=1),
+        ranking=RankingConfig(tasks=("liked", "rating"), weights=(1.0, 0.5), valid_from=0.7, test_from=0.85),
+        train=TrainConfig(mode=mode or "epochs", windows=4, epochs=2, batch_users=24, log_every=2, patience=0),
+        optimizer=OptimizerConfig(learning_rate=5e-3),
+        mesh=MeshConfig(data=1),
+    )
+"""
+VARIANTS = ("hstu", "dlrm", "hstu-streaming", "dlrm-streaming")
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory) -> Path:
+    """48 users of two tastes rate 20 items; even items please one taste, odd ones the other."""
+    folder = tmp_path_factory.mktemp("ratings")
+    rng = np.random.default_rng(0)
+    log, users, devices = ["user_id,item_id,timestamp,stars,is_odd"], ["user_id,country"], ["user_id,timestamp,device"]
+    for user in range(48):
+        taste, time = user % 2, 10**9 + int(rng.integers(10**6))
+        users.append(f"u{user},{'BE' if user % 3 else 'FR'}")
+        devices += [f"u{user},{time - 5},phone", f"u{user},{time + 40_000},tv"]
+        for _ in range(int(rng.integers(10, 30))):
+            item = int(rng.integers(20))
+            likes = (item % 2 == taste) != (rng.random() < 0.1)
+            log.append(f"u{user},i{item},{time},{rng.integers(4, 6) if likes else rng.integers(1, 4)},{item % 2}")
+            time += int(rng.integers(1, 10_000))
+    items = ["item_id,genres"] + [f"i{item},{'even' if item % 2 == 0 else 'odd|strange'}" for item in range(20)]
+    for name, lines in (("log", log), ("users", users), ("items", items), ("device", devices)):
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    config = folder / "tiny.py"
+    config.write_text(CONFIG.format(path=str(folder / "log.csv"), prepared=str(folder / "prepared")))
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(config_file, tmp_path_factory) -> dict[str, Path]:
+    """The workdir of an uninterrupted run of each variant."""
+    folder, workdirs = tmp_path_factory.mktemp("runs"), {}
+    for variant in VARIANTS:
+        workdirs[variant] = folder / variant
+        assert run_train(Path(f"{config_file}:{variant}"), workdirs[variant]) == 0
+    return workdirs
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_ranking_run_leaves_metrics_of_each_task(finished, variant):
+    result = json.loads((finished[variant] / "result.json").read_text())
+    for split in ("valid", "test"):
+        assert {"ne", "ne/liked", "auc/liked", "log_loss/liked", "calibration/liked", "mse/rating"} <= result[
+            split
+        ].keys()
+        assert all(np.isfinite(value) for value in result[split].values())
+    train_line = lines_of(finished[variant], "train")[-1]
+    assert {"loss", "step_ms", "users_per_second"} <= train_line.keys()
+
+
+def test_a_stream_tests_each_window_before_it_trains_on_it(finished):
+    for variant in ("hstu-streaming", "dlrm-streaming"):
+        lines = lines_of(finished[variant], "valid")
+        assert [line["epoch"] for line in lines] == [1, 2, 3]  # windows trained on; the last has none after it
+        result = json.loads((finished[variant] / "result.json").read_text())
+        assert result["valid"]["ne/liked"] == lines[-1]["ne/liked"]
+        last = max(int(p.name) for p in (finished[variant] / "checkpoints").iterdir() if p.name.isdigit())
+        assert result["best_step"] == last  # the newest parameters, not those that did best on some window
+
+
+@pytest.mark.parametrize("variant", ["hstu", "hstu-streaming"])
+def test_a_stopped_run_resumes_to_the_same_bits(finished, config_file, tmp_path, variant):
+    for steps in ("--config.train.steps=2", "--config.train.steps=0"):
+        assert run_train(Path(f"{config_file}:{variant}"), tmp_path, steps) == 0
+    assert_same_state(finished[variant], tmp_path)
+
+
+def test_evaluate_repeats_the_metrics_of_the_run(finished, capsys):
+    result = json.loads((finished["hstu"] / "result.json").read_text())
+    assert evaluate.evaluate(finished["hstu"], "test") == pytest.approx(result["test"], abs=1e-6)
+    with pytest.raises(ConfigError, match="a stream has no validation split"):
+        evaluate.evaluate(finished["hstu-streaming"], "valid")
+
+
+def test_stochastic_length_trains_on_fewer_tokens_and_judges_on_all(config_file, finished, tmp_path):
+    override = "--config.data.stochastic_length_alpha=1.5"
+    assert run_train(Path(f"{config_file}:hstu"), tmp_path, override, "--config.train.epochs=1") == 0
+    cut, whole = (json.loads((d / "result.json").read_text()) for d in (tmp_path, finished["hstu"]))
+    assert cut["test"]["labels/liked"] == whole["test"]["labels/liked"]
+    assert final_state(tmp_path).keys() == final_state(finished["hstu"]).keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["--config.ranking.tasks=('likde','rating')"], "config.ranking.tasks='likde'.*did you mean 'liked'"),
+        (["--config.ranking.valid_from=1e-9"], "ranking.valid_from=1e-09 leaves no event to train"),
+        (["--config.data.row_length=20"], "config.data.row_length=20: a sequence can have 28 tokens"),
+        (["--config.train.windows=100000", "--config.train.mode=streaming"], "config.train.windows=100000"),
+    ],
+)
+def test_a_ranking_run_that_cannot_be_is_told_in_one_line(config_file, tmp_path, overrides, told):
+    with pytest.raises(ConfigError, match=told):
+        train.main([f"--config={config_file}:hstu", f"--workdir={tmp_path / 'run'}", *overrides])
+
+
+def test_labels_of_one_class_have_no_normalised_entropy_and_no_nan(config_file, tmp_path):
+    only = ["--config.ranking.tasks=('seen',)", "--config.ranking.weights=()", "--config.train.epochs=1"]
+    assert run_train(Path(f"{config_file}:hstu"), tmp_path, *only) == 0
+    test = json.loads((tmp_path / "result.json").read_text())["test"]
+    assert "ne/seen" not in test and test["undefined/seen"] == 1
+    assert all(np.isfinite(value) for value in test.values())
+
+
+def test_retrieval_of_positive_events_reads_items_with_their_actions(config_file, tmp_path):
+    overrides = ["--config.ranking.tasks=()", "--config.ranking.weights=()", "--config.loss.positive=liked"]
+    overrides += ["--config.model.use_actions=true", "--config.train.epochs=1"]
+    assert run_train(Path(f"{config_file}:hstu"), tmp_path, *overrides) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert {"hr@10", "ndcg@10", "log_perplexity"} <= result["test"].keys()
+    assert any("action_table" in name for name in final_state(tmp_path))

@@ -1,0 +1,65 @@
+"""The ranking task on meshes: the same training and the same predictions on one device and on eight."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gr_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig, RankingConfig, TrainConfig
+from gr_jax.data import pipeline
+from gr_jax.data.tokens import stream_of
+from gr_jax.models.recommender import functional
+from gr_jax.training import ranking, sharding
+from gr_jax.training.optimizer import make_optimizer
+from gr_jax.training.run import Run
+from tests.data.ranking_log import random_dataset
+
+CONFIG = Config(
+    data=DataConfig(max_length=8, row_length=24, actions=("watched=1", "liked=1"), max_series=2),
+    model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8, head_width=8, hidden_widths=(16,), cross_layers=1),
+    ranking=RankingConfig(tasks=("liked", "rating")),
+    train=TrainConfig(batch_users=24),
+    evaluate=EvaluateConfig(batch_users=24),
+)
+
+
+def open_run(kind: str, devices: int, tmp_path) -> Run:
+    """A run on a log in memory."""
+    model = dataclasses.replace(CONFIG.model, kind=kind)
+    config = dataclasses.replace(CONFIG, model=model, mesh=MeshConfig(data=devices))
+    dataset = random_dataset(0, users=60, events=20)
+    stream = stream_of(config, dataset)
+    graphdef, init = functional(
+        config.model,
+        num_items=dataset.num_items,
+        max_length=stream.max_tokens(config.data.max_length),
+        num_actions=2,
+        num_feature_values=dataset.num_feature_values,
+        num_tasks=2,
+    )
+    mesh = sharding.make_mesh(config.mesh)
+    return Run(config, tmp_path, dataset, stream, mesh, graphdef, init, make_optimizer(config.optimizer))
+
+
+@pytest.mark.parametrize("kind", ["hstu", "dlrm"])
+def test_one_and_eight_devices_train_and_judge_alike(kind, tmp_path):
+    losses, results = [], []
+    for devices in (1, 8):
+        run = open_run(kind, devices, tmp_path)
+        task = ranking.task(run)
+        plan = ranking.task(open_run(kind, 8, tmp_path)).batches().plan  # for eight devices: the same on both
+        state, shardings = run.fresh_state()
+        out = shardings, sharding.replicated(run.mesh)
+        step = sharding.on_mesh(run.mesh, jax.jit(task.train_step(), donate_argnums=0, out_shardings=out))
+        values = []
+        for batch in pipeline.train_batches(plan, 0, 6):
+            batch = sharding.put(batch, sharding.batch_sharding(run.mesh))
+            state, metrics = step(state, batch, jax.random.key(1))
+            values.append(float(metrics["loss"]))
+        losses.append(values)
+        results.append(task.evaluate(state.params, "test"))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        np.testing.assert_allclose(results[1][name], value, rtol=1e-3, err_msg=name)
