@@ -72,7 +72,7 @@ def cells(codes: list[np.ndarray]) -> Int[np.ndarray, " E"]:
 def measure(config: SyntheticConfig, *, test_from: float = RankingConfig().test_from) -> dict[str, float]:
     """NE of every predictor, from the least informed to the best possible, and the click rate."""
     world = synthetic_actions.simulate(config)
-    label, time = world.events(world.action), world.events(world.timestamp)
+    label, time = world.events(world.click), world.events(world.timestamp)
     before = world.events(np.broadcast_to(np.arange(world.item.shape[1]), world.item.shape))
     recency = world.events(world.recency)
     met, both = (np.minimum(world.events(values), MOST) for values in (world.met, world.met + world.acts))
