@@ -123,10 +123,14 @@ def test_a_ranking_run_that_cannot_be_is_told_in_one_line(config_file, tmp_path,
         train.main([f"--config={config_file}:hstu", f"--workdir={tmp_path / 'run'}", *overrides])
 
 
-def test_labels_of_one_class_have_no_normalised_entropy_and_no_nan(config_file, tmp_path):
+def test_labels_of_one_class_have_no_normalised_entropy_and_no_nan_and_validation_may_be_left_out(
+    config_file, tmp_path
+):
     only = ["--config.ranking.tasks=('seen',)", "--config.ranking.weights=()", "--config.train.epochs=1"]
-    assert run_train(Path(f"{config_file}:hstu"), tmp_path, *only) == 0
-    test = json.loads((tmp_path / "result.json").read_text())["test"]
+    assert run_train(Path(f"{config_file}:hstu"), tmp_path, *only, "--config.ranking.valid_from=0.85") == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    test = result["test"]
+    assert result["valid"] == {} and not lines_of(tmp_path, "valid")
     assert "ne/seen" not in test and test["undefined/seen"] == 1
     assert all(np.isfinite(value) for value in test.values())
 
