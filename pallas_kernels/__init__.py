@@ -1,6 +1,6 @@
 """HSTU attention on packed rows: one op, several implementations, one reference. Usable without gr_jax.
 
-    from pallas_kernels import hstu_attention
+    from pallas_kernels import hstu_attention, hstu_cached_attention
 
 Dimension letters: R rows, L tokens in a row, H heads, A query and key width, V value width, P position-table entries.
 """
@@ -12,10 +12,11 @@ import functools
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import dispatch
+from pallas_kernels.cached import hstu_cached_attention
 from pallas_kernels.dispatch import IMPLEMENTATIONS
 from pallas_kernels.masks import time_bucket
 
-__all__ = ["IMPLEMENTATIONS", "hstu_attention", "time_bucket"]
+__all__ = ["IMPLEMENTATIONS", "hstu_attention", "hstu_cached_attention", "time_bucket"]
 
 
 def hstu_attention(

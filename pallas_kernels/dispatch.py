@@ -20,6 +20,11 @@ IMPLEMENTATIONS = {
     "pallas_mosaic_gpu": ("mosaic_gpu", "mosaic_gpu_attention"),
     "jax_triton": ("jax_triton_forward", "jax_triton_attention"),
 }
+# The same of attention to cached keys and values; see cached.py.
+CACHED_IMPLEMENTATIONS = {
+    "xla": ("cached", "xla_cached_attention"),
+    "pallas_triton": ("cached_triton", "triton_cached_attention"),
+}
 # The first one that can run is the default.
 PREFERENCE = ("pallas_triton", "xla")
 MAX_WIDTH = 256  # of a head, in the GPU kernels
@@ -78,9 +83,9 @@ def choose(device: Device, dtype: str, width: int) -> str:
     return next(name for name in PREFERENCE if why_not(name, device, dtype, width) is None)
 
 
-def load(implementation: str) -> Callable:
+def load(implementation: str, known: dict[str, tuple[str, str]] = IMPLEMENTATIONS) -> Callable:
     """Returns the function of an implementation."""
-    module, function = IMPLEMENTATIONS[implementation]
+    module, function = known[implementation]
     return getattr(importlib.import_module(f"pallas_kernels.{module}"), function)
 
 

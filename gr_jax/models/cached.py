@@ -1,0 +1,210 @@
+"""The sequence model on new tokens alone: keys and values of the history are stored, block by block, and reused.
+
+    cached = prefill(model, history)              one forward over the tokens so far
+    cached = extend(model, new_tokens, cached)    the tokens after them (delta forward)
+    hidden = peek(model, candidates, cached)      tokens that see the history and themselves, and leave no trace
+
+All three give what one forward of the model over the same tokens gives, up to rounding. What is stored of a token has
+to be final: in retrieval the last event's token is not, its time bias is of the moment that is asked about; it is
+peeked at until the next event is there. Source: M-FALCON, Zhai et al. 2024, section 3.4, algorithm 1.
+
+The letter S: cached tokens that a row has room for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from gr_jax.data.batch import Batch
+from gr_jax.models.hstu import NORM_EPS, HstuBlock
+from gr_jax.models.layers import layer_norm
+from gr_jax.models.recommender import Recommender
+from pallas_kernels import hstu_attention, hstu_cached_attention
+
+
+class Cached(NamedTuple):
+    """Keys and values of one sequence per row, from its oldest token on; 0 beyond the length.
+
+    Attributes:
+      k: per block [R, H, S, A]. v: per block [R, H, S, V].
+      time: [R, S], `Batch.time` of the tokens. length: [R], tokens so far.
+    """
+
+    k: tuple[Shaped[Array, "R H S A"], ...]
+    v: tuple[Shaped[Array, "R H S V"], ...]
+    time: Int[Array, "R S"]
+    length: Int[Array, " R"]
+
+
+def prefill(model: Recommender, batch: Batch, *, storage: str = "") -> tuple[Float[Array, "R L D"], Cached]:
+    """Last hidden states of histories and their cache, with room for S = L tokens.
+
+    Args:
+      model: of HSTU blocks.
+      batch: one sequence a row, from its first column on; without candidates.
+      storage: dtype of keys and values; "" = the one they are computed in.
+    """
+    real = batch.segment != 0
+    kept = []
+
+    def attend(block: HstuBlock, q: Array, k: Array, v: Array) -> Array:
+        kept.append([_by_head(jnp.where(real[..., None, None], x, 0), storage) for x in (k, v)])
+        asked, time = _bias_times(block, batch)
+        return hstu_attention(
+            q,
+            k,
+            v,
+            batch.segment,
+            max_length=block.max_length,
+            position_table=_table(block.bias.position),
+            time_table=_table(block.bias.time),
+            query_times=asked,
+            key_times=time,
+            implementation=block.config.attention or None,
+        )
+
+    hidden = _through_blocks(model, batch, attend)
+    keys, values = zip(*kept, strict=True)
+    time = jnp.where(real, batch.time, 0).astype(jnp.int32)
+    return hidden, Cached(keys, values, time, real.sum(1).astype(jnp.int32))
+
+
+def extend(
+    model: Recommender, batch: Batch, cached: Cached, *, implementation: str | None = None
+) -> tuple[Float[Array, "R L D"], Cached]:
+    """Last hidden states of the tokens that follow the cached ones, and the cache with them.
+
+    Args:
+      model: of HSTU blocks.
+      batch: the new tokens, as many in each row and no padding, with the positions and times that they have in the
+        whole sequence.
+      cached: with room for them: length + L <= S, which cannot be checked here.
+      implementation: of `hstu_cached_attention`.
+    """
+    new = batch.item.shape[1]
+    positions = cached.length[:, None] + jnp.arange(new)
+    time = _write(cached.time, batch.time, cached.length, axis=0)
+    layers, written = zip(cached.k, cached.v, strict=True), []
+
+    def attend(block: HstuBlock, q: Array, k: Array, v: Array) -> Array:
+        pairs = zip(next(layers), (k, v), strict=True)
+        keys, values = (_write(old, _by_head(x, old.dtype.name), cached.length, axis=1) for old, x in pairs)
+        written.append((keys, values))
+        asked, _ = _bias_times(block, batch)
+        return hstu_cached_attention(
+            q,
+            keys,
+            values,
+            positions + 1,
+            **_bias(block, asked, time),
+            positions=positions,
+            implementation=implementation,
+        )
+
+    hidden = _through_blocks(model, batch, attend)
+    keys, values = zip(*written, strict=True)
+    return hidden, Cached(keys, values, time, cached.length + new)
+
+
+def peek(
+    model: Recommender, batch: Batch, cached: Cached, *, implementation: str | None = None
+) -> Float[Array, "R L D"]:
+    """Last hidden states of tokens that each see the cached history and themselves: candidates, or a token to come.
+
+    Args:
+      model: of HSTU blocks.
+      batch: such tokens, padded with segment 0; those of a row have one position, the one after the history, and one
+        `query_time`; that of the first token is read for all.
+      cached: the histories, row by row.
+      implementation: of `hstu_cached_attention`.
+    """
+    ends = cached.length[:, None]
+
+    layers = zip(cached.k, cached.v, strict=True)
+
+    def attend(block: HstuBlock, q: Array, k: Array, v: Array) -> Array:
+        asked, time = _bias_times(block, batch)
+        keys, values = next(layers)
+        return hstu_cached_attention(
+            q,
+            keys,
+            values,
+            ends,
+            **_bias(block, None if asked is None else asked[:, :1], cached.time),
+            positions=ends,
+            own_k=k,
+            own_v=v,
+            own_times=time,
+            implementation=implementation,
+        )
+
+    return _through_blocks(model, batch, attend)
+
+
+def stack(rows: tuple[Cached, ...]) -> Cached:
+    """One cache of the rows of several, which have room for equally many tokens."""
+    return rows[0] if len(rows) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
+
+
+def unstack(cached: Cached) -> tuple[Cached, ...]:
+    """One cache for each row."""
+    rows = len(cached.length)
+    leaves, tree = jax.tree.flatten(cached)
+    return tuple(jax.tree.unflatten(tree, [leaf[row : row + 1] for leaf in leaves]) for row in range(rows))
+
+
+def _through_blocks(model: Recommender, batch: Batch, attend: Callable[..., Array]) -> Float[Array, "R L D"]:
+    """The model's forward with `attend(block, q, k, v)`, called block by block, in place of its attention."""
+    x = model.embeddings(batch, rate=0.0, dtype=jnp.dtype(model.config.compute_dtype), key=None)
+    for block in model.blocks:
+        if not isinstance(block, HstuBlock):
+            raise ValueError(f"only HSTU models can be cached, here {model.config.kind!r}: encode the whole history")
+        config = block.config
+        heads_v, heads_a = config.num_heads * config.v_width, config.num_heads * config.qk_width
+        uvqk = jax.nn.silu(layer_norm(x, NORM_EPS) @ block.uvqk.astype(x.dtype))
+        u, v, q, k = jnp.split(uvqk, (heads_v, 2 * heads_v, 2 * heads_v + heads_a), axis=-1)
+        q, k, v = (y.reshape(*x.shape[:2], config.num_heads, -1) for y in (q, k, v))
+        attended = attend(block, q, k, v).reshape(u.shape)
+        x = x + block.output(u * layer_norm(attended, NORM_EPS))
+    return x
+
+
+def _bias_times(block: HstuBlock, batch: Batch) -> tuple[Array | None, Array | None]:
+    """The times that a block's bias asks about, and those of the tokens; None without a time bias."""
+    if block.bias.time is None:
+        return None, None
+    return (batch.query_time if block.config.use_query_time else batch.time), batch.time
+
+
+def _bias(block: HstuBlock, query_times: Array | None, key_times: Array) -> dict:
+    """Normaliser and bias of a block, as arguments of `hstu_cached_attention`."""
+    return dict(
+        max_length=block.max_length,
+        position_table=_table(block.bias.position),
+        time_table=_table(block.bias.time),
+        query_times=query_times,
+        key_times=None if query_times is None else key_times,
+    )
+
+
+def _table(param) -> Array | None:
+    return None if param is None else param[...]
+
+
+def _by_head(x: Float[Array, "R L H W"], dtype: str) -> Shaped[Array, "R H L W"]:
+    return jnp.swapaxes(x, 1, 2).astype(dtype or x.dtype)
+
+
+def _write(store: Array, new: Array, length: Int[Array, " R"], axis: int) -> Array:
+    """`store` with `new` from index `length` on, along this axis of a row; row by row, which needs no scatter."""
+    rows = []
+    for row in range(len(store)):
+        start = [jnp.int32(0)] * (store.ndim - 1)
+        start[axis] = length[row]
+        rows.append(jax.lax.dynamic_update_slice(store[row], new[row].astype(store.dtype), start))
+    return jnp.stack(rows)
