@@ -1,0 +1,83 @@
+import collections
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr_jax.serving.cache import HistoryCache
+from gr_jax.serving.history_tokens import Tokens
+from gr_jax.serving.m_falcon import Candidates
+from tests.models.ranking_batch import ITEMS, TASKS
+from tests.serving.test_m_falcon import SPLITS, N, scorer_of
+
+USERS = 3
+
+
+def scorer():
+    return scorer_of(TASKS, SPLITS[1])
+
+
+def log_of(user: int) -> Tokens:
+    """All that a user will ever do."""
+    rng = np.random.default_rng(user)
+    return Tokens(rng.integers(1, ITEMS, N).astype(np.int32), np.cumsum(rng.integers(1, 999, N)).astype(np.int32))
+
+
+def scores(entries, time=10**5):
+    return scorer().score(entries, [Candidates(np.array([3, 8, 5], np.int32), time)] * len(entries))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    calls=st.lists(st.lists(st.tuples(st.integers(0, USERS - 1), st.integers(0, N)), max_size=3), max_size=6),
+    entries_that_fit=st.integers(0, 3),
+)
+def test_whatever_was_asked_before_an_answer_is_that_of_a_new_forward(calls, entries_that_fit):
+    one = scorer().history([log_of(0)])[0].nbytes
+    cache = HistoryCache(scorer(), entries_that_fit * one)
+    for call in calls:
+        histories = [log_of(user)[:n] for user, n in call]
+        found = cache.entries([user for user, _ in call], histories)
+        now = cache.counters
+        assert now.bytes <= cache.max_bytes and now.bytes == sum(e.nbytes for e in cache._entries.values())
+        assert now.entries == len(cache._entries)
+        for a, b in zip(scores(found), scores(scorer().history(histories)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert cache.counters.hits + cache.counters.misses == sum(map(len, calls))
+
+
+def test_hits_appends_misses_and_evictions_are_counted_and_the_least_recently_used_goes():
+    size = scorer().history([log_of(0)[:10]])[0].nbytes
+    cache = HistoryCache(scorer(), 2 * size + size // 2)
+    first = [log_of(user)[:10] for user in range(3)]
+    cache.entries(["a", "b"], first[:2])
+    cache.entries(["a"], [log_of(0)[:12]])
+    counters = cache.counters
+    assert (counters.hits, counters.misses, counters.evictions, counters.appended) == (1, 2, 0, 2)
+    cache.entries(["c"], first[2:])
+    assert list(cache._entries) == ["a", "c"] and cache.counters.evictions == 1
+    cache.entries(["a"], [log_of(0)[2:12]])  # the oldest events are not visible any more
+    assert cache.counters.misses == 4
+    cache.clear()
+    assert (cache.counters.entries, cache.counters.bytes, cache.counters.misses) == (0, 0, 4)
+
+
+def test_only_what_is_new_is_computed(monkeypatch):
+    cache, seen = HistoryCache(scorer(), 1 << 30), collections.Counter()
+    for name in ("_history", "_extend"):
+        program = getattr(scorer(), name)
+
+        def spy(params, batch, *rest, name=name, program=program):
+            seen[name] += int(batch.segment.sum())
+            return program(params, batch, *rest)
+
+        monkeypatch.setattr(scorer(), name, spy)
+    for n in (5, 5, 6, 9):
+        cache.entries(["a"], [log_of(0)[:n]])
+    assert seen == {"_history": 5, "_extend": 4}
+
+
+def test_a_negative_budget_is_a_mistake():
+    with pytest.raises(ValueError, match="max_bytes=-1"):
+        HistoryCache(scorer(), -1)
