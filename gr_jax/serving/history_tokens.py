@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,27 +32,27 @@ class Tokens:
 
     def __getitem__(self, part: slice) -> Tokens:
         """Some tokens in a row."""
-        return Tokens(*(None if x is None else x[part] for x in self._arrays()))
+        return _tokens(None if x is None else x[part] for x in self._arrays())
 
     def __add__(self, other: Tokens) -> Tokens:
         """These tokens, then the others."""
-        pairs = zip(self._arrays(), other._arrays(), strict=True)
-        return Tokens(*(None if a is None else np.concatenate([a, b]) for a, b in pairs))
+        return _tokens(None if a is None else np.concatenate([a, b]) for a, b in self._pairs(other))
 
     def starts_with(self, other: Tokens) -> bool:
         """Whether the first of these tokens are the others."""
-        pairs = zip(self[: len(other)]._arrays(), other._arrays(), strict=True)
-        return len(self) >= len(other) and all(
-            (a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs
-        )
+        pairs = self[: len(other)]._pairs(other)
+        return all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs)
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
         return sum(x.nbytes for x in self._arrays() if x is not None)
 
-    def _arrays(self) -> tuple[np.ndarray | None, ...]:
+    def _arrays(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in FIELDS)
+
+    def _pairs(self, other: Tokens) -> Iterator[tuple[Any, Any]]:
+        return zip(self._arrays(), other._arrays(), strict=True)
 
     def asked_times(self, at_time: int = 0) -> Int[np.ndarray, " T"]:
         """Retrieval: the time that each token asks about.
@@ -65,13 +65,14 @@ class Tokens:
         return asked
 
 
+def _tokens(arrays: Iterable[Any]) -> Tokens:
+    return Tokens(**dict(zip(FIELDS, arrays, strict=True)))
+
+
 def of_rows(batch: Batch, counts: Sequence[int] | Int[np.ndarray, " R"]) -> list[Tokens]:
     """The first tokens of each row, as many as `counts` tells, of rows with one sequence each from column 0 on."""
-    fields = {name: getattr(batch, name) for name in FIELDS}
-    return [
-        Tokens(**{name: None if x is None else np.array(x[row, :n]) for name, x in fields.items()})
-        for row, n in enumerate(counts)
-    ]
+    arrays = [getattr(batch, name) for name in FIELDS]
+    return [_tokens(None if x is None else np.array(x[row, :n]) for x in arrays) for row, n in enumerate(counts)]
 
 
 def to_rows(

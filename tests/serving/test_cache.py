@@ -11,7 +11,7 @@ from gr_jax.serving.m_falcon import Candidates
 from tests.models.ranking_batch import ITEMS, TASKS
 from tests.serving.test_m_falcon import SPLITS, N, scorer_of
 
-USERS = 3
+USERS, FIRST = 3, st.sampled_from([0, 2])  # users, and the first event that is visible
 
 
 def scorer():
@@ -30,15 +30,15 @@ def scores(entries, time=10**5):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    calls=st.lists(st.lists(st.tuples(st.integers(0, USERS - 1), st.integers(0, N)), max_size=3), max_size=6),
+    calls=st.lists(st.lists(st.tuples(st.integers(0, USERS - 1), FIRST, st.integers(0, N)), max_size=3), max_size=6),
     entries_that_fit=st.integers(0, 3),
 )
 def test_whatever_was_asked_before_an_answer_is_that_of_a_new_forward(calls, entries_that_fit):
     one = scorer().history([log_of(0)])[0].nbytes
     cache = HistoryCache(scorer(), entries_that_fit * one)
     for call in calls:
-        histories = [log_of(user)[:n] for user, n in call]
-        found = cache.entries([user for user, _ in call], histories)
+        histories = [log_of(user)[first:n] for user, first, n in call]
+        found = cache.entries([user for user, _, _ in call], histories)
         now = cache.counters
         assert now.bytes <= cache.max_bytes and now.bytes == sum(e.nbytes for e in cache._entries.values())
         assert now.entries == len(cache._entries)
@@ -57,10 +57,19 @@ def test_hits_appends_misses_and_evictions_are_counted_and_the_least_recently_us
     assert (counters.hits, counters.misses, counters.evictions, counters.appended) == (1, 2, 0, 2)
     cache.entries(["c"], first[2:])
     assert list(cache._entries) == ["a", "c"] and cache.counters.evictions == 1
-    cache.entries(["a"], [log_of(0)[2:12]])  # the oldest events are not visible any more
+    cache.entries(["a"], [log_of(0)[2:]])  # as long as before, but the oldest events are not visible any more
     assert cache.counters.misses == 4
     cache.clear()
     assert (cache.counters.entries, cache.counters.bytes, cache.counters.misses) == (0, 0, 4)
+
+
+def test_a_user_who_comes_twice_in_a_call_is_served_twice():
+    cache = HistoryCache(scorer(), 1 << 30)
+    cache.entries(["a"], [log_of(0)[:4]])
+    found = cache.entries(["a", "a", "a"], [log_of(0)[:n] for n in (6, 8, 5)])
+    expected = scorer().history([log_of(0)[:n] for n in (6, 8, 5)])
+    for a, b in zip(scores(found), scores(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_only_what_is_new_is_computed(monkeypatch):
