@@ -11,6 +11,23 @@ Dimension letters, used in every signature and einsum string:
     M  candidates                    S  seen items of a user
     Y  ranking tasks                 F  feature values of an item
     C  user attributes in a prefix   E  events of a log
+
+`gr_jax.load(workdir)` makes a trained run answer: see `gr_jax.serving.loaded`.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gr_jax.serving.loaded import load as load
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # only now: a training process needs none of it
+        from gr_jax.serving.loaded import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

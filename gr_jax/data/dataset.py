@@ -145,6 +145,10 @@ class Dataset:
             raise ConfigError(f"no user {str(raw)!r} in {self.folder}: its users are {some}, ...")
         return self._user_of_raw[str(raw)]
 
+    def user_or(self, raw: str | int, default: int) -> int:
+        """The user with this raw id, or `default`."""
+        return self._user_of_raw.get(str(raw), default)
+
     def raw_items(self, ids: Int[np.ndarray, " n"]) -> list[str]:
         """Raw ids of item ids 1..X."""
         return self.item_table["raw"].gather(np.asarray(ids, np.int64) - 1).to_list()

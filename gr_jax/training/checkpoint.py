@@ -76,6 +76,7 @@ class Checkpoints:
           ConfigError: `step` is damaged or missing, or every step is damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
+        reason = ""
         for candidate in steps:
             try:
                 return self._read(candidate, target)
@@ -83,7 +84,7 @@ class Checkpoints:
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
                 print(f"warning: checkpoint {candidate} cannot be read ({reason})", file=sys.stderr, flush=True)
         if steps:
-            raise ConfigError(f"no readable checkpoint in {self.folder}: choose another --workdir")
+            raise ConfigError(f"no readable checkpoint in {self.folder} ({reason}): choose another --workdir")
         return None
 
     def _read(self, step: int, target: Any) -> tuple[Any, Progress]:

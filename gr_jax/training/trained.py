@@ -1,0 +1,72 @@
+"""A finished run, opened to be used: its parts and the parameters of its best checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from gr_jax import config_files
+from gr_jax.config import ConfigError, MeshConfig
+from gr_jax.training import state
+from gr_jax.training.checkpoint import Checkpoints, Progress
+from gr_jax.training.run import Run, open_run
+
+
+def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False) -> tuple[Run, dict]:
+    """The run in `workdir` and the parameters of its best checkpoint.
+
+    Args:
+      workdir: folder of a run with at least one validation.
+      prepared: folder of the prepared dataset, where it is not where the run had it.
+      one_device: on one device, whatever the mesh of the run was.
+
+    Raises:
+      ConfigError: the folder holds no run, or no validated checkpoint, or what it holds is damaged or does not belong
+        together.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ConfigError(
+            f"{workdir} holds no run (no config.json): train one with python -m gr_jax.train --workdir={workdir}"
+        )
+    config = config_files.read(path)
+    if prepared:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=prepared))
+    if one_device:
+        config = dataclasses.replace(config, mesh=MeshConfig(data=1, rules=config.mesh.rules))
+    no_checkpoint = ConfigError(f"{workdir} has no validated checkpoint yet: train at least until the first validation")
+    if not (workdir / "checkpoints").is_dir():  # Orbax would make the folder
+        raise no_checkpoint
+    run = open_run(config, workdir)
+    _check_same_log(run)
+    target = state.abstract(run.fresh_state()[0])
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        newest = checkpoints.restore(target)
+        progress = newest[1] if newest else Progress()
+        if not progress.best_step:
+            raise no_checkpoint
+        best = checkpoints.restore(target, step=progress.best_step)
+        assert best is not None
+        return run, best[0].params
+    finally:
+        checkpoints.close()
+
+
+def _check_same_log(run: Run) -> None:
+    """Raises a ConfigError where the dataset is not the one trained on: its ids would mean other items."""
+    path = run.workdir / "result.json"
+    if not path.exists():  # the run is not over yet
+        return
+    try:
+        trained_on = json.loads(path.read_text())["dataset"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path}: damaged; run python -m gr_jax.train again with this workdir") from None
+    for name in ("num_users", "num_items", "num_events"):
+        there = getattr(run.dataset, name)
+        if trained_on.get(name, there) != there:
+            raise ConfigError(
+                f"{run.dataset.folder}: {name} is {there:,}, the run in {run.workdir} was trained with"
+                f" {trained_on[name]:,}: the log has changed; put the old one back, or train again"
+            )
