@@ -1,0 +1,71 @@
+"""What a user of the log would take next, by a trained run.
+
+    python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 -k 10
+    python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --json
+
+The history is all that the log has of the user, and none of it is recommended again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from gr_jax import cli
+from gr_jax.config import ConfigError
+from gr_jax.serving.histories import AtTime
+from gr_jax.serving.loaded import Answer, load
+from gr_jax.training.reporting import say, table
+
+
+def main(argv: list[str]) -> int:
+    """Prints the best items for a user as a table or as JSON."""
+    flags: dict[str, cli.Flag] = {
+        "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
+        "user": (str, cli.REQUIRED, "raw id of a user of the log"),
+        "k": (int, 10, "how many items; -k 10 is the same"),
+        "at_time": (str, "", "when they would be taken: unix seconds or now; default: the time of the last event"),
+        "task": (str, "", "ranking: the task whose prediction orders the items; default: the first"),
+        "prepared": (str, "", "folder of the prepared dataset, where it is not where the run had it"),
+        "json": (bool, False, "print JSON"),
+    }
+    args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
+    loaded = load(args.workdir, prepared=args.prepared)
+    history = loaded.history(args.user)
+    answer = loaded.recommend(history, args.k, moment(args.at_time), user=args.user, task=args.task)
+    if args.json:
+        told = {"user": args.user, "events": len(history), **dataclasses.asdict(answer)}
+        say(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        say(f"user {args.user}, {len(history):,} events\n\n{as_table(answer)}")
+    return 0
+
+
+def moment(text: str) -> AtTime:
+    """The time of the flag --at-time.
+
+    Raises:
+      ConfigError: it is neither a number nor `now`.
+    """
+    if text in ("", "now"):
+        return text or None  # type: ignore[return-value]
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--at-time={text!r}: expected unix seconds or now") from None
+
+
+def as_table(answer: Answer) -> str:
+    """Titles, raw ids and scores, best first."""
+    tasks = list(answer.items[0].tasks or ()) if answer.items else []
+    titled = any(item.title for item in answer)
+    rows = [("title",) * titled + ("item", *(tasks or ["score"]))]
+    for item in answer:
+        values = [(item.tasks or {})[task] for task in tasks] or [item.score]
+        rows.append(((item.title or "",) * titled) + (item.item, *(f"{value:.4f}" for value in values)))
+    return table(rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,45 @@
+import json
+
+import pytest
+
+import gr_jax
+from gr_jax import recommend
+from gr_jax.config import ConfigError
+
+
+def test_the_table_has_titles_ids_and_scores_of_what_load_recommends(retrieval, capsys):
+    assert recommend.main([f"--workdir={retrieval}", "--user=u3", "-k", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "user u3, 14 events"
+    loaded = gr_jax.load(retrieval)
+    rows = [(item.title, item.item, f"{item.score:.4f}") for item in loaded.recommend(loaded.history("u3"), 4)]
+    assert [tuple(line.rsplit(maxsplit=2)) for line in lines[4:]] == rows
+    assert lines[2].split() == ["title", "item", "score"]
+
+
+def test_json_holds_the_same(retrieval, capsys):
+    assert recommend.main([f"--workdir={retrieval}", "--user=u3", "--k=2", "--json", "--at-time=now"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["user"] == "u3" and told["events"] == 14 and told["source"] == "model" and told["skipped"] == 0
+    assert [set(item) for item in told["items"]] == [{"item", "title", "score", "tasks"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--user=nobody"], "no user 'nobody' in .*: its users are u0, u1, u10"),
+        (["--user=u3", "--at-time=soon"], "--at-time='soon': expected unix seconds or now"),
+        (["--user=u3", "--k=0"], "k=0: must be an integer of at least 1"),
+        (["--user=u3", "--task=liked"], "task='liked': the tasks are none"),
+        (["--user=u3", "--at-time=5"], "at_time=5 is before the last event"),
+        ([], "--user=STR must be given"),
+    ],
+)
+def test_a_mistake_is_one_line(retrieval, flags, told):
+    with pytest.raises(ValueError, match=told):
+        recommend.main([f"--workdir={retrieval}", *flags])
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run"):
+        recommend.main([f"--workdir={tmp_path}", "--user=1"])
