@@ -1,0 +1,89 @@
+"""Serves a trained run over HTTP, with a page to try it.
+
+    python -m gr_jax.serve --workdir=runs/ml_1m --port=8000
+
+Then http://127.0.0.1:8000/ shows the page, /docs the interface. /healthz answers 200 once everything is compiled.
+Ctrl-C and SIGTERM answer what has arrived and stop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+from gr_jax import cli
+from gr_jax.config import ConfigError
+from gr_jax.serving.index import BACKENDS
+from gr_jax.serving.limits import Limits
+from gr_jax.serving.loaded import Loaded, load
+from gr_jax.training.reporting import say
+
+GRACE = 20  # seconds that a shutdown waits for requests
+
+
+def main(argv: list[str]) -> int:
+    """Loads the run, then serves until a signal."""
+    flags: dict[str, cli.Flag] = {
+        "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
+        "host": (str, "127.0.0.1", "address to listen on; 0.0.0.0 = all"),
+        "port": (int, 8000, "port to listen on"),
+        "prepared": (str, "", "folder of the prepared dataset, where it is not where the run had it"),
+        "index": (BACKENDS, "exact", "how retrieval finds the best items; faiss is approximate"),
+        "max_batch": (int, Limits.batch, "requests computed together, at most 32"),
+        "max_wait_ms": (float, Limits.wait_ms, "longest that a request waits for others in an idle server"),
+        "max_k": (int, Limits.k, "items of a /recommend"),
+        "max_candidates": (int, Limits.candidates, "candidates of a /score"),
+        "max_body": (int, Limits.body_bytes, "bytes of a request"),
+    }
+    args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        if not importlib.util.find_spec(package):
+            raise ConfigError(f"serving needs the package {package}: pip install 'gr-jax[serve]'")
+    limits = limits_of(args)
+    loaded = load(args.workdir, prepared=args.prepared, index=args.index)
+    import uvicorn
+
+    from gr_jax.serving.server import make_app
+
+    say(described(loaded))
+    say(f"serving  http://{args.host}:{args.port}/")
+    uvicorn.run(
+        make_app(loaded, limits),
+        host=args.host,
+        port=args.port,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE,
+    )
+    return 0
+
+
+def limits_of(args) -> Limits:
+    """The limits that the flags ask for.
+
+    Raises:
+      ConfigError: a limit that cannot be.
+    """
+    for name in ("max_batch", "max_k", "max_candidates", "max_body"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name}={getattr(args, name)}: must be at least 1")
+    if args.max_batch > Limits.batch:
+        raise ConfigError(f"--max_batch={args.max_batch}: must be at most {Limits.batch}")
+    if not 0 <= args.max_wait_ms <= 1000:
+        raise ConfigError(f"--max_wait_ms={args.max_wait_ms}: must be in [0, 1000]")
+    if not 0 <= args.port <= 65535:
+        raise ConfigError(f"--port={args.port}: must be in [0, 65535]")
+    sizes = {"batch": args.max_batch, "k": args.max_k, "candidates": args.max_candidates}
+    return dataclasses.replace(Limits(), **sizes, wait_ms=args.max_wait_ms, body_bytes=args.max_body)
+
+
+def described(loaded: Loaded) -> str:
+    """What is served, in a line."""
+    items = f"{loaded.dataset.num_items:,} items"
+    if loaded.tasks:
+        return f"ranking  {items}, tasks {', '.join(loaded.tasks)}"
+    return f"retrieval  {items}, index built in {loaded.index.seconds:.2f} s"
+
+
+if __name__ == "__main__":
+    cli.run(main)

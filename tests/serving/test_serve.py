@@ -1,0 +1,85 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from gr_jax import serve
+from gr_jax.config import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def call(url: str, body: dict | None = None) -> tuple[int, dict]:
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())
+    request.add_header("content-type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_the_command_serves_until_a_signal_and_then_ends_in_order(retrieval):
+    port = free_port()
+    flags = [f"--workdir={retrieval}", f"--port={port}", "--max-k=10", "--max-candidates=10", "--max-batch=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gr_jax.serve", *flags],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 200
+    status = 0
+    while status != 200 and process.poll() is None and time.monotonic() < deadline:
+        try:
+            status = call(f"{url}/healthz")[0]
+        except OSError:
+            time.sleep(0.1)
+    answer = call(f"{url}/recommend", {"user": "u1", "k": 3}) if status == 200 else (0, {})
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert status == 200 and answer[0] == 200 and len(answer[1]["items"]) == 3, output
+    assert process.returncode in (0, -signal.SIGTERM), output
+    assert f"http://127.0.0.1:{port}/" in output and "index built in" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--port=99999"], "--port=99999: must be in"),
+        (["--max-batch=0"], "--max_batch=0: must be at least 1"),
+        (["--max-batch=64"], "--max_batch=64: must be at most 32"),
+        (["--max-wait-ms=-1"], "--max_wait_ms=-1.0: must be in"),
+        (["--index=annoy"], "--index='annoy': must be one of exact, faiss"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(retrieval, flags, told):
+    with pytest.raises(ConfigError, match=told):
+        serve.main([f"--workdir={retrieval}", *flags])
+
+
+def test_a_folder_without_a_run_is_refused_at_the_start(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run"):
+        serve.main([f"--workdir={tmp_path}"])
+
+
+def test_without_fastapi_the_command_tells_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'gr-jax\[serve\]'"):
+        serve.main([f"--workdir={tmp_path}"])
