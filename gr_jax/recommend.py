@@ -15,7 +15,8 @@ from pathlib import Path
 from gr_jax import cli
 from gr_jax.config import ConfigError
 from gr_jax.serving.histories import AtTime
-from gr_jax.serving.loaded import Answer, load
+from gr_jax.serving.loaded import Answer
+from gr_jax.serving.opened import load
 from gr_jax.training.reporting import say, table
 
 

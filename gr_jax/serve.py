@@ -14,9 +14,11 @@ from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.config import ConfigError
+from gr_jax.serving.exported import load_exported
 from gr_jax.serving.index import BACKENDS
 from gr_jax.serving.limits import Limits
-from gr_jax.serving.loaded import Loaded, load
+from gr_jax.serving.loaded import Loaded
+from gr_jax.serving.opened import load
 from gr_jax.training.reporting import say
 
 GRACE = 20  # seconds that a shutdown waits for requests
@@ -29,6 +31,7 @@ def main(argv: list[str]) -> int:
         "host": (str, "127.0.0.1", "address to listen on; 0.0.0.0 = all"),
         "port": (int, 8000, "port to listen on"),
         "prepared": (str, "", "folder of the prepared dataset, where it is not where the run had it"),
+        "exported": (bool, False, "serve what python -m gr_jax.export wrote, without the model's code"),
         "index": (BACKENDS, "exact", "how retrieval finds the best items; faiss is approximate"),
         "max_batch": (int, Limits.batch, "requests computed together, at most 32"),
         "max_wait_ms": (float, Limits.wait_ms, "longest that a request waits for others in an idle server"),
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> int:
         if not importlib.util.find_spec(package):
             raise ConfigError(f"serving needs the package {package}: pip install 'gr-jax[serve]'")
     limits = limits_of(args)
-    loaded = load(args.workdir, prepared=args.prepared, index=args.index)
+    loaded = (load_exported if args.exported else load)(args.workdir, prepared=args.prepared, index=args.index)
     import uvicorn
 
     from gr_jax.serving.server import make_app

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float32, Int
 
 from gr_jax.data import tokens
 from gr_jax.data.batch import Batch
@@ -21,19 +20,23 @@ from gr_jax.serving.histories import History, sequences
 Encode = Callable[[Any, Batch, Any], Array]
 
 
-def last_vectors(model: Any, batch: Batch, last: Int[Array, " R"]) -> Float[Array, "R D"]:
-    """What comes after the last token of each row."""
-    return model.encode(batch)[jnp.arange(len(last)), last]
-
-
 class Encoder:
     """The vectors that ask what comes next, of histories with one sequence a row; nothing is kept between calls."""
 
-    def __init__(self, encode: Encode, params: Any, dataset: Dataset, stream: Stream, *, max_length: int):
-        """`max_length`: most events of a history that the model sees."""
+    def __init__(
+        self,
+        encode: Encode,
+        params: Any,
+        dataset: Dataset,
+        stream: Stream,
+        *,
+        max_length: int,
+        lengths: tuple[int, ...] = (),
+    ):
+        """`max_length`: most events of a history that the model sees; `lengths`: of rows; () = powers of two."""
         self._encode, self._params = encode, params
         self.dataset, self.stream, self.max_length = dataset, stream, max_length
-        self.lengths = buckets.lengths(stream.max_tokens(max_length))
+        self.lengths = lengths or buckets.lengths(stream.max_tokens(max_length))
 
     def __call__(self, histories: Sequence[History]) -> Float32[np.ndarray, "B D"]:
         """A unit vector for each history; none may be empty."""

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from gr_jax.config import ConfigError
-from gr_jax.models.layers import l2_normalise
 from gr_jax.serving import buckets
 
 CHUNK = 65_536  # items scored at once: scores and masks of [Q, CHUNK] are the most that is in memory
@@ -60,28 +59,28 @@ class Index(Protocol):
         ...
 
 
-def build(item_table: Array, *, num_items: int, backend: str = "exact") -> Index:
-    """The index of items 1 to `num_items`; row i of `item_table` is the raw vector of item i.
+def build(vectors: Any, *, num_items: int, backend: str = "exact") -> Index:
+    """The index of items 1 to `num_items`; row i of `vectors` is the unit vector of item i.
 
     Raises:
       ConfigError: no such backend, or faiss is not installed.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"index={backend!r}: must be one of {', '.join(BACKENDS)}")
-    exact = ExactIndex(item_table, num_items=num_items)
+    exact = ExactIndex(vectors, num_items=num_items)
     return exact if backend == "exact" else FaissIndex(exact)
 
 
 class ExactIndex:
     """Scores every item; the vectors stay on the device."""
 
-    def __init__(self, item_table: Array, *, num_items: int, chunk: int = CHUNK):
+    def __init__(self, vectors: Float[Any, "rows D"], *, num_items: int, chunk: int = CHUNK):
+        """Row i of `vectors` is the unit vector of item i; row 0 and rows above `num_items` do not matter."""
         start = time.perf_counter()
         self.num_items = num_items
         self.chunk = min(chunk, -(-(num_items + 1) // 128) * 128)
         rows = -(-(num_items + 1) // self.chunk) * self.chunk
-        table = item_table[: num_items + 1]
-        self.vectors = jax.jit(lambda t: jnp.pad(l2_normalise(t), [(0, rows - len(t)), (0, 0)]))(table)
+        self.vectors = jnp.pad(jnp.asarray(vectors[: num_items + 1]), [(0, rows - num_items - 1), (0, 0)])
         jax.block_until_ready(self.vectors)
         self.seconds = time.perf_counter() - start
 

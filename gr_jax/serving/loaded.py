@@ -5,24 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float32, Int32, Int64
 
 from gr_jax.data.dataset import Dataset
-from gr_jax.models.embeddings import table_rows
-from gr_jax.serving import index, ranker
-from gr_jax.serving.encoder import Encoder, last_vectors
+from gr_jax.serving.encoder import Encoder
 from gr_jax.serving.histories import AtTime, History, Reader, RequestError, is_batch
-from gr_jax.training import sharding
-from gr_jax.training.ranking import is_regression
-from gr_jax.training.run import Run
-from gr_jax.training.trained import open_trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,52 +284,6 @@ class Loaded:
             self.encoder.warm_up(most_rows=most_queries)
             self.index.warm_up(most=most_k, most_candidates=most_candidates, most_queries=most_queries)
         _ = self.popularity, self.dataset.item_ids([""])  # read now, not at the first request
-
-
-def load(workdir: str | Path, *, prepared: str | Path = "", index: str = "exact") -> Loaded:
-    """The best checkpoint of a run, ready to answer; on one device, without dropout.
-
-    Args:
-      workdir: folder of a run of `python -m gr_jax.train`.
-      prepared: folder of the prepared dataset, where it is not where the run had it.
-      index: retrieval: "exact", or "faiss" for an approximate search.
-
-    Raises:
-      ConfigError: the folder holds no run with a checkpoint, or what it holds is damaged.
-    """
-    run, params = open_trained(Path(workdir), prepared=str(prepared) if prepared else "", one_device=True)
-    reader = Reader.of(run.config, run.dataset)
-    if run.stream.tasks:
-        parts: dict[str, Any] = {"encoder": None, "items": None, "rank": _ranker(run, params)}
-    else:
-        parts = {"encoder": _encoder(run, params), "items": _index(run, params, index), "rank": None}
-    return Loaded(run.dataset, reader, **parts, tasks=run.stream.tasks)
-
-
-def _index(run: Run, params: dict, backend: str) -> index.Index:
-    return index.build(params["embeddings"]["item_table"], num_items=run.dataset.num_items, backend=backend)
-
-
-def _encoder(run: Run, params: dict) -> Encoder:
-    encode = jax.jit(lambda params, batch, last: last_vectors(nnx.merge(run.graphdef, params), batch, last))
-    encode = sharding.on_mesh(run.mesh, encode)
-    return Encoder(encode, params, run.dataset, run.stream, max_length=run.config.data.max_length)
-
-
-def _ranker(run: Run, params: dict) -> ranker.SequenceRanker | ranker.ImpressionRanker:
-    is_number = np.array(is_regression(run.stream.tasks))
-
-    @jax.jit
-    def rank(params: dict, batch: Any) -> Any:
-        logits = nnx.merge(run.graphdef, params).rank(batch)
-        return jnp.where(is_number, logits, jax.nn.sigmoid(logits))
-
-    block = min(ranker.BLOCK, 1 << (run.dataset.num_items - 1).bit_length())
-    common: dict[str, Any] = {"max_length": run.config.data.max_length, "block": max(8, block)}
-    parts = sharding.on_mesh(run.mesh, rank), params, run.dataset, run.stream
-    if run.config.model.kind == "dlrm":
-        return ranker.ImpressionRanker(*parts, **common, table_rows=table_rows(run.dataset.num_items))
-    return ranker.SequenceRanker(*parts, **common)
 
 
 def _for_each(values: Sequence, count: int, name: str) -> list:

@@ -24,6 +24,11 @@ BLOCK = 256  # candidates of one row, or of one call of a model without sequence
 Rank = Callable[[Any, Any], Float[Array, "*T Y"]]
 
 
+def block_of(num_items: int) -> int:
+    """Candidates of a block: no more than a small catalogue has."""
+    return max(8, min(BLOCK, 1 << (num_items - 1).bit_length()))
+
+
 class SequenceRanker:
     """Candidates behind the history, a block of them a row; the history is computed anew for each block.
 
@@ -31,11 +36,24 @@ class SequenceRanker:
     score does not depend on the others of its block.
     """
 
-    def __init__(self, rank: Rank, params: Any, dataset: Dataset, stream: Stream, *, max_length: int, block: int):
-        """`max_length`: most events of a training sequence, the one asked about included."""
+    def __init__(
+        self,
+        rank: Rank,
+        params: Any,
+        dataset: Dataset,
+        stream: Stream,
+        *,
+        max_length: int,
+        block: int,
+        lengths: tuple[int, ...] = (),
+    ):
+        """`max_length`: most events of a training sequence, the one asked about included.
+
+        `block`: candidates of a row; `lengths`: tokens of history that a row has room for; () = powers of two.
+        """
         self._rank, self._params, self.block = rank, params, block
         self.dataset, self.stream, self.visible = dataset, stream, max_length - 1
-        self.lengths = buckets.lengths(stream.max_tokens(self.visible))
+        self.lengths = lengths or buckets.lengths(stream.max_tokens(self.visible))
 
     def __call__(
         self, histories: Sequence[History], candidates: Sequence[Int32[np.ndarray, " _"]]

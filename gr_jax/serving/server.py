@@ -125,7 +125,8 @@ class Service:
         loaded = self.loaded
         kind = "ranking" if loaded.tasks else "retrieval"
         about = {"items": loaded.dataset.num_items, "tasks": list(loaded.tasks)}
-        return {"status": self.status, "kind": kind, **about, "actions": list(loaded.dataset.actions)}
+        actions = [name for i, name in enumerate(loaded.dataset.actions) if not loaded.reader.always >> i & 1]
+        return {"status": self.status, "kind": kind, **about, "actions": actions}
 
 
 def _check_size(name: str, values: Any, most: int) -> None:

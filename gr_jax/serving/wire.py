@@ -82,7 +82,7 @@ class HealthOut(BaseModel):
     kind: Literal["retrieval", "ranking"]
     items: int
     tasks: list[str]
-    actions: list[str]
+    actions: list[str] = Field(description="what can happen at an event, besides what always does")
 
 
 class ErrorOut(BaseModel):

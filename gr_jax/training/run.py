@@ -63,15 +63,19 @@ def open_run(config: Config, workdir: Path) -> Run:
     dataset = prepare(config.data, progress=True)
     stream = stream_of(config, dataset)
     mesh = sharding.make_mesh(config.mesh)
-    graphdef, init_params = functional(
-        config.model,
-        num_items=dataset.num_items,
-        max_length=stream.max_tokens(config.data.max_length),
-        num_actions=len(dataset.meta["actions"]) if stream.with_actions else 0,
-        num_feature_values=dataset.num_feature_values,
-        num_tasks=len(stream.tasks),
-    )
+    graphdef, init_params = functional(config.model, **model_sizes(config, dataset, stream))
     return Run(config, workdir, dataset, stream, mesh, graphdef, init_params, make_optimizer(config.optimizer))
+
+
+def model_sizes(config: Config, dataset: Dataset, stream: Stream) -> dict[str, int]:
+    """What the data decide of the model: arguments of `functional`."""
+    return {
+        "num_items": dataset.num_items,
+        "max_length": stream.max_tokens(config.data.max_length),
+        "num_actions": len(dataset.meta["actions"]) if stream.with_actions else 0,
+        "num_feature_values": dataset.num_feature_values,
+        "num_tasks": len(stream.tasks),
+    }
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:

@@ -25,8 +25,10 @@ def queries(count: int, seed: int = 1) -> np.ndarray:
     return unit(np.random.default_rng(seed).normal(size=(count, WIDTH)))
 
 
-CHUNKED = index.ExactIndex(jnp.asarray(table()), num_items=ITEMS, chunk=128)  # three chunks, the last one part empty
-WHOLE = index.ExactIndex(jnp.asarray(table()), num_items=ITEMS)
+CHUNKED = index.ExactIndex(
+    jnp.asarray(unit(table())), num_items=ITEMS, chunk=128
+)  # three chunks, the last one part empty
+WHOLE = index.ExactIndex(jnp.asarray(unit(table())), num_items=ITEMS)
 VECTORS = unit(table()[: ITEMS + 1])
 
 
@@ -64,7 +66,7 @@ def test_more_items_than_there_are_leave_zeros_at_the_end():
 
 
 def test_of_equal_scores_the_smaller_id_comes_first():
-    rows = np.ones((11, WIDTH), np.float32)
+    rows = unit(np.ones((11, WIDTH), np.float32))
     same = index.ExactIndex(jnp.asarray(rows), num_items=10)
     assert same.search(queries(1), 4)[0].tolist() == [[1, 2, 3, 4]]
 
@@ -85,18 +87,18 @@ def test_scores_of_given_items_are_their_dot_products():
 
 def test_an_unknown_backend_is_told():
     with pytest.raises(ConfigError, match="index='annoy': must be one of exact, faiss"):
-        index.build(jnp.asarray(table()), num_items=ITEMS, backend="annoy")
+        index.build(jnp.asarray(unit(table())), num_items=ITEMS, backend="annoy")
 
 
 def test_without_faiss_its_backend_tells_how_to_install_it(monkeypatch):
     monkeypatch.setattr(index.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'gr-jax\[faiss\]'"):
-        index.build(jnp.asarray(table()), num_items=ITEMS, backend="faiss")
+        index.build(jnp.asarray(unit(table())), num_items=ITEMS, backend="faiss")
 
 
 def test_faiss_finds_nearly_all_of_the_best_and_keeps_to_the_lists():
     pytest.importorskip("faiss")
-    approximate = index.build(jnp.asarray(table()), num_items=ITEMS, backend="faiss")
+    approximate = index.build(jnp.asarray(unit(table())), num_items=ITEMS, backend="faiss")
     vectors = queries(10)
     exact = WHOLE.search(vectors, 10)[0]
     removed = [row[:3] for row in exact]

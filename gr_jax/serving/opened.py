@@ -1,0 +1,77 @@
+"""`gr_jax.load`: the best checkpoint of a workdir, with its programs, as something that answers."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gr_jax.data.batch import Batch
+from gr_jax.models.embeddings import table_rows
+from gr_jax.models.layers import l2_normalise
+from gr_jax.serving import index as indices
+from gr_jax.serving import ranker
+from gr_jax.serving.encoder import Encoder
+from gr_jax.serving.histories import Reader
+from gr_jax.serving.loaded import Loaded
+from gr_jax.training import sharding
+from gr_jax.training.ranking import is_regression
+from gr_jax.training.run import Run
+from gr_jax.training.trained import open_trained
+
+
+def load(workdir: str | Path, *, prepared: str | Path = "", index: str = "exact") -> Loaded:
+    """The best checkpoint of a run, ready to answer; on one device, without dropout.
+
+    Args:
+      workdir: folder of a run of `python -m gr_jax.train`.
+      prepared: folder of the prepared dataset, where it is not where the run had it.
+      index: retrieval: "exact", or "faiss" for an approximate search.
+
+    Raises:
+      ConfigError: the folder holds no run with a checkpoint, or what it holds is damaged.
+    """
+    run, params = open_trained(Path(workdir), prepared=str(prepared) if prepared else "", one_device=True)
+    reader = Reader.of(run.config, run.dataset)
+    parts: dict[str, Any] = {"encoder": None, "items": None, "rank": None}
+    if run.stream.tasks:
+        parts["rank"] = _ranker(run, params)
+    else:
+        vectors = l2_normalise(params["embeddings"]["item_table"])
+        parts["items"] = indices.build(vectors, num_items=run.dataset.num_items, backend=index)
+        parts["encoder"] = _encoder(run, params)
+    return Loaded(run.dataset, reader, **parts, tasks=run.stream.tasks)
+
+
+def last_vectors(graphdef: nnx.GraphDef, params: Any, batch: Batch, last: Int[Array, " R"]) -> Float[Array, "R D"]:
+    """Retrieval: what comes after the last token of each row."""
+    vectors = nnx.merge(graphdef, params).encode(batch)
+    return jnp.take_along_axis(vectors, last[:, None, None], axis=1)[:, 0]
+
+
+def predictions(graphdef: nnx.GraphDef, params: Any, batch: Any, *, tasks: tuple[str, ...]) -> Float[Array, "*T Y"]:
+    """Ranking: the probability of each task at each token, or the number where the task is one."""
+    logits = nnx.merge(graphdef, params).rank(batch)
+    return jnp.where(np.array(is_regression(tasks)), logits, jax.nn.sigmoid(logits))
+
+
+def _encoder(run: Run, params: dict) -> Encoder:
+    encode = jax.jit(functools.partial(last_vectors, run.graphdef))
+    encode = sharding.on_mesh(run.mesh, encode)
+    return Encoder(encode, params, run.dataset, run.stream, max_length=run.config.data.max_length)
+
+
+def _ranker(run: Run, params: dict) -> ranker.SequenceRanker | ranker.ImpressionRanker:
+    rank = jax.jit(functools.partial(predictions, run.graphdef, tasks=run.stream.tasks))
+    block = ranker.block_of(run.dataset.num_items)
+    common: dict[str, Any] = {"max_length": run.config.data.max_length, "block": block}
+    parts = sharding.on_mesh(run.mesh, rank), params, run.dataset, run.stream
+    if run.config.model.kind == "dlrm":
+        return ranker.ImpressionRanker(*parts, **common, table_rows=table_rows(run.dataset.num_items))
+    return ranker.SequenceRanker(*parts, **common)

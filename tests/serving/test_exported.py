@@ -1,0 +1,85 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gr_jax
+from gr_jax import export
+from gr_jax.config import ConfigError
+from gr_jax.serving.exported import load_exported
+
+pytest.importorskip("flatbuffers")
+ROOT = Path(__file__).resolve().parents[2]
+
+# Runs where neither the model's code nor the training's can be imported.
+WITHOUT = """
+import sys
+for name in ("flax", "optax", "orbax", "gr_jax.models", "gr_jax.training"):
+    sys.modules[name] = None
+from gr_jax.serving.exported import load_exported
+loaded = load_exported(sys.argv[1])
+history = loaded.history("u3")[:9]
+print(*[f"{item.item} {item.score:.5f}" for item in loaded.recommend([history, history[:2]], k=4)[1]])
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(retrieval) -> Path:
+    assert export.main([f"--workdir={retrieval}"]) == 0
+    return retrieval
+
+
+def test_an_export_recommends_and_scores_as_the_checkpoint(exported):
+    ours, theirs = load_exported(exported), gr_jax.load(exported)
+    histories = [ours.history(f"u{n}")[: 1 + n % 9] for n in range(12)]  # more than one size of batch
+    for history, a, b in zip(
+        histories, ours.recommend(histories, k=40), theirs.recommend(histories, k=40), strict=True
+    ):
+        np.testing.assert_allclose(
+            [i.score for i in a], [i.score for i in ours.score(history, [i.item for i in a])], atol=1e-6
+        )
+        assert {i.item: round(i.score, 4) for i in a} == pytest.approx({i.item: i.score for i in b}, abs=1e-4)
+
+
+def test_an_export_is_served_where_the_code_of_the_model_cannot_be_imported(exported):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(exported)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = gr_jax.load(exported)
+    expected = loaded.recommend(loaded.history("u3")[:2], k=4)
+    assert done.stdout.split() == [word for i in expected for word in (i.item, f"{i.score:.5f}")]
+
+
+def test_an_export_of_a_ranking_run_predicts_the_same(ranking):
+    assert export.main([f"--workdir={ranking}"]) == 0
+    ours, theirs = load_exported(ranking), gr_jax.load(ranking)
+    histories = [ours.history("u1")[:7], ours.history("u2")[:30], []]
+    wanted = [f"i{i}" for i in range(20)]
+    for a, b in zip(ours.score(histories, wanted, user="u1"), theirs.score(histories, wanted, user="u1"), strict=True):
+        np.testing.assert_allclose([list(i.tasks.values()) for i in a], [list(i.tasks.values()) for i in b], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda f: shutil.rmtree(f), "no export here; python -m gr_jax.export --workdir="),
+        (lambda f: (f / "export.json").write_text("{"), "damaged .JSONDecodeError."),
+        (lambda f: (f / "parameters.npz").write_bytes(b"PK"), "damaged"),
+        (lambda f: (f / "program.jax").write_bytes(b"\0" * 9), "damaged"),
+        (lambda f: (f / "export.json").write_text('{"version": 9}'), "export version 9, this is 1"),
+    ],
+)
+def test_a_damaged_export_is_refused_with_the_reason(exported, tmp_path, damage, told):
+    shutil.copytree(exported, tmp_path / "copy")
+    damage(tmp_path / "copy" / "export")
+    with pytest.raises(ConfigError, match=told):
+        load_exported(tmp_path / "copy")
