@@ -18,7 +18,7 @@ from gr_jax.serving.exported import load_exported
 from gr_jax.serving.index import BACKENDS
 from gr_jax.serving.limits import Limits
 from gr_jax.serving.loaded import Loaded
-from gr_jax.serving.opened import load
+from gr_jax.serving.opened import CACHE_MB, load
 from gr_jax.training.reporting import say
 
 GRACE = 20  # seconds that a shutdown waits for requests
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
         "prepared": (str, "", "folder of the prepared dataset, where it is not where the run had it"),
         "exported": (bool, False, "serve what python -m gr_jax.export wrote, without the model's code"),
         "index": (BACKENDS, "exact", "how retrieval finds the best items; faiss is approximate"),
+        "cache_mb": (float, CACHE_MB, "ranking: memory for histories that were computed, MiB"),
         "max_batch": (int, Limits.batch, "requests computed together, at most 32"),
         "max_wait_ms": (float, Limits.wait_ms, "longest that a request waits for others in an idle server"),
         "max_k": (int, Limits.k, "items of a /recommend"),
@@ -44,7 +45,10 @@ def main(argv: list[str]) -> int:
         if not importlib.util.find_spec(package):
             raise ConfigError(f"serving needs the package {package}: pip install 'gr-jax[serve]'")
     limits = limits_of(args)
-    loaded = (load_exported if args.exported else load)(args.workdir, prepared=args.prepared, index=args.index)
+    if args.exported:
+        loaded = load_exported(args.workdir, prepared=args.prepared, index=args.index)
+    else:
+        loaded = load(args.workdir, prepared=args.prepared, index=args.index, cache_mb=args.cache_mb)
     import uvicorn
 
     from gr_jax.serving.server import make_app
@@ -72,6 +76,8 @@ def limits_of(args) -> Limits:
             raise ConfigError(f"--{name}={getattr(args, name)}: must be at least 1")
     if args.max_batch > Limits.batch:
         raise ConfigError(f"--max_batch={args.max_batch}: must be at most {Limits.batch}")
+    if args.cache_mb < 0:
+        raise ConfigError(f"--cache_mb={args.cache_mb}: must be at least 0")
     if not 0 <= args.max_wait_ms <= 1000:
         raise ConfigError(f"--max_wait_ms={args.max_wait_ms}: must be in [0, 1000]")
     if not 0 <= args.port <= 65535:

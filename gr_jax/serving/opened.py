@@ -17,6 +17,7 @@ from gr_jax.models.embeddings import table_rows
 from gr_jax.models.layers import l2_normalise
 from gr_jax.serving import index as indices
 from gr_jax.serving import ranker
+from gr_jax.serving.cached_ranker import CachedRanker
 from gr_jax.serving.encoder import Encoder
 from gr_jax.serving.histories import Reader
 from gr_jax.serving.loaded import Loaded
@@ -25,14 +26,19 @@ from gr_jax.training.ranking import is_regression
 from gr_jax.training.run import Run
 from gr_jax.training.trained import open_trained
 
+CACHE_MB = 256.0
 
-def load(workdir: str | Path, *, prepared: str | Path = "", index: str = "exact") -> Loaded:
+
+def load(
+    workdir: str | Path, *, prepared: str | Path = "", index: str = "exact", cache_mb: int | float = CACHE_MB
+) -> Loaded:
     """The best checkpoint of a run, ready to answer; on one device, without dropout.
 
     Args:
       workdir: folder of a run of `python -m gr_jax.train`.
       prepared: folder of the prepared dataset, where it is not where the run had it.
       index: retrieval: "exact", or "faiss" for an approximate search.
+      cache_mb: ranking: memory for histories that were computed, in MiB.
 
     Raises:
       ConfigError: the folder holds no run with a checkpoint, or what it holds is damaged.
@@ -41,7 +47,7 @@ def load(workdir: str | Path, *, prepared: str | Path = "", index: str = "exact"
     reader = Reader.of(run.config, run.dataset)
     parts: dict[str, Any] = {"encoder": None, "items": None, "rank": None}
     if run.stream.tasks:
-        parts["rank"] = _ranker(run, params)
+        parts["rank"] = _ranker(run, params, cache_mb)
     else:
         vectors = l2_normalise(params["embeddings"]["item_table"])
         parts["items"] = indices.build(vectors, num_items=run.dataset.num_items, backend=index)
@@ -67,11 +73,14 @@ def _encoder(run: Run, params: dict) -> Encoder:
     return Encoder(encode, params, run.dataset, run.stream, max_length=run.config.data.max_length)
 
 
-def _ranker(run: Run, params: dict) -> ranker.SequenceRanker | ranker.ImpressionRanker:
-    rank = jax.jit(functools.partial(predictions, run.graphdef, tasks=run.stream.tasks))
+def _ranker(run: Run, params: dict, cache_mb: int | float) -> CachedRanker | ranker.ImpressionRanker:
+    is_number = np.array(is_regression(run.stream.tasks))
     block = ranker.block_of(run.dataset.num_items)
-    common: dict[str, Any] = {"max_length": run.config.data.max_length, "block": block}
-    parts = sharding.on_mesh(run.mesh, rank), params, run.dataset, run.stream
+    sizes: dict[str, Any] = {"max_length": run.config.data.max_length, "block": block}
     if run.config.model.kind == "dlrm":
-        return ranker.ImpressionRanker(*parts, **common, table_rows=table_rows(run.dataset.num_items))
-    return ranker.SequenceRanker(*parts, **common)
+        rank = jax.jit(functools.partial(predictions, run.graphdef, tasks=run.stream.tasks))
+        parts = sharding.on_mesh(run.mesh, rank), params, run.dataset, run.stream
+        return ranker.ImpressionRanker(*parts, **sizes, table_rows=table_rows(run.dataset.num_items))
+    squash = lambda x: np.where(is_number, x, 1 / (1 + np.exp(-x))).astype(np.float32)
+    budget = int(cache_mb * 2**20)
+    return CachedRanker(run.graphdef, params, run.dataset, run.stream, **sizes, cache_bytes=budget, squash=squash)

@@ -18,6 +18,7 @@ import gr_jax
 from gr_jax.serving import loaded as answers
 from gr_jax.serving import wire
 from gr_jax.serving.batching import Batcher, Busy
+from gr_jax.serving.cache import HistoryCache
 from gr_jax.serving.histories import RequestError
 from gr_jax.serving.limits import BodyLimit, Limits
 from gr_jax.serving.loaded import Loaded
@@ -51,6 +52,12 @@ class Metrics:
         self.popular = Counter("gr_jax_popularity_answers", "Answers without a known history", registry=self.registry)
         self.ready = Gauge("gr_jax_ready", "1 after the warm-up", registry=self.registry)
 
+    def watch(self, cache: HistoryCache) -> None:
+        """Tells what a cache of histories counts and holds."""
+        for name in ("hits", "misses", "evictions", "appended", "entries", "bytes"):
+            gauge = Gauge(f"gr_jax_cache_{name}", f"Cached histories: {name}", registry=self.registry)
+            gauge.set_function(lambda name=name: getattr(cache.counters, name))
+
     def count(self, answer: answers.Answer) -> None:
         """Adds an answer."""
         self.skipped.inc(answer.skipped)
@@ -65,6 +72,8 @@ class Service:
         observe = self.metrics.batch.observe
         sizes: dict[str, Any] = {"most": limits.batch, "wait": limits.wait_ms / 1000, "room": limits.queue}
         self.batcher = Batcher(loaded.answer, **sizes, observe=observe)
+        if (cache := getattr(loaded.ranker, "cache", None)) is not None:
+            self.metrics.watch(cache)
         raw, title = loaded.dataset.item_table["raw"], loaded.dataset.item_table["title"]
         text = title.fill_null("") + " " + raw
         self._catalogue = pl.DataFrame(

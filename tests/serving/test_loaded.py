@@ -1,5 +1,6 @@
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from gr_jax import evaluate
 from gr_jax.config import ConfigError, RankingConfig
 from gr_jax.data import ranking_rows
 from gr_jax.data.sequences import time_bounds
+from gr_jax.serving import opened
 from gr_jax.serving.histories import RequestError
 from gr_jax.training import metrics
 from gr_jax.training.ranking import predict_all
@@ -129,10 +131,10 @@ def predictions(loaded, workdir, users: int) -> tuple[list, list]:
     from gr_jax.training.trained import open_trained
 
     run, params = open_trained(workdir)
-    evaluator = loaded.ranker
+    predict = jax.jit(lambda batch: opened.predictions(run.graphdef, params, batch, tasks=run.stream.tasks))
     low = int(np.quantile(run.dataset.timestamp, 0.3))
     rows = ranking_rows.label_rows(run.dataset, run.config, run.stream, low, 2**40, row_multiple=1)
-    judged, labels = predict_all(lambda batch: evaluator._rank(params, batch).reshape(-1, 2), rows, run)
+    judged, labels = predict_all(lambda batch: predict(batch).reshape(-1, 2), rows, run)
     ours, theirs = [], []
     for prediction, user, before in zip(judged, labels.user, labels.history, strict=True):
         if user < users and before < 6:  # the evaluation then sees all that was before, as serving does
@@ -184,6 +186,20 @@ def test_a_score_does_not_depend_on_the_other_candidates_or_users(ranker):
     for place in (13, 33):
         assert answers[0].items[place].score == pytest.approx(alone.items[0].score, abs=1e-5)
     assert answers[2].source == "model"
+
+
+def test_a_history_that_grew_is_answered_from_the_cache_as_from_its_first_event(ranker, ranking):
+    log = ranker.history("u5")
+    before = ranker.ranker.cache.counters
+    fresh = gr_jax.load(ranking, cache_mb=0)
+    for length in (3, 4, 6, 6):
+        at_time = log[length].time
+        grown = ranker.score(log[:length], ["i1", "i2"], at_time=at_time, user="u5")
+        anew = fresh.score(log[:length], ["i1", "i2"], at_time=at_time, user="u5")
+        np.testing.assert_allclose([i.score for i in grown], [i.score for i in anew], atol=1e-5)
+    after, nothing = ranker.ranker.cache.counters, fresh.ranker.cache.counters
+    assert after.misses - before.misses <= 2 and after.hits - before.hits >= 2  # a series entry may come in between
+    assert nothing.hits == 0 and nothing.bytes == 0
 
 
 def test_the_baseline_of_ranking_predicts_what_its_evaluation_does(ranking_folder, result_of):

@@ -2,14 +2,14 @@ import concurrent.futures
 import json
 import time
 
+import jax
+import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 import gr_jax
 from gr_jax.serving import server, wire
 from gr_jax.serving.limits import Limits
-
-pytest.importorskip("fastapi")
-from fastapi.testclient import TestClient  # noqa: E402
 
 LIMITS = Limits(body_bytes=20_000, events=100, candidates=64, k=16, batch=8, wait_ms=1.0)
 
@@ -178,21 +178,42 @@ def test_before_the_warm_up_the_server_says_so_and_after_the_end_too(loaded, mon
     assert app.state.service.status == "shutting down"
 
 
-def test_nothing_is_compiled_after_the_warm_up(client, loaded):
-    import jax
+@pytest.fixture
+def compiled():
+    """Grows with each program that is compiled."""
+    names = []
 
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
-    )
-    try:
-        for count in (1, 7, 13):
-            for k in (1, 16):
-                assert client.post("/recommend", json={"history": events(loaded, "u3", count), "k": k}).is_success
-            body = {"history": events(loaded, "u3", count), "candidates": ["i1"] * (5 * count - 4)}
-            assert client.post("/score", json=body).is_success
-    finally:
-        jax.monitoring.clear_event_listeners()
+    def note(name: str, *_, **__) -> None:
+        if "backend_compile" in name:
+            names.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+def test_nothing_is_compiled_after_the_warm_up(client, loaded, compiled):
+    for count in (1, 7, 13):
+        for k in (1, 16):
+            assert client.post("/recommend", json={"history": events(loaded, "u3", count), "k": k}).is_success
+        body = {"history": events(loaded, "u3", count), "candidates": ["i1"] * (5 * count - 4)}
+        assert client.post("/score", json=body).is_success
+    assert compiled == []
+    loaded.index.search(np.zeros((1, 16), np.float32), 17)
+    assert compiled, "the test would notice"
+
+
+def test_nothing_is_compiled_after_the_warm_up_of_a_ranking_run(ranking_client, compiled):
+    for count in (0, 1, 4, 11, 20):
+        events = [{"item": f"i{i}", "time": 10**9 + 100 * i, "action": ["liked"] * (i % 2)} for i in range(count)]
+        for candidates in (1, 17, 33, 64):
+            body = {"history": events, "candidates": ["i1"] * candidates, "user": "u9"}
+            assert ranking_client.post("/score", json=body).is_success
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        bodies = [{"user": f"u{n}", "k": 5} for n in range(40)]
+        assert all(
+            answer.is_success for answer in pool.map(lambda b: ranking_client.post("/recommend", json=b), bodies)
+        )
     assert compiled == []
 
 
@@ -203,7 +224,15 @@ def test_metrics_count_requests_by_path_and_status(client):
     assert 'gr_jax_requests_total{path="/score",status="400"}' in text
     assert 'gr_jax_requests_total{path="other",status="404"}' in text
     assert 'gr_jax_request_seconds_bucket{le="0.1",path="/recommend"}' in text
+    assert "gr_jax_cache" not in text
     assert "gr_jax_ready 1.0" in text and "gr_jax_batch_requests_count" in text
+
+
+def test_a_server_of_ranking_tells_what_its_cache_does(ranking_client):
+    for _ in range(2):
+        assert ranking_client.post("/score", json={"user": "u7", "candidates": ["i1"]}).is_success
+    values = dict(line.rsplit(" ", 1) for line in ranking_client.get("/metrics").text.splitlines() if line[0] != "#")
+    assert float(values["gr_jax_cache_hits"]) >= 1 and float(values["gr_jax_cache_bytes"]) > 0
 
 
 def test_the_examples_of_the_documentation_are_answered(client, ranking_client):

@@ -1,0 +1,93 @@
+"""Ranking against cached histories: what a user took is computed once, then only new events and candidates are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Float32, Int32
+
+from gr_jax.data import tokens
+from gr_jax.data.dataset import Dataset
+from gr_jax.data.tokens import Stream
+from gr_jax.serving import buckets, history_tokens
+from gr_jax.serving.cache import HistoryCache
+from gr_jax.serving.encoder import first_item
+from gr_jax.serving.histories import History, sequences
+from gr_jax.serving.m_falcon import MICRO_BATCHES, Candidates, Scorer
+
+
+class CachedRanker:
+    """Candidates of several users in micro-batches against their histories (M-FALCON), which a cache keeps.
+
+    Attributes:
+      cache: of histories, by user of the log, or else by their first visible event.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        params: dict,
+        dataset: Dataset,
+        stream: Stream,
+        *,
+        max_length: int,
+        block: int,
+        cache_bytes: int,
+        squash: Callable[[np.ndarray], np.ndarray],
+    ):
+        """`max_length`: most events of a training sequence, the one asked about included.
+
+        `block`: candidates of a micro-batch; `cache_bytes`: budget of the cache; `squash`: logits -> predictions.
+        """
+        self.dataset, self.stream, self.visible, self.block = dataset, stream, max_length - 1, block
+        rooms = buckets.lengths(stream.max_tokens(self.visible))
+        sizes = sorted({min(size, block) for size in MICRO_BATCHES})
+        scorer = Scorer(graphdef, params, micro_batches=sizes, buckets=rooms)
+        self.cache, self._squash = HistoryCache(scorer, cache_bytes), squash
+        self._lock = threading.Lock()  # an entry in use must not be appended to
+
+    def __call__(
+        self, histories: Sequence[History], candidates: Sequence[Int32[np.ndarray, " _"]]
+    ) -> list[Float32[np.ndarray, "M Y"]]:
+        """Predictions for the candidates of each history, by task."""
+        read, asked = self._read(histories, candidates)
+        with self._lock:
+            entries = self.cache.entries([_key(history) for history in histories], read)
+            logits = self.cache.scorer.score(entries, asked)
+        return [self._squash(x) for x in logits]
+
+    def _read(
+        self, histories: Sequence[History], candidates: Sequence[np.ndarray]
+    ) -> tuple[list[history_tokens.Tokens], list[Candidates]]:
+        """The tokens of each history, and what stands where the event asked about would be."""
+        made, spans = sequences(histories, self.dataset, max_length=self.visible, with_asked=True)
+        count = tokens.token_counts(made, spans, stream=self.stream)
+        before = count - self.stream.tokens_per_event  # of the event asked about the item alone is a token
+        number, layout = len(histories), {"row_length": int(count.max()), "stream": self.stream}
+        zeros = np.zeros(number, np.int64)
+        batch = tokens.fill_rows(made, spans, np.arange(number), zeros, num_rows=number, **layout)  # type: ignore
+        side = self.dataset.item_features
+        asked = [
+            Candidates(
+                item=items,
+                time=int(batch.time[row, before[row]]),
+                side=None if side is None else side[items],
+                action=0 if batch.action is None else int(batch.action[row, before[row]]),
+            )
+            for row, items in enumerate(candidates)
+        ]
+        return history_tokens.of_rows(batch, before), asked
+
+    def warm_up(self, *, most_rows: int) -> None:
+        """Compiles every program; they do not depend on how many there are in a call."""
+        read, asked = self._read([first_item(self.dataset)], [np.ones(1, np.int32)])
+        self.cache.scorer.warm_up(read[0], asked[0])
+
+
+def _key(history: History) -> Hashable:
+    if history.user >= 0 or not len(history):
+        return history.user
+    return int(history.item[0]), int(history.time[0])
