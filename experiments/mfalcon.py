@@ -13,7 +13,7 @@ Floor for m = n = 1024, width 256 (q, k and v: 256 over all heads), 8 blocks, in
     cached  8 * 1024 * (0.655 M + 1025 * 1024)                            14.0 G
     encode  8 * (1024 * 0.655 M + 1024 * 1025 / 2 * 1024)                  9.7 G
     cold                                                                  23.6 G
-    naive   1024 * 8 * (1025 * 0.655 M + 1025 * 1026 / 2 * 1024)           9.9 T: 419 times cold, 709 times cached
+    naive   1024 * 8 * (1025 * 0.655 M + 1025 * 1026 / 2 * 1024)           9.9 T: 419 times cold, 710 times cached
 A forward that computes the masked half of the pairs too, as the XLA implementation does for rows of more than 512
 tokens, needs 14.0 G for the encode and 14.3 T for naive: 512 times cold, 1024 times cached. `floor_ms` of each number
 is its FLOPs, with the causal half only, over the FLOP/s of a matrix product of this machine.

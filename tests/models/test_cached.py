@@ -109,6 +109,19 @@ def test_a_cache_in_bfloat16_is_half_as_large_and_close():
     assert np.abs(hidden[0] - expected).max() < 0.02 * np.abs(expected).max()
 
 
+def test_a_model_that_computes_in_bfloat16_keeps_its_cache_so_and_stays_close():
+    whole, prefill, extend, peek = programs(compute_dtype="bfloat16")
+    batch = one_per_row([history(4, 12)], (1, ROOM))
+    expected = np.asarray(whole(batch).astype(jnp.float32))[0, 10:12]
+    _, store = prefill(first(batch, 10))
+    assert {x.dtype.name for x in (*store.k, *store.v)} == {"bfloat16"}
+    hidden = [peek(cut(batch, 10, 11), store), extend(cut(batch, 10, 12), store)[0]]
+    for found in hidden:
+        assert found.dtype == jnp.bfloat16
+        rows = np.asarray(found.astype(jnp.float32))[0]
+        assert np.abs(rows - expected[: len(rows)]).max() < 0.02 * np.abs(expected).max()
+
+
 def test_other_models_than_hstu_are_refused():
     graphdef, init = functional(dataclasses.replace(SMALL, kind="sasrec"), max_length=N, num_items=ITEMS)
     batch = one_per_row([history(0, 3)], (1, 4))
