@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import dispatch
 from pallas_kernels.masks import time_bucket
 
+TINY = 8  # queries of a row up to which a CPU computes all heads at once
+
 
 def hstu_cached_attention(
     q: Float[Array, "R L H A"],
@@ -111,7 +113,19 @@ def xla_cached_attention(
     if time_table is not None:
         bias += time_table[jnp.minimum(time_bucket(query_times[..., None] - key_times[:, None]), len(time_table) - 1)]
     bias = jax.lax.optimization_barrier(bias)  # else its logarithms are taken again for every head and token
-    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = scale * dot("rlha,rhsa->rhls", q, k.astype(q.dtype)) + bias[:, None]
-    weights = (jax.nn.silu(scores) * (1 / max_length)).astype(q.dtype)
-    return dot("rhls,rhsv->rlhv", weights, v.astype(q.dtype))
+
+    def head(q, k, v, bias):
+        scores = scale * _dot("la,sa->ls", q, k.astype(q.dtype)) + bias
+        weights = (jax.nn.silu(scores) * (1 / max_length)).astype(q.dtype)
+        return _dot("ls,sv->lv", weights, v.astype(q.dtype))
+
+    rows, length, heads, _ = q.shape
+    flat = lambda x: x.reshape(rows * heads, *x.shape[2:])
+    args = flat(jnp.swapaxes(q, 1, 2)), flat(k), flat(v), jnp.repeat(bias, heads, axis=0)
+    # XLA multiplies single matrices about twice as fast as a batch of them on a CPU, unless they are tiny.
+    in_turn = dispatch.current_device().platform == "cpu" and length > TINY
+    out = jax.lax.map(lambda x: head(*x), args) if in_turn else jax.vmap(head)(*args)
+    return jnp.swapaxes(out.reshape(rows, heads, length, -1), 1, 2)
+
+
+_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import hstu_attention, hstu_cached_attention
+from pallas_kernels import cached, hstu_attention, hstu_cached_attention
 from pallas_kernels.block_sizes import Blocks
 from pallas_kernels.cached_triton import triton_cached_attention
 
@@ -77,6 +77,22 @@ def test_candidates_get_what_one_attention_gives_and_share_their_bias(how, table
     k, v = store(vectors["k"]), store(vectors["v"])
     found = hstu_cached_attention(q, k, v, ends, own_k=own_k, own_v=own_v, **bias, **options, **HOW[how])
     np.testing.assert_allclose(found, last_tokens(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tables", [False, True])
+def test_heads_in_turn_and_heads_at_once_give_the_same(tables, monkeypatch):
+    (vectors, rows), options = sequences(5, tables, targets=False)
+    positions = jnp.array(HISTORY)[:, None] + jnp.arange(NEW)
+    bias = {}
+    if tables:
+        bias = dict(positions=positions, query_times=last_tokens(rows["query_times"]), key_times=rows["key_times"])
+    q, k, v = last_tokens(vectors["q"]), store(vectors["k"]), store(vectors["v"])
+    outs = []
+    for tiny in (0, 100):
+        monkeypatch.setattr(cached, "TINY", tiny)
+        outs.append(hstu_cached_attention(q, k, v, positions + 1, **bias, **options))
+    assert outs[0].shape == (len(HISTORY), NEW, HEADS, V)
+    np.testing.assert_allclose(*outs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("splits", [1, 3])
