@@ -18,6 +18,7 @@ from gr_jax.config import ConfigError
 from gr_jax.serving import buckets
 
 CHUNK = 65_536  # items scored at once: scores and masks of [Q, CHUNK] are the most that is in memory
+MANY = 1024  # candidates from which on queries are scored one by one
 FEWEST = 16  # the smallest k that is compiled
 BACKENDS = ("exact", "faiss")
 
@@ -135,7 +136,7 @@ class ExactIndex:
         """Scores of given items."""
         width = buckets.power_of_four(items.shape[1], least=buckets.SHORTEST)
         out = np.zeros(items.shape, np.float32)
-        for part in buckets.parts(len(queries)):
+        for part in buckets.parts(len(queries), _most_rows(width)):
             count = part.stop - part.start
             rows = buckets.fitting(buckets.ROWS, count)
             q = np.pad(queries[part], [(0, rows - count), (0, 0)])
@@ -151,7 +152,8 @@ class ExactIndex:
             for k in buckets.powers_of_four(FEWEST, min(most, self.num_items)):
                 self.search(queries, min(k, self.num_items))
             for m in buckets.powers_of_four(buckets.SHORTEST, most_candidates):
-                self.scores(queries, np.ones((rows, m), np.int32))
+                if rows <= _most_rows(m):
+                    self.scores(queries, np.ones((rows, m), np.int32))
 
 
 class FaissIndex:
@@ -234,6 +236,11 @@ def _merge(
 def _pick(queries: Float[Array, "Q D"], vectors: Float[Array, "rows D"], ids: Int[Array, "Q M"]) -> Float[Array, "Q M"]:
     """Scores of given items."""
     return jnp.einsum("qd,qmd->qm", queries, vectors[ids], precision=jax.lax.Precision.HIGHEST)
+
+
+def _most_rows(candidates: int) -> int:
+    """Queries that are scored together: their candidates' vectors are in memory at once."""
+    return buckets.ROWS[-1] if candidates <= MANY else buckets.ROWS[0]
 
 
 def _inside(ids: np.ndarray, first: int, last: int) -> np.ndarray:

@@ -70,6 +70,11 @@ class Loaded:
         """Events of each item in the log; of the padding 0."""
         return np.bincount(self.dataset.item, minlength=self.dataset.num_items + 1)
 
+    @functools.cached_property
+    def _by_popularity(self) -> Int32[np.ndarray, " X"]:
+        """The items, the most frequent first, of equal ones the smaller id."""
+        return (np.argsort(-self.popularity[1:], kind="stable") + 1).astype(np.int32)
+
     def history(self, user: str | int) -> list:
         """The history of a user of the log as (item, time, actions).
 
@@ -209,11 +214,15 @@ class Loaded:
         return answers  # type: ignore[return-value]
 
     def _popular(self, query: Query) -> Answer:
-        share = (self.popularity / max(1, self.dataset.num_events)).astype(np.float32)
-        ids = self._choice(query)
-        if query.candidates is None:
-            ids = ids[np.argsort(-share[ids], kind="stable")[: query.k]]
-        return self._answer(query, ids, share[ids], source="popularity")
+        ids = query.candidates
+        if ids is None:
+            ids = self._by_popularity
+            if query.allowed is not None:
+                ids = ids[np.isin(ids, query.allowed)]
+            ids = ids[: query.k + len(query.removed)]
+            ids = ids[~np.isin(ids, query.removed)][: query.k]
+        share = self.popularity[ids] / max(1, self.dataset.num_events)
+        return self._answer(query, ids, share.astype(np.float32), source="popularity")
 
     def _choice(self, query: Query) -> Int32[np.ndarray, " M"]:
         """The candidates, or the items that may come."""
@@ -283,7 +292,7 @@ class Loaded:
             assert self.encoder is not None and self.index is not None
             self.encoder.warm_up(most_rows=most_queries)
             self.index.warm_up(most=most_k, most_candidates=most_candidates, most_queries=most_queries)
-        _ = self.popularity, self.dataset.item_ids([""])  # read now, not at the first request
+        _ = self._by_popularity, self.dataset.item_ids([""])  # read now, not at the first request
 
 
 def _for_each(values: Sequence, count: int, name: str) -> list:

@@ -85,6 +85,12 @@ def test_scores_of_given_items_are_their_dot_products():
     )
 
 
+def test_many_candidates_of_many_queries_are_scored_in_parts():
+    items = np.random.default_rng(0).integers(1, ITEMS + 1, (3, 5000)).astype(np.int32)
+    expected = np.einsum("qd,qmd->qm", queries(3), VECTORS[items])
+    np.testing.assert_allclose(WHOLE.scores(queries(3), items), expected, atol=1e-6)
+
+
 def test_an_unknown_backend_is_told():
     with pytest.raises(ConfigError, match="index='annoy': must be one of exact, faiss"):
         index.build(jnp.asarray(unit(table())), num_items=ITEMS, backend="annoy")

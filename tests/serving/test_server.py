@@ -199,7 +199,7 @@ def test_nothing_is_compiled_after_the_warm_up(client, loaded, compiled):
         body = {"history": events(loaded, "u3", count), "candidates": ["i1"] * (5 * count - 4)}
         assert client.post("/score", json=body).is_success
     assert compiled == []
-    loaded.index.search(np.zeros((1, 16), np.float32), 17)
+    jax.jit(lambda x: x + 1)(np.zeros(3))
     assert compiled, "the test would notice"
 
 
