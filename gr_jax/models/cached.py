@@ -13,6 +13,7 @@ The letter S: cached tokens that a row has room for.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -86,29 +87,40 @@ def extend(
       cached: with room for them: length + L <= S, which cannot be checked here.
       implementation: of `hstu_cached_attention`.
     """
-    new = batch.item.shape[1]
-    positions = cached.length[:, None] + jnp.arange(new)
-    time = _write(cached.time, batch.time, cached.length, axis=0)
-    layers, written = zip(cached.k, cached.v, strict=True), []
+    hidden, new = delta(model, batch, cached, implementation=implementation)
+    return hidden, write(cached, new)
+
+
+def delta(
+    model: Recommender, batch: Batch, cached: Cached, *, implementation: str | None = None
+) -> tuple[Float[Array, "R L D"], Cached]:
+    """As `extend`, but the keys and values of the new tokens alone, with room for these, to be written by `write`.
+
+    What is read here and written there can be two programs, of which the second one only writes a few rows into memory
+    that it may write to; XLA copies the whole cache where one program does both.
+    """
+    length, new = cached.length[:, None], jnp.arange(batch.item.shape[1])[None]
+    among = jnp.broadcast_to(new, batch.item.shape)
+    layers, kept = zip(cached.k, cached.v, strict=True), []
 
     def attend(block: HstuBlock, q: Array, k: Array, v: Array) -> Array:
-        pairs = zip(next(layers), (k, v), strict=True)
-        keys, values = (_write(old, _by_head(x, old.dtype.name), cached.length, axis=1) for old, x in pairs)
-        written.append((keys, values))
-        asked, _ = _bias_times(block, batch)
-        return hstu_cached_attention(
-            q,
-            keys,
-            values,
-            positions + 1,
-            **_bias(block, asked, time),
-            positions=positions,
-            implementation=implementation,
-        )
+        asked, time = _bias_times(block, batch)
+        (old_k, old_v), new_k, new_v = next(layers), _by_head(k, ""), _by_head(v, "")
+        kept.append((new_k.astype(old_k.dtype), new_v.astype(old_v.dtype)))
+        see = functools.partial(hstu_cached_attention, q, implementation=implementation)
+        of_history = see(old_k, old_v, length, **_bias(block, asked, cached.time), positions=length + new)
+        return of_history + see(new_k, new_v, among + 1, **_bias(block, asked, batch.time), positions=among)
 
     hidden = _through_blocks(model, batch, attend)
-    keys, values = zip(*written, strict=True)
-    return hidden, Cached(keys, values, time, cached.length + new)
+    keys, values = zip(*kept, strict=True)
+    return hidden, Cached(keys, values, batch.time, jnp.full_like(cached.length, batch.item.shape[1]))
+
+
+def write(cached: Cached, new: Cached) -> Cached:
+    """The cache with the tokens of `delta` behind the others of their row."""
+    layers = lambda old, of: tuple(_write(a, b, cached.length, axis=1) for a, b in zip(old, of, strict=True))
+    time = _write(cached.time, new.time, cached.length, axis=0)
+    return Cached(layers(cached.k, new.k), layers(cached.v, new.v), time, cached.length + new.length)
 
 
 def peek(
@@ -201,10 +213,10 @@ def _by_head(x: Float[Array, "R L H W"], dtype: str) -> Shaped[Array, "R H L W"]
 
 
 def _write(store: Array, new: Array, length: Int[Array, " R"], axis: int) -> Array:
-    """`store` with `new` from index `length` on, along this axis of a row; row by row, which needs no scatter."""
-    rows = []
+    """`store` with `new` from index `length` on, along this axis of a row; one update for each row, in place."""
+    new = new.astype(store.dtype)
     for row in range(len(store)):
-        start = [jnp.int32(0)] * (store.ndim - 1)
-        start[axis] = length[row]
-        rows.append(jax.lax.dynamic_update_slice(store[row], new[row].astype(store.dtype), start))
-    return jnp.stack(rows)
+        start = [jnp.int32(0)] * store.ndim
+        start[0], start[axis + 1] = jnp.int32(row), length[row]
+        store = jax.lax.dynamic_update_slice(store, new[row : row + 1], start)
+    return store

@@ -116,7 +116,7 @@ class Scorer:
             return cached.unstack(cached.prefill(model, batch, storage=storage)[1])
 
         def extend(model: Recommender, batch: Batch, store: Cached) -> Cached:
-            return cached.extend(model, batch, store, implementation=implementation)[1]
+            return cached.delta(model, batch, store, implementation=implementation)[1]
 
         def peek(model: Recommender, batch: Batch, rows: tuple[Cached, ...]) -> Float[Array, "R L D"]:
             return cached.peek(model, batch, cached.stack(rows), implementation=implementation)
@@ -132,7 +132,7 @@ class Scorer:
             return l2_normalise(model.embeddings.item_table[item]) @ vector / model.config.temperature
 
         self._history, self._rank, self._encode, self._similarity = map(jit, (history, rank, encode, similarity))
-        self._extend = jit(extend, donate_argnums=2)
+        self._extend, self._write = jit(extend), jax.jit(cached.write, donate_argnums=0)
         self._copy, self._grow = jax.jit(_copy), jax.jit(_grow, static_argnums=1)
 
     def history(self, histories: Sequence[Tokens]) -> list[Entry]:
@@ -175,7 +175,7 @@ class Scorer:
             size = next(size for size in PIECES if done + size <= target)
             piece = slice(done, done + size)
             batch = to_rows([whole[piece]], [asked[piece]], done, num_rows=1, row_length=size)
-            store, done = self._extend(self.params, batch, store), done + size
+            store, done = self._write(store, self._extend(self.params, batch, store)), done + size
         return Entry(whole, store)
 
     def encode(self, entries: Sequence[Entry], at_time: Sequence[int]) -> Float32[np.ndarray, "B D"]:
