@@ -154,7 +154,9 @@ def fill_rows(
     first_event = np.cumsum(spans.length) - spans.length
     began = dataset.timestamp[event[first_event]]
     tells_action = at.content + stream.tokens_per_event - 1
-    names_item = np.append(at.content, tells_action) if stream.kind == "paired" else at.content
+    item, names_item = dataset.item[event], at.content
+    if stream.kind == "paired":
+        item, names_item = np.tile(item, 2), np.append(at.content, tells_action)
 
     def rows(*pairs: tuple[np.ndarray, Any], dtype: Any = np.int32, width: tuple[int, ...] = ()) -> Any:
         filled = np.zeros((num_rows * row_length, *width), dtype)
@@ -168,7 +170,6 @@ def fill_rows(
     entry_clock = at.entry_place, since_start(entry_time, at.entry_owner)
     clock = since_start(dataset.timestamp[event], at.owner)
     time = rows(entry_clock, (tells_action, clock), (at.content, clock))
-    item = np.tile(dataset.item[event], len(names_item) // len(event))
     fields: dict[str, Any] = {"item": rows((names_item, item)), "time": time, "query_time": time}
     fields["position"] = rows((at.token, token_index(np.zeros_like(at.tokens), at.tokens)))
     fields["segment"] = rows((at.token, np.repeat(_rank_in_row(row, column), at.tokens)))

@@ -279,15 +279,19 @@ def test_candidates_in_one_pass_in_any_order_score_as_each_alone(attention, coun
     np.testing.assert_allclose(rank(graphdef, params, together)[0, n : n + count], expected[shuffled], atol=1e-5)
 
 
+GPU_STAGES = ("hstu_attention", "normalised_gate")
+
+
 def test_candidates_score_as_each_alone_through_the_interpreted_triton_kernel(monkeypatch):
-    interpreted = functools.partial(hstu.hstu_attention, interpret=True)
+    interpreted = {name: functools.partial(getattr(hstu, name), interpret=True) for name in GPU_STAGES}
     history, candidates = history_and_candidates(3, 20)  # longer than `max_length`
     n = len(history)
     together = ranking_batch.one_per_row([[*history, *candidates]], (1, 48))
     alone = ranking_batch.one_per_row([[*history, c] for c in candidates[:3]], (3, MAX_TOKENS))
     graphdef, params = make_ranker(attention="xla", num_blocks=1)
     expected = rank(graphdef, params, together)[0, n : n + 20]
-    monkeypatch.setattr(hstu, "hstu_attention", interpreted)
+    for name, function in interpreted.items():
+        monkeypatch.setattr(hstu, name, function)
     graphdef, _ = make_ranker(attention="pallas_triton", num_blocks=1)
     got = rank(graphdef, params, together)[0, n : n + 20]
     np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -34,7 +34,7 @@ def get_config(variant="interleave"):
         ),
         model=ModelConfig(kind="dlrm" if variant == "dlrm" else "hstu", width=16, num_blocks=2, qk_width=8, v_width=8,
                           head_width=16, hidden_widths=(16,), cross_layers=1),
-        ranking=RankingConfig(tasks=("liked", "rating"), tokens="sum" if variant == "sum" else "interleave",
+        ranking=RankingConfig(tasks=("liked", "rating"), tokens="interleave" if variant == "dlrm" else variant,
                               valid_from=0.7, test_from=0.85),
         train=TrainConfig(epochs=1, batch_users=24, patience=0),
         optimizer=OptimizerConfig(learning_rate=5e-3),

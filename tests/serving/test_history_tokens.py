@@ -27,7 +27,7 @@ def rows_of(dataset, spans, kind: str):
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("kind", ["retrieval", "interleave", "sum"])
+@pytest.mark.parametrize("kind", ["retrieval", "interleave", "paired", "sum"])
 def test_rows_of_a_log_come_back_from_its_tokens(kind, seed):
     dataset = random_dataset(seed)
     batch, count = rows_of(dataset, inputs_only(dataset) if kind == "retrieval" else all_labels(dataset), kind)
@@ -43,7 +43,7 @@ def test_rows_of_a_log_come_back_from_its_tokens(kind, seed):
     np.testing.assert_array_equal(again.segment, batch.segment != 0)
 
 
-@pytest.mark.parametrize("kind", ["interleave", "sum"])
+@pytest.mark.parametrize("kind", ["interleave", "paired", "sum"])
 def test_the_last_event_of_a_log_as_a_candidate_gets_the_logits_of_training(kind):
     sizes = dict(num_items=7, num_actions=2, num_feature_values=8, num_tasks=len(TASKS))
     graphdef, init = functional(SMALL, max_length=stream(kind).max_tokens(N), **sizes)

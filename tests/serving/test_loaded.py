@@ -147,10 +147,10 @@ def predictions(loaded, workdir, users: int) -> tuple[list, list]:
     return ours, theirs
 
 
-@pytest.mark.parametrize("variant", ["interleave", "sum"])
+@pytest.mark.parametrize("variant", ["interleave", "paired", "sum"])
 def test_a_candidate_is_judged_as_the_evaluation_judges_the_event(ranking_folder, ranking, ranker, variant):
-    if variant == "sum":
-        workdir = trained(ranking_folder, RANKING, "sum")
+    if variant != "interleave":
+        workdir = trained(ranking_folder, RANKING, variant)
         ours, theirs = predictions(gr_jax.load(workdir), workdir, users=48)
     else:
         ours, theirs = predictions(ranker, ranking, users=48)
