@@ -23,7 +23,7 @@ Expected test metric, full catalogue, one seed each: HR@10 / NDCG@10 of .3343 / 
 (sasrec, epoch 34); large is not measured. The paper reports .3097 / .1720 (base), .3294 / .1893 (large) and .2853 /
 .1603 (sasrec), under a protocol that removes only the visible 200 items and looks at the test split every epoch
 (Zhai et al. 2024, table 4). Ranking: NE .755 and AUC .815 of liked, NE .753 and AUC .835 of loved (three seeds);
-ranking-dlrm NE .774 and AUC .807 of liked (`experiments/ranking_quality.py`).
+ranking-dlrm NE .773 and AUC .807 of liked (two seeds; `experiments/ranking_quality.py`).
 """
 
 from gr_jax.config import (

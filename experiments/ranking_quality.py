@@ -112,7 +112,8 @@ def main() -> None:
                 models.setdefault(variant, []).append(outcome(workdir))
     others = baselines(path)
     print(table(models, others))
-    made = {"command": " ".join(["python", "experiments/ranking_quality.py", *sys.argv[1:]]), "split": "test"}
+    said = ["--path=ml-1m" if word.startswith("--path") else word for word in sys.argv[1:]]
+    made = {"command": " ".join(["python", "experiments/ranking_quality.py", *said]), "split": "test"}
     summary = made | {"models": models, "baselines": others}
     (ROOT / "experiments/results/ranking_quality.json").write_text(json.dumps(summary, indent=1) + "\n")
 
