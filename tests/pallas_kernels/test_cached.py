@@ -109,6 +109,7 @@ def test_keys_divided_among_programs_give_the_same(splits):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_kernel_lowers_for_a_gpu(shape, dtype):
