@@ -253,8 +253,10 @@ def test_packed_rows_give_the_logits_and_gradients_of_one_user_per_row(users, se
         logits, grads = rank_and_grad(graphdef, params, batch, weights)
         logits = [logits[row, column : column + n] for (row, column), n in zip(slots, lengths, strict=True)]
         results.append((logits, grads))
-    for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(np.abs(b).max())))
+    # Gradients to 1e-4, as the reference vectors: where a token sees one or two, LN divides by a tiny deviation.
+    for (packed, padded), rtol in zip(zip(*results, strict=True), (1e-7, 1e-4), strict=True):
+        for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(padded), strict=True):
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-5 * max(1.0, float(np.abs(b).max())))
 
 
 def history_and_candidates(seed: int, count: int):
