@@ -61,7 +61,7 @@ def baselines(path: str) -> dict[str, dict[str, float]]:
         for name, p in zip(
             found, (made, count_baseline.count_regression(dataset, task, test_from=test_from)), strict=True
         ):
-            user = dataset.offsets.searchsorted(p.event, side="right") - 1
+            user = dataset.users_of(p.event)
             found[name] |= {
                 f"ne/{task}": ranking_metrics.ne(p.probability, p.outcome) or 0.0,
                 f"auc/{task}": ranking_metrics.auc(p.probability, p.outcome) or 0.0,

@@ -105,6 +105,10 @@ class Dataset:
         """Events of each user."""
         return np.diff(self.offsets)
 
+    def users_of(self, event: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
+        """Whose events these flat indices are."""
+        return np.searchsorted(self.offsets, event, side="right") - 1
+
     @cached_property
     def item_table(self) -> pl.DataFrame:
         """Columns item_id (1..X, row i has id i + 1), raw, title."""

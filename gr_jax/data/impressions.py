@@ -29,7 +29,7 @@ def fill_impressions(
 
     `item_side` is handed on.
     """
-    user = np.searchsorted(dataset.offsets, event, side="right") - 1
+    user = dataset.users_of(event)
     index = event[:, None] - max_length + np.arange(max_length)
     seen = index >= dataset.offsets[user][:, None]
     past = np.where(seen, index, 0)
@@ -72,8 +72,11 @@ def _user_values(dataset: Dataset, user: np.ndarray, time: np.ndarray, stream: t
         low, high = dataset.series_offsets[user], dataset.series_offsets[user + 1]
         index = high[:, None] - stream.max_series + np.arange(stream.max_series)
         # Entries after the event are dropped, not replaced by older ones: at most a few are.
-        known = (index >= low[:, None]) & (times[np.clip(index, 0, len(times) - 1)] <= time[:, None])
-        parts.append(np.where(known, values[np.clip(index, 0, len(values) - 1)], 0))
+        row, column = np.nonzero(index >= low[:, None])
+        entry = index[row, column]
+        latest = np.zeros(index.shape, values.dtype)
+        latest[row, column] = np.where(times[entry] <= time[row], values[entry], 0)
+        parts.append(latest)
     return np.concatenate(parts, axis=1) if parts else None
 
 
@@ -143,7 +146,7 @@ class LabelImpressions:
     def batch(self, index: int) -> tuple[Impressions, Labels]:
         """Batch `index`: its impressions, and the events judged in it."""
         event = self.events[index * self.batch_size : (index + 1) * self.batch_size]
-        user = np.searchsorted(self.dataset.offsets, event, side="right") - 1
+        user = self.dataset.users_of(event)
         outcome, known = tokens.outcomes(self.dataset, event, self.stream.tasks)
         labels = Labels(np.arange(len(event)), user, event - self.dataset.offsets[user], outcome, known)
         batch = fill_impressions(

@@ -214,7 +214,7 @@ def constant_rate(run: Run, bounds: dict[Split, tuple[int, int]]) -> dict[str, f
     value, known = outcomes(dataset, past, tasks)
     mean = (value * known).sum(0) / np.maximum(known.sum(0), 1)
     value, known = outcomes(dataset, event, tasks)
-    user = np.searchsorted(dataset.offsets, event, side="right") - 1
+    user = dataset.users_of(event)
     prediction = np.broadcast_to(mean, value.shape)
     history = event - dataset.offsets[user]
     return ranking_metrics.summarise(prediction, value, known, user, history, tasks, is_regression(tasks))
