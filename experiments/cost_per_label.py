@@ -42,6 +42,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from experiments import figures
 from gr_jax.config import Config, ModelConfig
 from gr_jax.data.batch import Batch
 from gr_jax.models.recommender import functional
@@ -150,13 +151,8 @@ def measure(n: int, *, prefixes: int, tokens: int, rounds: int) -> dict:
 
 def plot(cases: list[dict], path: Path) -> None:
     """The ratios against n, with n/2 and n/3."""
-    import matplotlib  # pyright: ignore[reportMissingImports]
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
-
     n = np.array([case["n"] for case in cases])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
+    figure, (left, right) = figures.pyplot().subplots(1, 2, figsize=(10, 4.2))
     left.fill_between(n, n / 3, n / 2, color="0.9", label="n/3 to n/2")
     names = {"formula": "FLOPs, formula", "xla": "FLOPs, XLA", "wall": "wall time", "cpu": "CPU time"}
     for (name, label), mark in zip(names.items(), "so^v", strict=True):

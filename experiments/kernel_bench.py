@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments import figures
+
 RESULTS = Path(__file__).with_name("results")
 COLUMNS = ("shape", "implementation", "forward ms", "TFLOP/s", "backward ms", "TFLOP/s", "temp GiB", "error")
 
@@ -65,16 +67,9 @@ def comparisons(records: list[dict[str, Any]]) -> list[str]:
 
 def plot(records: list[dict[str, Any]], path: str) -> None:
     """Writes bars of TFLOP/s, forward above backward."""
-    try:
-        import matplotlib  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise SystemExit("--plot needs matplotlib: pip install 'gr-jax[plots]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
-
     shapes = list(dict.fromkeys(r["shape"] for r in records))
     names = list(dict.fromkeys(r["implementation"] for r in records))
-    figure, axes = plt.subplots(2, 1, figsize=(max(6, 1.2 * len(shapes)), 7), sharex=True, squeeze=False)
+    figure, axes = figures.pyplot().subplots(2, 1, figsize=(max(6, 1.2 * len(shapes)), 7), sharex=True, squeeze=False)
     for axis, part in zip(axes[:, 0], ("forward", "backward"), strict=True):
         for number, name in enumerate(names):
             found = {r["shape"]: r[part]["tflops"] or 0 for r in records if r["implementation"] == name and part in r}

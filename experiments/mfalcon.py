@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments import figures
 from gr_jax.config import ModelConfig
 from gr_jax.data.batch import Batch
 from gr_jax.models.recommender import functional
@@ -203,16 +204,9 @@ def linear_fits(rows: list[dict]) -> list[dict]:
 
 def draw(rows: list[dict], path: Path) -> None:
     """Time against m, one panel for each n, one line for each b and kind."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no figure: pip install 'gr-jax[plots]'", file=sys.stderr)
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     lengths = sorted({row["n"] for row in rows})
-    figure, panels = pyplot.subplots(1, len(lengths), figsize=(4 * len(lengths), 3.6), sharey=True, squeeze=False)
+    size = (4 * len(lengths), 3.6)
+    figure, panels = figures.pyplot().subplots(1, len(lengths), figsize=size, sharey=True, squeeze=False)
     for n, panel in zip(lengths, panels[0], strict=True):
         here = [row for row in rows if row["n"] == n]
         for number, b in enumerate(sorted({row["b"] for row in here})):
@@ -266,8 +260,8 @@ def main() -> int:
             "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
         }
         out.write_text(json.dumps(result, indent=1) + "\n")
-    draw(rows, out.with_suffix(".png"))
     print(f"written: {out}")
+    draw(rows, out.with_suffix(".png"))
     return 0
 
 
