@@ -4,7 +4,8 @@
 
 Trains the variants of configs/ml_1m.py (runs/ranking/, resumed where they stopped, not repeated when they are done),
 each with its own early stopping on the events between .81 and .9 of the log by time, and tests the best checkpoint
-once. Writes experiments/results/ranking_quality.json and prints a table of means and standard deviations over seeds.
+once. Writes experiments/results/ranking_quality.json, where runs of other variants and seeds stay, and prints a table
+of means and standard deviations over seeds.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gr_jax.overrides import override_all
 from gr_jax.training import ranking_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "experiments/results/ranking_quality.json"
 METRICS = ("ne", "auc", "user_auc", "calibration")
 SHOWN = (*(f"{metric}/{task}" for task in ("liked", "loved") for metric in METRICS), "mse/rating")
 
@@ -96,7 +98,7 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true", help="train nothing: only the runs that are finished")
     args = parser.parse_args()
     path = str(Path(args.path).absolute()) if args.path else ""
-    models: dict[str, list[dict]] = {}
+    models: dict[str, list[dict]] = json.loads(RESULT.read_text())["models"] if RESULT.exists() else {}
     for seed in args.seeds.split(","):
         for variant in args.variants.split(","):
             workdir = ROOT / f"runs/ranking/{variant}-{seed}"
@@ -109,13 +111,14 @@ def main() -> None:
                 ]
                 subprocess.run(command, check=True, cwd=ROOT)
             if (workdir / "result.json").exists():
-                models.setdefault(variant, []).append(outcome(workdir))
-    others = baselines(path)
-    print(table(models, others))
+                others = [run for run in models.get(variant, []) if run["seed"] != int(seed)]
+                models[variant] = sorted([*others, outcome(workdir)], key=lambda run: run["seed"])
+    rates = baselines(path)
+    print(table(models, rates))
     said = ["--path=ml-1m" if word.startswith("--path") else word for word in sys.argv[1:]]
     made = {"command": " ".join(["python", "experiments/ranking_quality.py", *said]), "split": "test"}
-    summary = made | {"models": models, "baselines": others}
-    (ROOT / "experiments/results/ranking_quality.json").write_text(json.dumps(summary, indent=1) + "\n")
+    summary = made | {"models": models, "baselines": rates}
+    RESULT.write_text(json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":
