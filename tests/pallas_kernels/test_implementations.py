@@ -111,6 +111,28 @@ def test_padding_and_neighbours_change_nothing(subject, seed):
     assert not changed[rows.segments == 0].any()
 
 
+@every(["reference", *WITH_ALL_RULES])
+def test_candidates_together_in_any_order_equal_candidates_one_by_one(subject):
+    about = SUBJECTS[subject]
+    past, count = about.length // 8, 3  # tokens of the history, and candidates behind it
+    orders = [[0, 1, 2], [2, 0, 1], *([n] for n in range(count))]
+    lengths, tails = [past + len(order) for order in orders], [len(order) for order in orders]
+    rows = pack([lengths] * about.rows, about.length, [tails] * about.rows, [[past // 4] * len(orders)] * about.rows)
+    case = make_case(subject, "all", rows, 3)
+    starts = np.cumsum([0, *lengths[:-1]])
+    for x in (*case.floats.values(), *(case.rows[name] for name in ("key_times", "query_times"))):
+        if x.ndim > 1:  # every sequence is the first one's history, and these of its candidates
+            for start, order in zip(starts, orders, strict=True):
+                x[:, start : start + past + len(order)] = x[:, [*range(past), *(past + n for n in order)]]
+    out = np.asarray(results(subject, "all", about.block + 1, case)[0], np.float64)
+    together = out[:, past : past + count]
+    assert np.abs(together).max() > 1e-3
+    rounding = 1e-5 if about.dtype == "float32" else 2.0**-7
+    for start, order in zip(starts, orders, strict=True):
+        got = out[:, start + past : start + past + len(order)]
+        np.testing.assert_allclose(got, together[:, order], atol=rounding * np.abs(together).max(), err_msg=str(order))
+
+
 @every(["reference", *INTERPRETED])
 @several
 @seeds
