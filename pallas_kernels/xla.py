@@ -1,7 +1,8 @@
 """HSTU attention in plain XLA: query chunks against the window of keys that can hold their sequences.
 
-The cost per token is bounded by max_length + CHUNK keys, whatever the row length, and no [L, L] tensor is stored.
-The backward pass recomputes the scores of a chunk once; nothing of size [C, W] is kept but one byte per pair.
+The cost per token is bounded by max_length + CHUNK keys, whatever the row length, and no [L, L] tensor is stored; of a
+row that is not much longer than max_length about the causal half of the pairs is computed. The backward pass recomputes
+the scores of a chunk once; nothing of size [C, W] is kept but one byte per pair.
 
 Letters: C queries of a chunk, W keys of its window.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from pallas_kernels.masks import LAST_BUCKET, Tokens, allowed_pairs, describe_tokens, time_bucket
 
 CHUNK = 64  # queries per chunk
-MAX_UNROLLED = 8  # rows of more chunks are scanned, to bound the size of the program
+MAX_UNROLLED = 8  # chunks laid out one by one, or groups of chunks that are scanned, to bound the size of the program
 MASKED = 255  # code of a pair that does not see each other; the other codes are entries of the time table
 
 
@@ -55,27 +58,37 @@ def xla_attention(
     query, key = (q, tokens, query_times), (k, v, tokens, key_times)
     attend = functools.partial(_chunk_attention, scale=scale, max_length=max_length, window=window)
 
-    if length <= CHUNK * MAX_UNROLLED:
-        outs = []
-        for lo in range(0, length, CHUNK):
-            hi = min(lo + CHUNK, length)
-            keys = _slice(key, max(0, lo - back), min(length, hi + ahead))
-            outs.append(attend(_slice(query, lo, hi), keys, *tables))
-        return jnp.where(padding, 0, jnp.concatenate(outs, axis=1))
-
     chunks = -(-length // CHUNK)
+    # Windows of the near chunks begin at the start of the row; up to a few chunks, all of them are laid out one by one.
+    near = chunks if chunks <= MAX_UNROLLED else min(chunks, back // CHUNK + 1)
+    together = -(-near // MAX_UNROLLED)
     fill = chunks * CHUNK - length
-    query, key = _pad(query, 0, fill), _pad(key, back, fill + ahead)
+    outs = []
+    if together > 1 or near < chunks:
+        query = _pad(query, 0, fill)
 
-    @jax.checkpoint  # keeps the chunk number instead of the chunk's keys
-    def step(lo):
-        queries = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, lo, CHUNK, 1), query)
-        keys = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, lo, back + CHUNK + ahead, 1), key)
-        return attend(queries, keys, *tables)
+    def scan(first: int, last: int, keys_of: Callable[[Array], Any]):
+        @jax.checkpoint  # keeps the number of a chunk instead of its keys
+        def step(lo):
+            queries = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, lo, CHUNK, 1), query)
+            return attend(queries, keys_of(lo), *tables)
 
-    out = jax.lax.map(step, jnp.arange(chunks) * CHUNK)
-    out = jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * CHUNK, *v.shape[2:])[:, :length]
-    return jnp.where(padding, 0, out)
+        out = jax.lax.map(step, jnp.arange(first, last) * CHUNK)
+        return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], (last - first) * CHUNK, *v.shape[2:])
+
+    for first in range(0, near, together):
+        last = min(first + together, near)
+        keys = _slice(key, max(0, first * CHUNK - back), min(length, last * CHUNK + ahead))
+        if together == 1:
+            outs.append(attend(_slice(query, first * CHUNK, last * CHUNK), keys, *tables))
+        else:
+            outs.append(scan(first, last, lambda lo, keys=keys: keys))
+    if near < chunks:
+        far = _pad(key, back, fill + ahead)
+        window = back + CHUNK + ahead
+        cut = lambda lo: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, lo, window, 1), far)
+        outs.append(scan(near, chunks, cut))
+    return jnp.where(padding, 0, jnp.concatenate(outs, axis=1)[:, :length])
 
 
 def _chunk_attention(query, key, position_table, time_table, *, scale, max_length, window):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pallas_kernels import hstu_attention
+from pallas_kernels import hstu_attention, xla
 from tests.pallas_kernels.packed_rows import random_rows
 from tests.pallas_kernels.subjects import expected, make_case, results
 
@@ -74,3 +74,17 @@ def test_rows_shard_over_devices_without_gathering_them():
     sharded = jax.tree.map(spread, (case.floats, case.rows))
     assert not re.search(r"all-(gather|to-all|reduce)", call.lower(*sharded).compile().as_text())
     assert_close(call(*sharded), call(case.floats, case.rows), atol=1e-6)
+
+
+def test_a_row_as_long_as_a_sequence_computes_about_the_causal_half_of_the_pairs(monkeypatch):
+    widths = []
+
+    def attend(query, key, *tables, **options):
+        widths.append(key[0].shape[1])
+        return query[0]
+
+    monkeypatch.setattr(xla, "_chunk_attention", attend)
+    q, segments = jnp.ones((1, 1024, 1, 8)), jnp.ones((1, 1024), jnp.int32)
+    out = hstu_attention(q, q, q, segments, max_length=1024, implementation="xla")
+    assert (out == 1).all()
+    assert widths == [128, 256, 384, 512, 640, 768, 896, 1024]  # two chunks of 64 queries each
