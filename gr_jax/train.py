@@ -151,7 +151,7 @@ def loop(
         ends_epoch = step_of_epoch == 0 and epochs_done % config.train.validate_every == 0
         validates = ends_epoch or step == session.last_step
         if step % config.train.log_every == 0 and meter.has_news:
-            values = meter.report()
+            values = meter.report() | {"fill": session.batches.fill}
             log.write(step, epochs_done, "train", values)
             say(train_line(step, session.epoch_at(step), values))
         if validates or interruption.signal or step % config.train.checkpoint_every == 0:
@@ -220,8 +220,9 @@ def finish(session: Session, train_state: state.TrainState, progress: Progress) 
     result = run.workdir / "result.json"
     if not result.exists() or json.loads(result.read_text())["best_step"] != progress.best_step:
         log.write(progress.best_step, int(session.epoch_at(progress.best_step)), "test", results["test"])
-    write_result(run, results, progress, session.clock.seconds())
-    say(final_table(results, task.baseline(), task.shown))
+    baseline = task.baseline()
+    write_result(run, results, baseline, progress, session.clock.seconds())
+    say(final_table(results, baseline, task.shown))
     wall = session.clock.seconds()
     say(f"best checkpoint: step {progress.best_step} in {run.workdir / 'checkpoints'}; {wall:.0f} s in all")
     say(f"next: python -m gr_jax.evaluate --workdir={run.workdir}, or another --config of configs/")
@@ -234,11 +235,14 @@ def valid_result(session: Session, params: dict) -> dict[str, float]:
     return session.task.evaluate(params, "valid")
 
 
-def write_result(run: Run, results: dict, progress: Progress, wall_seconds: float) -> None:
-    """result.json: the metrics of the best checkpoint and what they came from."""
+def write_result(
+    run: Run, results: dict, baseline: tuple[str, dict[str, float]], progress: Progress, wall_seconds: float
+) -> None:
+    """result.json: the metrics of the best checkpoint, those of the baseline, and what they came from."""
     names = ("num_users", "num_items", "num_events")
     result = {
         **results,
+        "baseline": {"name": baseline[0], "test": baseline[1]},
         "best_step": progress.best_step,
         "seed": run.config.seed,
         "wall_seconds": wall_seconds,

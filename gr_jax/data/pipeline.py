@@ -220,6 +220,11 @@ class EvaluationRows:
         queries = Queries(*(self._pad(values) for values in (token, target, self._seen(spans))))
         return batch, queries, spans.user
 
+    def history(self, users: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
+        """Events before the target of each of these users, visible to the model or not."""
+        spans = self.spans.take(np.searchsorted(self.spans.user, users))
+        return spans.begin + spans.length - spans.first
+
     def _pad(self, values: np.ndarray) -> Any:
         """int32, with zeros up to the number of queries that all batches have room for."""
         missing = self._max_queries - len(values)

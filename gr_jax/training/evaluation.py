@@ -18,7 +18,7 @@ from gr_jax.training import metrics, sharding
 def make_evaluator(
     graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
 ) -> Callable[[dict, EvaluationRows], dict[str, float]]:
-    """`evaluate(params, rows) -> metrics`: HR@K, NDCG@K, MRR and log-perplexity, every item of the catalogue ranked."""
+    """`evaluate(params, rows) -> metrics`: those of `metrics.summarise`, every item of the catalogue ranked."""
 
     @jax.jit
     def encode(params: dict, batch: Batch, token: Int[Array, " Q"]) -> Float[Array, "Q D"]:
@@ -46,10 +46,11 @@ def make_evaluator(
         return rank(params, encode_on_mesh(params, batch, token), target, seen)
 
     def evaluate(params: dict, rows: EvaluationRows) -> dict[str, float]:
-        ranks, log_probs, pending = [], [], []
+        ranks, log_probs, history, pending = [], [], [], []
         for index in range(len(rows)):
             batch, queries, users = rows.batch(index)
             pending.append((one_batch(params, batch, queries), len(users)))
+            history.append(rows.history(users))
             if (
                 len(pending) > 1 or index == len(rows) - 1
             ):  # the device works on one batch while the host packs the next
@@ -57,6 +58,6 @@ def make_evaluator(
                     ranks.append(np.asarray(result["rank"])[:count])
                     log_probs.append(np.asarray(result["log_prob"])[:count])
                 pending.clear()
-        return metrics.summarise(np.concatenate(ranks), np.concatenate(log_probs))
+        return metrics.summarise(np.concatenate(ranks), np.concatenate(log_probs), np.concatenate(history))
 
     return evaluate

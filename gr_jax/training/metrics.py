@@ -1,11 +1,17 @@
 """Leave-one-out ranking metrics over the whole catalogue."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gr_jax.models.layers import l2_normalise
+
+HISTORY_STARTS = (0, 16, 32, 64, 128, 256, 512)  # events before the target, where the buckets of `by_history` start
 
 
 def target_ranks(
@@ -100,15 +106,39 @@ def _removed(seen, targets, num_items):
     return jnp.where(repeat | (seen < 1) | (seen > num_items) | (seen == targets[:, None]), -1, seen)
 
 
-def summarise(ranks: Int[np.ndarray, " Q"], log_probs: Float[np.ndarray, " Q"]) -> dict[str, float]:
-    """Means over the queries, by the names of metrics.jsonl; log_perplexity in nats.
+def summarise(
+    ranks: Int[np.ndarray, " Q"], log_probs: Float[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]
+) -> dict[str, float]:
+    """Means over the queries, by the names of metrics.jsonl; log_perplexity in nats; then those of `by_history`.
+
+    Args:
+      ranks: of each query's target, 1 = best.
+      log_probs: of the target.
+      history: events of the user before the target.
 
     Raises:
       ValueError: there are no queries.
     """
     if not len(ranks):
         raise ValueError("no queries to evaluate: no user has enough events for this split")
-    return rank_means(ranks) | {"log_perplexity": -float(np.mean(log_probs, dtype=np.float64))}
+    perplexity = {"log_perplexity": -float(np.mean(log_probs, dtype=np.float64))}
+    return rank_means(ranks) | perplexity | by_history(ranks, history)
+
+
+def by_history(ranks: Int[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]) -> dict[str, float]:
+    """hr@10, ndcg@10 and the number of queries of each bucket of history length, such as `hr@10/history_16-31`."""
+    bucket, found = np.searchsorted(HISTORY_STARTS, history, side="right") - 1, {}
+    for index in np.unique(bucket):
+        here, name = ranks[bucket == index], bucket_name(HISTORY_STARTS, int(index))
+        values = {"hr@10": hit_rate(here, 10), "ndcg@10": ndcg(here, 10), "queries": float(len(here))}
+        found |= {f"{metric}/{name}": value for metric, value in values.items()}
+    return found
+
+
+def bucket_name(starts: Sequence[int], index: int) -> str:
+    """history_16-31 for the bucket from 16 where the next starts at 32; history_512+ for the last."""
+    end = f"-{starts[index + 1] - 1}" if index + 1 < len(starts) else "+"
+    return f"history_{starts[index]}{end}"
 
 
 def rank_means(ranks: Int[np.ndarray, " Q"]) -> dict[str, float]:

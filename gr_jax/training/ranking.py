@@ -109,8 +109,11 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
             dataset, run.stream, tuple(windows), size, config.data.max_length, not is_stream, config.seed, side
         )
         flops = train_flops(config, np.full(size, config.data.max_length), num_items=dataset.num_items)
+        event = np.concatenate(windows)
+        before = np.minimum(event - dataset.offsets[dataset.users_of(event)], config.data.max_length)
+        fill = float(before.mean()) / config.data.max_length
         about = (f"batch   {size} impressions, each with up to {config.data.max_length} events before it",)
-        return Batches(plan, epochs, float(size), float(size * config.data.max_length), flops, about)
+        return Batches(plan, epochs, float(size), float(size * config.data.max_length), fill, flops, about)
     if is_stream:
         plan = streaming.stream_rows(dataset, config, run.stream, edges, row_multiple=multiple)
         lengths, steps = plan.lengths, plan.first_step(epochs)
@@ -125,6 +128,7 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
         epochs=epochs,
         users_per_step=len(lengths) / steps,
         tokens_per_step=float(lengths.sum()) / steps,
+        fill=plan.fill,
         flops_per_step=train_flops(config, lengths, num_items=dataset.num_items) / steps,
         about=(
             f"tokens  {config.ranking.tokens}, {what} of {lengths.mean():.0f} tokens",

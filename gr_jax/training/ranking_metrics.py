@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from gr_jax.training.metrics import bucket_name
+
 HISTORY_STARTS = (0, 16, 64, 256)  # events before the one judged, where the buckets of `summarise` start
 _SMALLEST = 1e-12  # probabilities nearer to 0 or 1 count as this near
 
@@ -114,8 +116,8 @@ def summarise(
             raise ValueError(f"{bad} predictions of {task} are not finite: the training diverged")
         metrics |= _of_task(p, o, u, task, regression)
         for index in np.unique(b):
-            here = b == index
-            metrics |= _of_task(p[here], o[here], u[here], f"{task}/{_bucket_name(index)}", regression)
+            here, name = b == index, bucket_name(HISTORY_STARTS, int(index))
+            metrics |= _of_task(p[here], o[here], u[here], f"{task}/{name}", regression)
     whole = [metrics[f"ne/{task}"] for task in tasks if f"ne/{task}" in metrics]
     return metrics | ({"ne": float(np.mean(whole))} if whole else {})
 
@@ -131,9 +133,3 @@ def _of_task(prediction: Values, outcome: Values, user: Values, name: str, regre
         values["undefined"] = 1.0 if values["ne"] is None else None
     values["labels"] = float(len(outcome))
     return {f"{metric}/{name}": value for metric, value in values.items() if value is not None}
-
-
-def _bucket_name(index) -> str:
-    start = HISTORY_STARTS[index]
-    end = f"-{HISTORY_STARTS[index + 1] - 1}" if index + 1 < len(HISTORY_STARTS) else "+"
-    return f"history_{start}{end}"

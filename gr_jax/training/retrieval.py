@@ -80,6 +80,7 @@ def batches(run: Run, rows: pipeline.TrainRows) -> Batches:
         epochs=run.config.train.epochs,
         users_per_step=len(lengths) / steps,
         tokens_per_step=float(lengths.sum()) / steps,
+        fill=rows.fill,
         flops_per_step=train_flops(run.config, lengths, num_items=run.dataset.num_items) / steps,
         about=(
             f"loss    {run.config.loss.kind}",

@@ -17,6 +17,7 @@ class Batches:
     epochs: int  # passes, or windows of a stream
     users_per_step: float  # sequences or impressions in a batch
     tokens_per_step: float  # real tokens in it
+    fill: float  # real tokens per token computed
     flops_per_step: float  # of the model's mathematics, forward and backward
     about: tuple[str, ...]  # lines for the console
 

@@ -101,6 +101,7 @@ def test_evaluation_asks_each_user_once_from_the_last_token(counts, split):
             history = dataset.item[dataset.offsets[user] : target - 1]
             assert sorted(queries.seen[q][queries.seen[q] != 0].tolist()) == history.tolist()
         assert not queries.target[len(users) :].any()
+        assert (rows.history(users) == dataset.lengths[users] - (2 if split == "valid" else 1)).all()
         asked += users.tolist()
     assert sorted(asked) == sorted(expected)
 

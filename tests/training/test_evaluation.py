@@ -24,7 +24,7 @@ def make_log() -> Dataset:
 
 def brute_force(model, dataset: Dataset, config: Config, held_out: int) -> dict[str, float]:
     """User by user, unpacked, ranking with numpy."""
-    ranks, log_probs = [], []
+    ranks, log_probs, history = [], [], []
     table = np.asarray(model.embeddings.item_table[...], np.float64)[1 : ITEMS + 1]
     table /= np.linalg.norm(table, axis=1, keepdims=True)
     encode = jax.jit(model.encode)
@@ -46,13 +46,14 @@ def brute_force(model, dataset: Dataset, config: Config, held_out: int) -> dict[
         query = np.asarray(encode(batch), np.float64)[0, len(events) - 1]
         logits = table @ query / config.model.temperature
         target = dataset.item[target_at] - 1
+        history.append(target_at - first)
         removed = {"history": dataset.item[first:target_at], "visible": dataset.item[events], "none": []}
         ranked = np.ones(ITEMS, bool)
         ranked[np.asarray(removed[config.evaluate.exclude], int) - 1] = False
         ranked[target] = True
         ranks.append(int((ranked & (logits >= logits[target])).sum()))
         log_probs.append(logits[target] - np.log(np.exp(logits).sum()))
-    return metrics.summarise(np.array(ranks), np.array(log_probs))
+    return metrics.summarise(np.array(ranks), np.array(log_probs), np.array(history))
 
 
 @pytest.mark.parametrize("exclude", ["history", "visible", "none"])

@@ -133,7 +133,8 @@ def test_the_scores_of_the_whole_catalogue_are_never_in_memory():
 
 def test_summarise_averages_hits_gains_and_reciprocal_ranks():
     ranks, log_probs = np.array([1, 3, 10, 11, 60]), np.array([-1.0, -2.0, -3.0, -4.0, -5.0], np.float32)
-    metrics = summarise(ranks, log_probs)
+    history = np.array([3, 15, 16, 600, 3])
+    metrics = summarise(ranks, log_probs, history)
     gains = 1 / np.log2(ranks + 1)
     assert metrics == pytest.approx(
         {
@@ -146,10 +147,19 @@ def test_summarise_averages_hits_gains_and_reciprocal_ranks():
             "ndcg@200": gains.sum() / 5,
             "mrr": (1 + 1 / 3 + 1 / 10 + 1 / 11 + 1 / 60) / 5,
             "log_perplexity": 3.0,
+            "hr@10/history_0-15": 2 / 3,
+            "ndcg@10/history_0-15": gains[:2].sum() / 3,
+            "queries/history_0-15": 3,
+            "hr@10/history_16-31": 1.0,
+            "ndcg@10/history_16-31": gains[2],
+            "queries/history_16-31": 1,
+            "hr@10/history_512+": 0.0,
+            "ndcg@10/history_512+": 0.0,
+            "queries/history_512+": 1,
         }
     )
     with pytest.raises(ValueError, match="no queries"):
-        summarise(ranks[:0], log_probs[:0])
+        summarise(ranks[:0], log_probs[:0], history[:0])
 
 
 def test_ranks_and_metrics_equal_the_reference(golden):
@@ -166,7 +176,7 @@ def test_ranks_and_metrics_equal_the_reference(golden):
         assert hit_rate(ranks, k) == pytest.approx(float(g[f"hr_{k}"]), abs=1e-6)
     for k in (10, 50, 100, 200):
         assert ndcg(ranks, k) == pytest.approx(float(g[f"ndcg_{k}"]), abs=1e-6)
-    metrics = summarise(ranks, np.zeros(len(ranks), np.float32))
+    metrics = summarise(ranks, np.zeros(len(ranks), np.float32), np.full(len(ranks), 20))
     assert metrics["mrr"] == pytest.approx(float(g["mrr"]), abs=1e-6)
     assert num_items == g["scores"].shape[1]
 
