@@ -26,7 +26,8 @@ from gr_jax.overrides import comments, leaves, override_all
 
 REQUIRED: typing.Any = object()  # as a default: the flag has to be given
 
-# (type, default, help); the type is str, int, float or Path; bool for a switch; words for a choice.
+# (type, default, help); the type is str, int, float or Path; bool for a switch; words for a choice; [type] for a flag
+# that may be given several times, whose values may also stand without its name.
 Flag = tuple[typing.Any, typing.Any, str]
 
 
@@ -76,12 +77,16 @@ def parse(
 def _split(argv: Sequence[str], flags: Mapping[str, Flag], config: str):
     """The texts of the flags, those of the config fields, the config file, and whether to help."""
     given, overrides, spec, wants_help, words = {}, {}, None, False, list(argv)
+    many = [name for name, (kind, *_) in flags.items() if isinstance(kind, list)]
     while words:
         word = words.pop(0)
         if word in ("-h", "--help"):
             wants_help = True
             continue
         if not word.startswith("-") or word.strip("-") == "":
+            if many:
+                given.setdefault(many[0], []).append(word)
+                continue
             raise ConfigError(f"unexpected argument {word!r}: flags look like --name=value")
         name, equals, text = word.partition("=")
         name = name.lstrip("-")
@@ -95,7 +100,9 @@ def _split(argv: Sequence[str], flags: Mapping[str, Flag], config: str):
             if not words or words[0].startswith("--"):
                 raise ConfigError(f"--{name} needs a value: --{name}={_example(flags, name)}")
             text = words.pop(0)
-        if not is_config:
+        if name in many:
+            given.setdefault(name, []).append(text)
+        elif not is_config:
             given[name] = text
         elif name == "config":
             spec = text
@@ -118,10 +125,14 @@ def _example(flags: Mapping[str, Flag], name: str) -> str:
     if name not in flags:
         return "FILE[:variant]" if name == "config" else "value"
     kind = flags[name][0]
+    if isinstance(kind, list):
+        kind = kind[0]
     return "|".join(kind) if isinstance(kind, tuple) else kind.__name__.upper()
 
 
-def _convert(text: str, kind: typing.Any, flag: str) -> typing.Any:
+def _convert(text: typing.Any, kind: typing.Any, flag: str) -> typing.Any:
+    if isinstance(kind, list):
+        return [_convert(one, kind[0], flag) for one in text]
     if isinstance(kind, tuple):
         if text not in kind:
             hint = difflib.get_close_matches(text, kind, 1)

@@ -23,6 +23,7 @@ import gr_jax
 from gr_jax import cli
 from gr_jax.config import Config
 from gr_jax.data import pipeline
+from gr_jax.report import write_after_training
 from gr_jax.training import reporting, sharding, state
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.interruption import Interruption
@@ -43,9 +44,16 @@ class Diverged(ValueError):
 
 def main(argv: list[str]) -> int:
     """Trains what the command line asks for; 0 when the run is complete, 128 + signal when it was interrupted."""
-    flags = {"workdir": (str, "", "folder of the run; default runs/<config>[-<variant>]")}
+    flags: dict[str, cli.Flag] = {
+        "workdir": (str, "", "folder of the run; default runs/<config>[-<variant>]"),
+        "report": (bool, True, "write report.html at the end; --report=false leaves it out"),
+    }
     args = cli.parse(argv, doc=__doc__ or "", flags=flags, config="required")
-    return train(args.config, Path(args.workdir or default_workdir(args.config_spec)))
+    workdir = Path(args.workdir or default_workdir(args.config_spec))
+    code = train(args.config, workdir)
+    if code == 0 and args.report and jax.process_count() == 1:
+        write_after_training(workdir)
+    return code
 
 
 def default_workdir(spec: str) -> str:

@@ -185,3 +185,10 @@ def test_a_kernel_that_cannot_run_here_is_a_users_mistake():
         raised["op"]()
     assert cli._is_users(caught.value)
     assert not cli._is_users(NotImplementedError("elsewhere"))
+
+
+def test_a_flag_that_may_come_several_times_takes_words_without_its_name_too():
+    flags = {"workdir": ([Path], cli.REQUIRED, "folders")}
+    args = parse("a", "--workdir=b", "--workdir", "c", "d", config="none", flags=flags)
+    assert args.workdir == [Path("a"), Path("b"), Path("c"), Path("d")]
+    assert "--workdir=PATH must be given" in one_line(config="none", flags=flags)

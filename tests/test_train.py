@@ -48,7 +48,7 @@ def config_file(tmp_path_factory) -> Path:
 
 
 def run_train(config_file: Path, workdir: Path, *overrides: str) -> int:
-    return train.main([f"--config={config_file}", f"--workdir={workdir}", *overrides])
+    return train.main([f"--config={config_file}", f"--workdir={workdir}", "--report=false", *overrides])
 
 
 def lines_of(workdir: Path, split: str) -> list[dict]:
@@ -162,7 +162,15 @@ LONG = "--config.train.epochs=15"  # so that the run is still going when a signa
 
 
 def start(config_file: Path, workdir: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "gr_jax.train", f"--config={config_file}", f"--workdir={workdir}", LONG]
+    command = [
+        sys.executable,
+        "-m",
+        "gr_jax.train",
+        f"--config={config_file}",
+        f"--workdir={workdir}",
+        "--report=false",
+        LONG,
+    ]
     return subprocess.Popen(
         command,
         env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},

@@ -44,6 +44,11 @@ def load(
       ConfigError: the folder holds no run with a checkpoint, or what it holds is damaged.
     """
     run, params = open_trained(Path(workdir), prepared=str(prepared) if prepared else "", one_device=True)
+    return ready(run, params, index=index, cache_mb=cache_mb)
+
+
+def ready(run: Run, params: dict, *, index: str = "exact", cache_mb: int | float = CACHE_MB) -> Loaded:
+    """As `load`, of a run that is open and its parameters."""
     reader = Reader.of(run.config, run.dataset)
     parts: dict[str, Any] = {"encoder": None, "items": None, "rank": None}
     if run.stream.tasks:

@@ -47,7 +47,8 @@ def trained(folder: Path, config: str, variant: str = "") -> Path:
     """Trains `config` on folder/log.csv; the workdir."""
     file, workdir = folder / "tiny.py", folder / f"run{variant}"
     file.write_text(config.format(path=str(folder / "log.csv"), prepared=str(folder / "prepared")))
-    assert train.main([f"--config={file}{':' if variant else ''}{variant}", f"--workdir={workdir}"]) == 0
+    spec = f"{file}:{variant}" if variant else str(file)
+    assert train.main([f"--config={spec}", f"--workdir={workdir}", "--report=false"]) == 0
     return workdir
 
 

@@ -1,0 +1,148 @@
+"""Writes the tables of results into README.md and experiments/README.md, from the JSON in experiments/results.
+
+    python experiments/tables.py            # writes them
+    python experiments/tables.py --check    # only tells which are out of date; exits with 1 if any is
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a function in TABLES. A test checks that all
+are up to date, so that no figure in them is written by hand. What others published is quoted here, with its source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ("README.md", "experiments/README.md")
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+# HR@10 and NDCG@10 on MovieLens-1M of Zhai et al. 2024, table 4.
+PAPER = {"hstu": (0.3097, 0.1720), "sasrec": (0.2853, 0.1603)}
+
+
+def read(name: str) -> Any:
+    """The content of experiments/results/NAME.json."""
+    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
+
+
+def figure(value: float) -> str:
+    """A metric as .3343, or 1.0034."""
+    return re.sub(r"^0", "", f"{value:.4f}")
+
+
+def bold_best(columns: Sequence[Sequence[float]], cells: list[list[str]], *, lowest: Sequence[bool]) -> None:
+    """Makes the best figure of each column bold; `columns` are the values behind `cells`, both by column."""
+    for values, texts, low in zip(columns, cells, lowest, strict=True):
+        best = (min if low else max)(range(len(values)), key=values.__getitem__)
+        texts[best] = re.sub(r"^[\d.]+", r"**\g<0>**", texts[best])
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(re.sub(r" +", " ", f"| {' | '.join(line)} |") + "\n" for line in lines)
+
+
+def retrieval() -> str:
+    """Full-catalogue HR@10 and NDCG@10 beside those of the paper."""
+    names = {"hstu": "HSTU base, `configs/ml_1m.py`", "sasrec": "SASRec, `configs/ml_1m.py:sasrec`"}
+    runs = {run["model"]: run["test"] for run in read("ml_1m_quality")["runs"]}
+    columns = [[runs[model][metric] for model in names] for metric in ("hr@10", "ndcg@10")]
+    cells = [[figure(value) for value in column] for column in columns]
+    bold_best(columns, cells, lowest=(False, False))
+    head = ("dataset", "model", "seeds", "HR@10", "NDCG@10", "paper HR@10", "paper NDCG@10")
+    rows = [
+        ("MovieLens-1M", names[model], "1", cells[0][i], cells[1][i], *map(figure, PAPER[model]))
+        for i, model in enumerate(names)
+    ]
+    test = read("synthetic_quality")["test"]
+    generated = (figure(test["hr@10"]), figure(test["ndcg@10"]))
+    rows.append(("generated log", "HSTU, `configs/synthetic.py`", "1", *generated, "", ""))
+    return markdown(head, rows)
+
+
+def ranking() -> str:
+    """Normalised entropy, AUC and squared error on MovieLens-1M, by model and baseline."""
+    metrics = ("ne/liked", "auc/liked", "ne/loved", "auc/loved", "mse/rating")
+    results, models = read("ranking_quality"), {}
+    for name, shown in (("ranking", "HSTU, paired tokens"), ("ranking-dlrm", "DLRM")):
+        models[f"{shown}, `configs/ml_1m.py:{name}`"] = [run["test"] for run in results["models"][name]]
+    columns = [[statistics.mean(test[m] for test in tests) for tests in models.values()] for m in metrics]
+    cells = [
+        [f"{figure(mean)} ± {figure(statistics.stdev(test[m] for test in tests))}" for mean, tests in column]
+        for m, column in zip(metrics, (zip(c, models.values(), strict=True) for c in columns), strict=True)
+    ]
+    bold_best(columns, cells, lowest=(True, False, True, False, True))
+    rows = [(name, str(len(tests)), *(c[i] for c in cells)) for i, (name, tests) in enumerate(models.items())]
+    baselines = {"logistic regression on counts": "regression on counts", "constant rate": "constant rate"}
+    for name, key in baselines.items():
+        values = results["baselines"][key]
+        rows.append((name, "-", *(figure(values[m]) if m in values else "" for m in metrics)))
+    head = ("model", "seeds", "NE liked", "AUC liked", "NE loved", "AUC loved", "MSE rating")
+    return markdown(head, rows)
+
+
+def train_speed() -> str:
+    """Time of a training step by model and loss, and how many times faster than the PyTorch reference."""
+    models = {
+        "base": "ML-1M base",
+        "large": "ML-1M large",
+        "books": "Amazon Books (dense Adam)",
+        "sasrec": "SASRec on ML-1M",
+    }
+    cases = {case["case"]: case for case in read("train_speed")["cases"]}
+
+    def cell(name: str) -> str:
+        case = cases.get(name)
+        if case is None:
+            return "-"
+        return f"{case['ms']:.0f} ms" + (f", {case['ratio']:.1f}x" if case["ratio"] else "")
+
+    rows = [(shown, *(cell(f"{m}/{loss}") for loss in ("per_token", "group", "full"))) for m, shown in models.items()]
+    return markdown(("model", "per token (the reference's own loss)", "group", "full softmax"), rows)
+
+
+def sparsity() -> str:
+    """Share of tokens that Stochastic Length removes: closed form, drawn, paper."""
+    cells: dict[float, dict[int, str]] = {}
+    for case in read("stochastic_length_sparsity")["percent_removed"]:
+        drawn = (f"{case[kind]:.2f}" if case[kind] else "0" for kind in ("closed_form", "measured"))
+        cells.setdefault(case["alpha"], {})[case["N"]] = f"{' / '.join(drawn)} / {case['paper_table_3']}"
+    lengths = sorted(next(iter(cells.values())))
+    rows = [(str(alpha), *(row[n] for n in lengths)) for alpha, row in cells.items()]
+    return markdown(("alpha", *(f"N={n}" for n in lengths)), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (retrieval, ranking, train_speed, sparsity)}
+
+
+def filled(text: str) -> str:
+    """The text with each table as the results say."""
+    return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[4], text)
+
+
+def outdated() -> list[str]:
+    """Files whose tables are not what the results say."""
+    texts = {name: (ROOT / name).read_text() for name in FILES}
+    return [name for name, text in texts.items() if filled(text) != text]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table is out of date")
+    check = parser.parse_args().check
+    wrong = outdated()
+    for name in wrong:
+        print(f"{name}: {'out of date' if check else 'written'}")
+        if not check:
+            (ROOT / name).write_text(filled((ROOT / name).read_text()))
+    sys.exit(1 if check and wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Embeddings, HSTU blocks and heads, and the models to compare with. Knows nothing of files, meshes or optimizers."""

@@ -1,0 +1,1 @@
+"""The parts of the report: what runs left on disk, tables, figures, what was learned, the page."""

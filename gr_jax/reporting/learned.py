@@ -1,0 +1,130 @@
+"""What a trained model has learned, for the report: its bias tables, and what it recommends to a few users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from gr_jax.data.dataset import Dataset
+from gr_jax.serving.loaded import Item, Loaded
+from gr_jax.serving.opened import ready
+from gr_jax.training.trained import open_trained
+from pallas_kernels.bucket_ranges import bucket_limits
+
+SHOWN_PAST, SHOWN_ITEMS = 6, 8  # events and recommendations of a sample
+CANDIDATES = 200  # popular items that a ranking model orders for a sample: the whole catalogue could take long
+
+
+@dataclass(frozen=True)
+class Bias:
+    """The tables of a relative attention bias, a row per block."""
+
+    position: Float[np.ndarray, "blocks N"] | None  # by distance in tokens
+    time: Float[np.ndarray, "blocks buckets"] | None  # of the buckets that times of this log fall into
+    seconds: Int[np.ndarray, " buckets"]  # where each of them starts
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One user: what they did last, what came next, and what the model recommends for that moment."""
+
+    user: str  # raw id
+    events: int  # before the one to predict
+    past: tuple[tuple[str, str], ...]  # time, item; the newest last
+    came: str  # the item that came next
+    told: str  # ranking: what was predicted for it and what happened; else ""
+    head: tuple[str, ...]  # of the numbers of a recommendation
+    items: tuple[tuple[str, ...], ...]  # title, numbers; best first
+    hit: int  # which of them came next; -1 = none
+
+
+@dataclass(frozen=True)
+class Learned:
+    """All that is looked at in a checkpoint."""
+
+    parameters: int
+    bias: Bias
+    samples: tuple[Sample, ...]
+
+
+def look(workdir: Path) -> Learned:
+    """Opens the best checkpoint of a run.
+
+    Raises:
+      ConfigError: it has none yet, or the log is not there.
+    """
+    run, params = open_trained(workdir, one_device=True)
+    size = sum(a.size for a in jax.tree.leaves(params))
+    span = run.dataset.meta["time_max"] - run.dataset.meta["time_min"]
+    model = ready(run, params)
+    samples = tuple(_sample(model, user) for user in typical_users(run.dataset))
+    return Learned(size, bias_of(params, span), samples)
+
+
+def bias_of(params: dict[str, Any], span: int) -> Bias:
+    """The bias tables among `params`; `span`: longest time in seconds that a pair of events can be apart."""
+    blocks = params.get("blocks", {})
+    tables = [blocks[i].get("bias", {}) for i in sorted(blocks)]
+    position, time = (
+        np.stack([np.asarray(table[name], np.float32) for table in tables]) if tables and name in tables[0] else None
+        for name in ("position", "time")
+    )
+    seconds = np.zeros(0, np.int64)
+    if time is not None:
+        limits = np.asarray(bucket_limits(time.shape[1]), np.int64)
+        first = np.maximum(limits[:, 0], 0)
+        met = (first <= limits[:, 1]) & (first <= span)  # no whole second falls into some of the first buckets
+        time, seconds = time[:, met], first[met]
+    return Bias(position, time, seconds)
+
+
+def typical_users(dataset: Dataset, quantiles: Sequence[float] = (0.25, 0.5, 0.75)) -> list[int]:
+    """Users with a short, a middling and a long history, the same for every run on this log."""
+    able = np.flatnonzero(dataset.lengths >= 3)
+    by_length = able[np.argsort(dataset.lengths[able], kind="stable")]
+    return list(dict.fromkeys(int(by_length[int(q * (len(by_length) - 1))]) for q in quantiles)) if len(able) else []
+
+
+def _sample(model: Loaded, user: int) -> Sample:
+    dataset = model.dataset
+    raw = dataset.raw_users(np.array([user]))[0]
+    *past, came = model.history(raw)
+    told, head, options = "", ("score",), {}
+    if model.tasks:
+        popular = dataset.raw_items(np.argsort(-model.popularity[1:], kind="stable")[:CANDIDATES] + 1)
+        options["allow"], head = [*popular, came.item], model.tasks
+        (judged,) = model.score(past, [came.item], at_time=came.time, user=raw)
+        happened = ", ".join(came.action) or "none of the actions"
+        told = f"predicted {_numbers(judged, model.tasks)}; happened: {happened}"
+    answer = model.recommend(past, SHOWN_ITEMS, at_time=came.time, user=raw, **options)
+    rows = tuple((_title(item), *_cells(item)) for item in answer)
+    hit = next((place for place, item in enumerate(answer) if item.item == came.item), -1)
+    names = _titles(dataset, [event.item for event in [*past[-SHOWN_PAST:], came]])
+    times = [datetime.fromtimestamp(event.time, UTC).strftime("%Y-%m-%d %H:%M") for event in past[-SHOWN_PAST:]]
+    shown = tuple(zip(times, names[:-1], strict=True))
+    return Sample(raw, len(past), shown, names[-1], told, head, rows, hit)
+
+
+def _titles(dataset: Dataset, raw: Sequence[str]) -> list[str]:
+    titles = dataset.titles(dataset.item_ids(raw))
+    return [title or item for title, item in zip(titles, raw, strict=True)]
+
+
+def _title(item: Item) -> str:
+    return item.title or item.item
+
+
+def _cells(item: Item) -> tuple[str, ...]:
+    return tuple(f"{value:.3f}" for value in (item.tasks or {"score": item.score}).values())
+
+
+def _numbers(item: Item, tasks: Sequence[str]) -> str:
+    values = item.tasks or {}
+    return ", ".join(f"{task} {values[task]:.2f}" for task in tasks)

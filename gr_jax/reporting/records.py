@@ -1,0 +1,102 @@
+"""What the commands left in a workdir, as far as it got: config, metrics and result, without JAX or the dataset."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from gr_jax import config_files
+from gr_jax.config import Config, ConfigError
+
+Points = tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]  # steps, values
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run on paper."""
+
+    workdir: Path
+    name: str  # short, and no other run of the report has it
+    config: Config
+    lines: tuple[dict[str, Any], ...]  # of metrics.jsonl
+    result: dict[str, Any] | None  # result.json; None = not finished
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Of ranking; empty in retrieval."""
+        return self.config.ranking.tasks
+
+    @functools.cached_property
+    def last_step(self) -> int:
+        """Newest step that the metrics tell of."""
+        return max((line["step"] for line in self.lines), default=0)
+
+    def points(self, split: str, metric: str) -> Points:
+        """Steps and values of a metric of a split (train, valid, test), in the order of the steps."""
+        found = [(line["step"], line[metric]) for line in self.lines if line["split"] == split and metric in line]
+        steps, values = np.array(found, np.float64).reshape(-1, 2).T
+        return steps, values
+
+    def last(self, split: str) -> dict[str, Any]:
+        """The newest line of a split; empty before the first."""
+        return next((line for line in reversed(self.lines) if line["split"] == split), {})
+
+    @property
+    def judged(self) -> tuple[str, Mapping[str, float]]:
+        """The best there is on how good the run is: the test of a finished run, or its last validation."""
+        if self.result is not None:
+            return "test", self.result["test"]
+        line = self.last("valid")
+        return (f"valid at step {line['step']:,}" if line else ""), line
+
+
+def read(workdirs: Sequence[Path]) -> list[Record]:
+    """The records of these folders.
+
+    Raises:
+      ConfigError: a folder holds no run, or a damaged one.
+    """
+    return [_read(workdir, name) for workdir, name in zip(workdirs, names(workdirs), strict=True)]
+
+
+def names(workdirs: Sequence[Path]) -> list[str]:
+    """As few of the last parts of each path as tell them apart."""
+    parts = [workdir.absolute().parts for workdir in workdirs]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        short = ["/".join(path[-count:]) for path in parts]
+        if len(set(short)) == len(set(parts)):
+            return short
+    return [str(workdir) for workdir in workdirs]
+
+
+def _read(workdir: Path, name: str) -> Record:
+    if not (workdir / "config.json").is_file():
+        raise ConfigError(f"{workdir} holds no run (no config.json): give the --workdir of a gr_jax.train")
+    config = config_files.read(workdir / "config.json")
+    result = workdir / "result.json"
+    return Record(workdir, name, config, _lines(workdir / "metrics.jsonl"), _json(result) if result.exists() else None)
+
+
+def _lines(path: Path) -> tuple[dict[str, Any], ...]:
+    """The objects of a metrics.jsonl, without a last line that is still being written."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return tuple(found)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise ConfigError(f"{path}: damaged; run python -m gr_jax.train again with this workdir") from None

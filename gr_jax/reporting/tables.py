@@ -1,0 +1,141 @@
+"""The tables of the report: results, speed, what the runs are, and where their configs differ."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gr_jax.config import Config
+from gr_jax.overrides import comments, leaves
+from gr_jax.reporting.records import Record
+from gr_jax.training import ranking, retrieval
+
+LOWER_IS_BETTER = ("ne", "mse", "log_loss", "log_perplexity")
+NEAREST_TO_ONE = ("calibration",)
+SPEED = "Medians over the reports of training. Fill: real tokens per token computed. MFU: share of the machine's peak."
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a heading; the first `labels` columns are words, the others numbers."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    labels: int = 1
+    best: frozenset[tuple[int, int]] = frozenset()  # (row, column) of the best value of a column
+
+
+def kinds(records: Sequence[Record]) -> list[list[Record]]:
+    """The runs whose metrics can be compared, together: retrieval, and ranking by its tasks."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.tasks, []).append(record)
+    return list(groups.values())
+
+
+def shown(record: Record) -> tuple[str, ...]:
+    """Names of the metrics that a table of this kind of run has."""
+    return ranking.metric_names(record.tasks) if record.tasks else retrieval.SHOWN
+
+
+def results(records: Sequence[Record]) -> Table:
+    """Metrics of runs of one kind on their splits, and of the baselines on the test split."""
+    metrics, rows = shown(records[0]), []  # (run, split, values)
+    baselines: list[tuple[str, Mapping[str, float], list[str]]] = []
+    for record in records:
+        if record.result is None:
+            split, values = record.judged
+            rows.append((record.name, f"{split or 'no validation yet'} (not finished)", values))
+            continue
+        rows += [(record.name, split, record.result[split]) for split in ("valid", "test")]
+        baseline = record.result.get("baseline")  # runs of older versions have none
+        if baseline:
+            same = [runs for name, values, runs in baselines if (name, values) == (baseline["name"], baseline["test"])]
+            if same:
+                same[0].append(record.name)
+            else:
+                baselines.append((baseline["name"], baseline["test"], [record.name]))
+    for name, values, runs in baselines:
+        rows.append((name if len(baselines) == 1 else f"{name} ({', '.join(runs)})", "test", values))
+    cells = (tuple(f"{values[m]:.4f}" if m in values else "" for m in metrics) for *_, values in rows)
+    table = tuple((name, split, *line) for (name, split, _), line in zip(rows, cells, strict=True))
+    return Table(("run", "split", *metrics), table, 2, _best(metrics, rows))
+
+
+def _best(metrics: Sequence[str], rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> frozenset[tuple[int, int]]:
+    """Where the best test value of each metric stands, if there are several."""
+    tests, found = [(i, values) for i, (_, split, values) in enumerate(rows) if split == "test"], []
+    for column, metric in enumerate(metrics):
+        having = [(_cost(metric, values[metric]), i) for i, values in tests if metric in values]
+        if len(having) > 1:
+            found.append((min(having)[1], 2 + column))
+    return frozenset(found)
+
+
+def _cost(metric: str, value: float) -> float:
+    kind = metric.partition("/")[0]
+    if kind in NEAREST_TO_ONE:
+        return abs(value - 1)
+    return value if kind in LOWER_IS_BETTER else -value
+
+
+def facts(records: Sequence[Record], parameters: Mapping[str, int]) -> Table:
+    """What each run is and how far it got; `parameters` by the name of the run, where they are known."""
+    head = ("run", "state", "data", "users", "items", "events", "model", "parameters", "seed", "best step", "wall time")
+    return Table(head, tuple(_facts(record, parameters.get(record.name)) for record in records), 3)
+
+
+def _facts(record: Record, parameters: int | None) -> tuple[str, ...]:
+    config, result = record.config, record.result or {}
+    dataset = result.get("dataset", {})
+    counts = (f"{dataset[n]:,}" if n in dataset else "" for n in ("num_users", "num_items", "num_events"))
+    state = "finished" if record.result is not None else f"not finished: step {record.last_step:,}"
+    wall = duration(result["wall_seconds"]) if result else ""
+    best = f"{result['best_step']:,}" if result else ""
+    size = "" if parameters is None else f"{parameters:,}"
+    return record.name, state, config.data.source, *counts, config.model.kind, size, str(config.seed), best, wall
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min or 3.4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def speed(records: Sequence[Record]) -> Table:
+    """Medians over the training reports of each run."""
+    columns: dict[str, tuple[str, Callable[[float], str]]] = {
+        "step_ms": ("ms/step", lambda x: f"{x:,.1f}"),
+        "users_per_second": ("users/s", lambda x: f"{x:,.0f}"),
+        "tokens_per_second": ("tokens/s", lambda x: f"{x:,.0f}"),
+        "fill": ("fill", lambda x: f"{x:.1%}"),
+        "mfu": ("MFU", lambda x: f"{x:.1%}"),
+    }
+    rows = []
+    for record in records:
+        row = [record.name, f"{record.last_step:,}"]
+        for name, (_, told) in columns.items():
+            values = record.points("train", name)[1].tolist()
+            row.append(told(statistics.median(values)) if values else "")
+        rows.append(tuple(row))
+    return Table(("run", "steps", *(title for title, _ in columns.values())), tuple(rows))
+
+
+def differences(records: Sequence[Record]) -> Table:
+    """Fields of the configs that differ between the runs; of a single run, those that are not at their default."""
+    configs = {record.name: leaves(record.config) for record in records}
+    if len(configs) == 1:
+        configs = {"default": leaves(Config()), **configs}
+    about, rows = comments(Config()), []
+    for field in about:
+        values = [config[field] for config in configs.values()]
+        if any(value != values[0] for value in values):
+            rows.append((field, *map(_told, values), about[field]))
+    return Table(("field", *configs, "meaning"), tuple(rows), 2 + len(configs))
+
+
+def _told(value: Any) -> str:
+    return value if isinstance(value, str) and value else repr(value)

@@ -1,0 +1,1 @@
+"""A trained run that answers: from Python, over HTTP, from cached histories, and as exported StableHLO."""

@@ -1,0 +1,1 @@
+"""Losses, metrics, the training step, its sharding, and the checkpoints of a run."""

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import numpy as np
+
+from gr_jax.data.dataset import Dataset
+from gr_jax.reporting import learned
+from pallas_kernels import time_bucket
+
+
+def test_the_time_bias_has_the_buckets_that_times_of_the_log_fall_into():
+    table = np.arange(129, dtype=np.float32)
+    blocks = {
+        0: {"bias": {"time": table, "position": np.zeros(4)}},
+        1: {"bias": {"time": -table, "position": np.ones(4)}},
+    }
+    bias = learned.bias_of({"blocks": blocks}, span=3600)
+    assert bias.time is not None and bias.position is not None
+    expected = np.unique(np.asarray(time_bucket(np.arange(3601))))
+    np.testing.assert_array_equal(bias.time, [expected, -expected])
+    np.testing.assert_array_equal(time_bucket(bias.seconds), expected)
+    np.testing.assert_array_equal(bias.position, [[0] * 4, [1] * 4])
+
+
+def test_models_without_relative_bias_have_no_curves():
+    for params in ({"embeddings": {}}, {"blocks": {0: {"query": {}}}}):
+        bias = learned.bias_of(params, span=10)
+        assert bias.position is None and bias.time is None
+
+
+def test_the_users_shown_have_short_middling_and_long_histories():
+    counts = np.array([2, 9, 5, 3, 7, 4])
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    none = np.zeros(offsets[-1], np.int32)
+    dataset = Dataset(Path("."), offsets, none, none.astype(np.int64), None, None, {"items": 1})
+    assert counts[learned.typical_users(dataset)].tolist() == [4, 5, 7]

@@ -1,0 +1,55 @@
+import dataclasses
+from pathlib import Path
+
+from gr_jax.config import Config, DataConfig, ModelConfig, RankingConfig
+from gr_jax.reporting import tables
+from gr_jax.reporting.records import Record
+
+
+def record(name: str, config: Config | None = None, **test: float) -> Record:
+    baseline = {"name": "popularity", "test": {"hr@10": 0.1}}
+    result = {"valid": {}, "test": {key.replace("at", "@"): v for key, v in test.items()}, "baseline": baseline}
+    return Record(Path(name), name, config or Config(), (), result)
+
+
+def test_the_best_test_value_of_each_metric_is_marked_and_a_shared_baseline_told_once():
+    table = tables.results([record("a", hrat10=0.3, log_perplexity=5.0), record("b", hrat10=0.2, log_perplexity=4.0)])
+    best = {(table.rows[row][0], table.head[column]) for row, column in table.best}
+    assert best == {("a", "hr@10"), ("b", "log_perplexity")}
+    assert [row[:2] for row in table.rows] == [
+        ("a", "valid"),
+        ("a", "test"),
+        ("b", "valid"),
+        ("b", "test"),
+        ("popularity", "test"),
+    ]
+
+
+def test_calibration_is_best_near_one():
+    data = DataConfig(actions=("click=click",))
+    config = Config(data=data, ranking=RankingConfig(tasks=("click",)))
+    runs = [record(name, config) for name in "ab"]
+    for run, value in zip(runs, (1.3, 0.9), strict=True):
+        assert run.result is not None
+        run.result["test"]["calibration/click"] = value
+    table = tables.results(runs)
+    assert {table.rows[row][0] for row, _ in table.best} == {"b"}
+
+
+def test_configs_are_compared_with_one_another_or_with_the_defaults():
+    wide = dataclasses.replace(Config(), model=ModelConfig(width=64), seed=3)
+    rows = {row[0]: row[1:-1] for row in tables.differences([record("a"), record("b", wide)]).rows}
+    assert rows == {"seed": ("0", "3"), "model.width": ("50", "64")}
+    alone = tables.differences([record("b", wide)])
+    assert alone.head == ("field", "default", "b", "meaning") and len(alone.rows) == 2
+    assert all(row[-1] for row in alone.rows), "each field is explained"
+
+
+def test_runs_with_other_tasks_are_not_compared():
+    ranks = Config(data=DataConfig(actions=("click=click",)), ranking=RankingConfig(tasks=("click",)))
+    groups = tables.kinds([record("a"), record("b", ranks), record("c")])
+    assert [[run.name for run in group] for group in groups] == [["a", "c"], ["b"]]
+
+
+def test_durations_have_the_unit_that_suits_them():
+    assert [tables.duration(s) for s in (45.4, 600, 9000)] == ["45 s", "10 min", "2.5 h"]
