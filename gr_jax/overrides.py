@@ -22,6 +22,9 @@ def override_all(config: Config, overrides: Mapping[str, str]) -> Config:
 
     All are set at once: two fields that have to fit each other can be changed in any order.
 
+    >>> override_all(Config(), {"model.width": "128", "loss.kind": "group"}).model.width
+    128
+
     Raises:
       ConfigError: unknown field (with the nearest name), a value of another type, or a broken rule.
     """

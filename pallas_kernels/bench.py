@@ -262,6 +262,7 @@ def run(shapes: list[str], names: list[str], *, json_file: str, seconds: float, 
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Times, or with --tune tunes, what the command line names; 1 if something that can run gave an error."""
     parser = argparse.ArgumentParser(
         prog="python -m pallas_kernels.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -90,6 +90,9 @@ def allowed_pairs(query: Tokens, key: Tokens, window: int | None = None) -> Bool
 def time_bucket(seconds: Int[Array, "..."]) -> Int[Array, "..."]:
     """Returns min(trunc(ln(max(|seconds|, 1)) / 0.301), 128) as int32, computed in float32; the sign is ignored.
 
+    >>> time_bucket(jnp.array([0, 1, 60, 3600, 86400])).tolist()
+    [0, 0, 13, 27, 37]
+
     Source: the bucketisation of the research implementation of HSTU (arXiv:2402.17152).
     """
     magnitude = jnp.maximum(jnp.abs(seconds), 1).astype(jnp.float32)

@@ -100,6 +100,10 @@ def rows_per_batch(packing: Packing, sequences: int, batch_sequences: int, multi
 
 
 def token_index(start: Int[np.ndarray, " B"], length: Int[np.ndarray, " B"]) -> Int[np.ndarray, " T"]:
-    """start[0], start[0] + 1, .. start[0] + length[0] - 1, start[1], ..: the elements of ranges, in turn."""
+    """start[0], start[0] + 1, .. start[0] + length[0] - 1, start[1], ..: the elements of ranges, in turn.
+
+    >>> token_index(np.array([10, 3]), np.array([3, 2])).tolist()
+    [10, 11, 12, 3, 4]
+    """
     before = np.cumsum(length) - length
     return np.repeat(start - before, length) + np.arange(length.sum())

@@ -49,7 +49,7 @@ class Record:
         return next((line for line in reversed(self.lines) if line["split"] == split), {})
 
     @property
-    def judged(self) -> tuple[str, Mapping[str, float]]:
+    def judged(self) -> tuple[str, Mapping[str, Any]]:
         """The best there is on how good the run is: the test of a finished run, or its last validation."""
         if self.result is not None:
             return "test", self.result["test"]
@@ -67,7 +67,11 @@ def read(workdirs: Sequence[Path]) -> list[Record]:
 
 
 def names(workdirs: Sequence[Path]) -> list[str]:
-    """As few of the last parts of each path as tell them apart."""
+    """As few of the last parts of each path as tell them apart.
+
+    >>> names([Path("/runs/base/0"), Path("/runs/large/0")])
+    ['base/0', 'large/0']
+    """
     parts = [workdir.absolute().parts for workdir in workdirs]
     for count in range(1, max(map(len, parts), default=0) + 1):
         short = ["/".join(path[-count:]) for path in parts]

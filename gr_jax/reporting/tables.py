@@ -43,7 +43,7 @@ def shown(record: Record) -> tuple[str, ...]:
 def results(records: Sequence[Record]) -> Table:
     """Metrics of runs of one kind on their splits, and of the baselines on the test split."""
     metrics, rows = shown(records[0]), []  # (run, split, values)
-    baselines: list[tuple[str, Mapping[str, float], list[str]]] = []
+    baselines: list[tuple[str, Mapping[str, Any], list[str]]] = []
     for record in records:
         if record.result is None:
             split, values = record.judged
@@ -64,7 +64,7 @@ def results(records: Sequence[Record]) -> Table:
     return Table(("run", "split", *metrics), table, 2, _best(metrics, rows))
 
 
-def _best(metrics: Sequence[str], rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> frozenset[tuple[int, int]]:
+def _best(metrics: Sequence[str], rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> frozenset[tuple[int, int]]:
     """Where the best test value of each metric stands, if there are several."""
     tests, found = [(i, values) for i, (_, split, values) in enumerate(rows) if split == "test"], []
     for column, metric in enumerate(metrics):
@@ -99,7 +99,11 @@ def _facts(record: Record, parameters: int | None) -> tuple[str, ...]:
 
 
 def duration(seconds: float) -> str:
-    """45 s, 12 min or 3.4 h."""
+    """A time in the unit that suits it.
+
+    >>> [duration(s) for s in (45.4, 600.0, 9000.0)]
+    ['45 s', '10 min', '2.5 h']
+    """
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

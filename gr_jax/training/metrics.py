@@ -136,7 +136,11 @@ def by_history(ranks: Int[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]) -> 
 
 
 def bucket_name(starts: Sequence[int], index: int) -> str:
-    """history_16-31 for the bucket from 16 where the next starts at 32; history_512+ for the last."""
+    """The name of a bucket of history lengths.
+
+    >>> [bucket_name((0, 16, 64), i) for i in range(3)]
+    ['history_0-15', 'history_16-63', 'history_64+']
+    """
     end = f"-{starts[index + 1] - 1}" if index + 1 < len(starts) else "+"
     return f"history_{starts[index]}{end}"
 
@@ -149,10 +153,18 @@ def rank_means(ranks: Int[np.ndarray, " Q"]) -> dict[str, float]:
 
 
 def hit_rate(ranks: Int[np.ndarray, " Q"], k: int) -> float:
-    """HR@k: share of queries with their target among the first k."""
+    """HR@k: share of queries with their target among the first k.
+
+    >>> hit_rate(np.array([1, 10, 11, 300]), 10)
+    0.5
+    """
     return float(np.mean(ranks <= k))
 
 
 def ndcg(ranks: Int[np.ndarray, " Q"], k: int) -> float:
-    """NDCG@k with one relevant item: mean of 1 / log2(rank + 1) where rank <= k, else 0."""
+    """NDCG@k with one relevant item: mean of 1 / log2(rank + 1) where rank <= k, else 0.
+
+    >>> ndcg(np.array([1, 3, 11]), 10)
+    0.5
+    """
     return float(np.mean(np.where(ranks <= k, 1 / np.log2(ranks + 1.0), 0)))

@@ -30,6 +30,10 @@ def ne(prediction: Values, outcome: Values) -> float | None:
     """Normalised entropy: log loss divided by that of always predicting the rate of these very outcomes.
 
     1 = no better than the constant, 0 = perfect; None if all outcomes are of one class.
+
+    >>> ne(np.array([0.5, 0.5]), np.array([1, 0]))
+    1.0
+
     Source: He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook", section 2.
     """
     rate = np.mean(outcome, dtype=np.float64) if len(outcome) else 0.0

@@ -52,4 +52,4 @@ def test_runs_with_other_tasks_are_not_compared():
 
 
 def test_durations_have_the_unit_that_suits_them():
-    assert [tables.duration(s) for s in (45.4, 600, 9000)] == ["45 s", "10 min", "2.5 h"]
+    assert [tables.duration(s) for s in (45.4, 600.0, 9000.0)] == ["45 s", "10 min", "2.5 h"]
