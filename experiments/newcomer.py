@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,9 @@ def main() -> None:
     by_heading: dict[str, float] = {}
     for (heading, _), taken in zip(steps, seconds, strict=True):
         by_heading[heading] = round(by_heading.get(heading, 0.0) + taken, 1)
-    print(f"\n{total:.0f} s in all: {by_heading}")
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = usage.ru_utime + usage.ru_stime
+    print(f"\n{total:.0f} s in all, {cpu:.0f} s of CPU time: {by_heading}")
     if json_file:
         load = os.getloadavg()[1]
         result = {
@@ -88,6 +91,7 @@ def main() -> None:
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, load {load:.1f}",
             "python": platform.python_version(),
             "seconds": round(total, 1),
+            "cpu_seconds": round(cpu, 1),
             "seconds_by_section": by_heading,
         }
         Path(json_file).write_text(json.dumps(result, indent=2) + "\n")

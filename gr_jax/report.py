@@ -52,12 +52,15 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
         biases = {name: found.bias for name, found in looked.items()}
         figures = [page.figures(curves.draw(runs, biases, out.with_suffix("")))]
     different = "Differences between the configs" if len(runs) > 1 else "Config, where it is not the default"
+    groups, results = tables.kinds(runs), []
+    for group in groups:
+        results += [page.heading(tables.title(group[0]))] * (len(groups) > 1) + [page.table(tables.results(group))]
     samples = []
     for name, found in looked.items():
         samples += [page.heading(name)] * (len(runs) > 1) + [page.users(found.samples)]
     sections = [
         ("Runs", [page.table(tables.facts(runs, {name: found.parameters for name, found in looked.items()}))]),
-        ("Results", [page.table(tables.results(group)) for group in tables.kinds(runs)]),
+        ("Results", results),
         ("Curves", figures or [page.note(NEEDS_PLOTS)]),
         ("Speed", [page.table(tables.speed(runs)), page.note(tables.SPEED)]),
         ("Recommendations", samples + missing),

@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 
 from gr_jax.reporting.learned import Bias
 from gr_jax.reporting.records import Points, Record
-from gr_jax.reporting.tables import kinds
+from gr_jax.reporting.tables import kinds, title
 
 MOST_POINTS = 400  # of a curve: means of neighbours beyond
 SPANS = {"0": 0.3, "1 s": 1, "1 min": 60, "1 h": 3600, "1 day": 86400, "1 month": 2629746, "1 year": 31556952}
@@ -90,7 +90,7 @@ def draw(records: Sequence[Record], biases: Mapping[str, Bias], folder: Path) ->
     return [figure for figure in figures if figure is not None]
 
 
-def thinned(points: Points) -> Points:
+def thinned(points: Points) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
     """At most MOST_POINTS points: means of equally many neighbours."""
     steps, values = points
     if len(steps) <= MOST_POINTS:
@@ -104,10 +104,6 @@ def _legend(panel: Any, records: Sequence[Record]) -> None:
     """Names the runs, where there are several."""
     if len(records) > 1:
         panel.legend()
-
-
-def _what(record: Record) -> str:
-    return f"ranking of {', '.join(record.tasks)}" if record.tasks else "retrieval"
 
 
 def _loss(records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str) -> Figure | None:
@@ -124,7 +120,7 @@ def _loss(records: Sequence[Record], colour: Mapping[str, str], folder: Path, su
             panel.plot(*thinned(run.points("train", "loss")), color=colour[run.name], label=run.name, lw=1.2)
         panel.set(title=f"training loss{f' ({kind})' if kind else ''}", xlabel="step")
         _legend(panel, runs)
-    return drawing.finish(folder, f"Loss, {_what(records[0])}", "Means between two reports of the training.")
+    return drawing.finish(folder, f"Loss, {title(records[0])}", "Means between two reports of the training.")
 
 
 def _metrics(records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str) -> Figure | None:
@@ -146,7 +142,7 @@ def _metrics(records: Sequence[Record], colour: Mapping[str, str], folder: Path,
         panel.set(title=name, xlabel="step")
     _legend(drawing.panels[0], records)
     caption = "On the validation part; a circle marks the checkpoint that was tested."
-    return drawing.finish(folder, f"Validation, {_what(records[0])}", caption)
+    return drawing.finish(folder, f"Validation, {title(records[0])}", caption)
 
 
 def _by_history(records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str) -> Figure | None:
@@ -173,7 +169,7 @@ def _by_history(records: Sequence[Record], colour: Mapping[str, str], folder: Pa
     caption = "On the test part, or on the last validation of a run that is not finished."
     if records[0].tasks:
         caption += " NE of a bucket is relative to the rate of the bucket; lower is better."
-    return drawing.finish(folder, f"By length of the history, {_what(records[0])}", caption)
+    return drawing.finish(folder, f"By length of the history, {title(records[0])}", caption)
 
 
 def _buckets(values: Mapping[str, Any], metric: str) -> dict[str, float]:
@@ -191,10 +187,10 @@ def _speed(records: Sequence[Record], colour: Mapping[str, str], folder: Path) -
     if not any(len(record.points("train", name)[0]) for record in records for name in names):
         return None
     drawing = Drawing("speed", len(names))
-    for panel, (name, title) in zip(drawing.panels, names.items(), strict=True):
+    for panel, (name, unit) in zip(drawing.panels, names.items(), strict=True):
         for record in records:
             panel.plot(*thinned(record.points("train", name)), color=colour[record.name], label=record.name, lw=1.2)
-        panel.set(title=title, xlabel="step")
+        panel.set(title=unit, xlabel="step")
         panel.set_ylim(bottom=0)
     _legend(drawing.panels[0], records)
     return drawing.finish(folder, "Speed of training", "Compilation, validation and saving are not counted.")

@@ -85,7 +85,7 @@ def _user(sample: Sample) -> str:
     for place, (title, *numbers) in enumerate(sample.items):
         cells = f'<td class="word">{escape(title)}</td>' + "".join(f"<td>{escape(n)}</td>" for n in numbers)
         rows += f"<tr{' class=hit' if place == sample.hit else ''}>{cells}</tr>"
-    told = f" <em>{escape(sample.told)}</em>" if sample.told else ""
+    told = f" <em>({escape(sample.told)})</em>" if sample.told else ""
     return (
         f'<div class="user"><h4>user {escape(sample.user)}, {sample.events:,} events</h4>\n<ol>{past}</ol>\n'
         f"<p>Came next: <strong>{escape(sample.came)}</strong>{told}</p>\n"

@@ -28,11 +28,18 @@ class Table:
 
 
 def kinds(records: Sequence[Record]) -> list[list[Record]]:
-    """The runs whose metrics can be compared, together: retrieval, and ranking by its tasks."""
-    groups: dict[tuple[str, ...], list[Record]] = {}
+    """The runs whose metrics can be compared, together: of the same log, retrieval or the same tasks of ranking."""
+    groups: dict[tuple, list[Record]] = {}
     for record in records:
-        groups.setdefault(record.tasks, []).append(record)
+        data = record.config.data
+        groups.setdefault((data.source, data.path, data.synthetic, *record.tasks), []).append(record)
     return list(groups.values())
+
+
+def title(record: Record) -> str:
+    """What the runs that can be compared with this one are about."""
+    what = f"ranking of {', '.join(record.tasks)}" if record.tasks else "retrieval"
+    return f"{what}, {record.config.data.source}"
 
 
 def shown(record: Record) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from gr_jax.data.dataset import Dataset
@@ -15,9 +16,9 @@ def test_the_time_bias_has_the_buckets_that_times_of_the_log_fall_into():
     }
     bias = learned.bias_of({"blocks": blocks}, span=3600)
     assert bias.time is not None and bias.position is not None
-    expected = np.unique(np.asarray(time_bucket(np.arange(3601))))
+    expected = np.unique(np.asarray(time_bucket(jnp.arange(3601))))
     np.testing.assert_array_equal(bias.time, [expected, -expected])
-    np.testing.assert_array_equal(time_bucket(bias.seconds), expected)
+    np.testing.assert_array_equal(time_bucket(jnp.asarray(bias.seconds)), expected)
     np.testing.assert_array_equal(bias.position, [[0] * 4, [1] * 4])
 
 

@@ -45,10 +45,11 @@ def test_configs_are_compared_with_one_another_or_with_the_defaults():
     assert all(row[-1] for row in alone.rows), "each field is explained"
 
 
-def test_runs_with_other_tasks_are_not_compared():
+def test_runs_with_other_tasks_or_on_another_log_are_not_compared():
+    other = dataclasses.replace(Config(), data=DataConfig(source="ml-1m"))
     ranks = Config(data=DataConfig(actions=("click=click",)), ranking=RankingConfig(tasks=("click",)))
-    groups = tables.kinds([record("a"), record("b", ranks), record("c")])
-    assert [[run.name for run in group] for group in groups] == [["a", "c"], ["b"]]
+    groups = tables.kinds([record("a"), record("b", ranks), record("c"), record("d", other)])
+    assert [[run.name for run in group] for group in groups] == [["a", "c"], ["b"], ["d"]]
 
 
 def test_durations_have_the_unit_that_suits_them():
