@@ -38,7 +38,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 def script(steps: list[tuple[str, str]]) -> str:
     """One shell script of all blocks, which prints a line `@@ number` and the time before each and at the end."""
-    mark = 'echo "@@ {} $(date +%s.%N)"\n'
+    mark = 'echo; echo "@@ {} $(date +%s.%N)"\n'  # on a line of its own, whatever was printed before
     body = "".join(mark.format(number) + code for number, (_, code) in enumerate(steps))
     return "set -euo pipefail\n" + body + mark.format(len(steps))
 

@@ -5,7 +5,7 @@ from experiments import newcomer
 PAGE = """# Title
 
 ```bash
-echo one
+printf one
 ```
 
 ## Then
@@ -25,7 +25,7 @@ def test_the_blocks_of_a_page_run_in_order_under_their_headings():
     assert [heading for heading, _ in steps] == ["Start", "Then"]
     done = subprocess.run(["bash", "-c", newcomer.script(steps)], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert [line for line in lines if not line.startswith("@@")] == ["one", "two"]
+    assert [line for line in lines if line and not line.startswith("@@")] == ["one", "two"]
     assert [line.split()[1] for line in lines if line.startswith("@@")] == ["0", "1", "2"]
 
 
