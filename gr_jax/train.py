@@ -2,7 +2,8 @@
 
     python -m gr_jax.train --config=configs/ml_1m.py --config.data.path=ml-1m
 
-Running it again with the same workdir resumes. Ctrl-C and SIGTERM save and stop.
+Running it again with the same workdir resumes. Ctrl-C and SIGTERM save and stop. On many hosts the same command runs on
+each, with --coordinator=auto under SLURM, or --coordinator=HOST:PORT --processes=N --process=I (docs/many_hosts.md).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +26,8 @@ from gr_jax import cli
 from gr_jax.config import Config
 from gr_jax.data import pipeline
 from gr_jax.report import write_after_training
-from gr_jax.training import reporting, sharding, state
-from gr_jax.training.checkpoint import Checkpoints, Progress
+from gr_jax.training import processes, reporting, sharding, state
+from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
 from gr_jax.training.interruption import Interruption
 from gr_jax.training.reporting import say
 from gr_jax.training.run import Run, claim_workdir, open_run
@@ -46,14 +48,17 @@ def main(argv: list[str]) -> int:
     """Trains what the command line asks for; 0 when the run is complete, 128 + signal when it was interrupted."""
     flags: dict[str, cli.Flag] = {
         "workdir": (str, "", "folder of the run; default runs/<config>[-<variant>]"),
-        "report": (bool, True, "write report.html at the end; --report=false leaves it out"),
+        "report": (bool, True, "write report.html at the end of one process; --report=false leaves it out"),
+        **processes.FLAGS,
     }
     args = cli.parse(argv, doc=__doc__ or "", flags=flags, config="required")
     workdir = Path(args.workdir or default_workdir(args.config_spec))
-    code = train(args.config, workdir)
-    if code == 0 and args.report and jax.process_count() == 1:
-        write_after_training(workdir)
-    return code
+    processes.join(args.coordinator, args.processes, args.process, args.peer_timeout)
+    with processes.ended_together():
+        code = train(args.config, workdir)
+        if code == 0 and args.report and jax.process_count() == 1:
+            write_after_training(workdir)
+        return code
 
 
 def default_workdir(spec: str) -> str:
@@ -68,20 +73,23 @@ def train(config: Config, workdir: Path) -> int:
     claim_workdir(config, workdir)
     with Interruption() as interruption:
         run = open_run(config, workdir)
+        train_state, shardings = run.fresh_state()
+        checkpoints = Checkpoints(workdir / "checkpoints", writes=True)
+        train_state, progress = checkpoints.restore(state.abstract(train_state)) or (train_state, Progress())
+        # Step i stands for the same users on any number of devices: those of the first session set the batch size.
+        run = dataclasses.replace(run, batch_multiple=progress.batch_multiple or run.batch_multiple)
+        progress = dataclasses.replace(progress, batch_multiple=run.batch_multiple)
         task = task_of(run)
         batches = task.batches()
-        train_state, shardings = run.fresh_state()
-        checkpoints = Checkpoints(workdir / "checkpoints")
-        train_state, progress = checkpoints.restore(state.abstract(train_state)) or (train_state, Progress())
         say(describe(run, batches, train_state))
         clock = Clock(started, progress.wall_seconds)
         log = reporting.MetricsLog(workdir, resume_step=int(train_state.step))
         session = Session(run, task, batches, checkpoints, log, clock)
         try:
-            train_state, progress = loop(session, train_state, shardings, progress, interruption)
-            if interruption.signal and not is_over(session, int(train_state.step), progress):
-                say(f"interrupted: step {int(train_state.step)} is saved in {workdir}; the same command goes on")
-                return 128 + interruption.signal
+            train_state, progress, signal = loop(session, train_state, shardings, progress, interruption)
+            if signal and not is_over(session, int(train_state.step), progress):
+                say(f"interrupted: step {checkpoints.newest_step()} is saved in {workdir}; the same command goes on")
+                return 128 + signal
             finish(session, train_state, progress)
         finally:
             checkpoints.close()
@@ -136,8 +144,12 @@ def loop(
     shardings: state.TrainState,
     progress: Progress,
     interruption: Interruption,
-) -> tuple[state.TrainState, Progress]:
-    """Steps until the run is over or a signal arrives; the state returned is saved."""
+) -> tuple[state.TrainState, Progress, int]:
+    """Steps until the run is over or a signal arrives at a process; the state returned is saved, if the disk allows.
+
+    Returns:
+      The state, the progress and the number of the signal, 0 = none.
+    """
     run, task, plan, log = session.run, session.task, session.batches.plan, session.log
     config, step = run.config, int(train_state.step)
     out_shardings = shardings, sharding.replicated(run.mesh)
@@ -145,16 +157,20 @@ def loop(
     train_step = sharding.on_mesh(run.mesh, train_step)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     meter = make_meter(session.batches)
+    greatest_everywhere = processes.greatest_everywhere(run.mesh)
     pending: list[tuple[int, dict]] = []  # metrics still on the device, with their step
+    signal = 0
 
     if is_over(session, step, progress):
-        return train_state, progress
-    for batch in pipeline.train_batches(plan, step, session.last_step):
+        return train_state, progress, signal
+    for batch in pipeline.train_batches(plan, step, session.last_step, sharding.share_of_process(run.mesh)):
         batch = sharding.put(batch, sharding.batch_sharding(run.mesh))
         train_state, values = train_step(train_state, batch, key)
         step += 1
-        pending.append((step, values))
-        meter.add(fetch(pending, leave=1))  # one step late: the device never waits for the host
+        # All processes stop after the same step, because all know of a signal when they see its number here.
+        pending.append((step, values | {"signal": greatest_everywhere(interruption.signal)}))
+        losses, signal = fetch(pending, leave=1)  # one step late: the device never waits for the host
+        meter.add(losses)
         epochs_done, step_of_epoch = plan.locate(step)
         ends_epoch = step_of_epoch == 0 and epochs_done % config.train.validate_every == 0
         validates = ends_epoch or step == session.last_step
@@ -162,48 +178,73 @@ def loop(
             values = meter.report() | {"fill": session.batches.fill}
             log.write(step, epochs_done, "train", values)
             say(train_line(step, session.epoch_at(step), values))
-        if validates or interruption.signal or step % config.train.checkpoint_every == 0:
-            meter.add(fetch(pending, leave=0))
+        if validates or signal or step % config.train.checkpoint_every == 0:
+            losses, late_signal = fetch(pending, leave=0)
+            signal = signal or late_signal
+            meter.add(losses)
             meter.pause()
             check_finite(step, train_state.params)
-            score = None
+            before = progress
             if validates:
                 result = task.validate(train_state.params, epochs_done)
-                score = task.score(result, epochs_done)
+                score = processes.of_first(task.score(result, epochs_done))
                 progress = progress.after_validation(step, score)
                 if result is not None:
                     log.write(step, epochs_done, "valid", result)
                     is_best = progress.best_step == step
                     say(valid_line(step, session.epoch_at(step), result, task.headline, is_best=is_best))
             progress = dataclasses.replace(progress, wall_seconds=session.clock.seconds())
-            session.checkpoints.save(step, train_state, progress, score)
+            progress = save(session, step, train_state, progress, before)
             meter.resume()
-            if interruption.signal or is_over(session, step, progress):
+            if signal or is_over(session, step, progress):
                 break
-    return train_state, progress
+    return train_state, progress, signal
 
 
-def fetch(pending: list[tuple[int, dict]], *, leave: int) -> list[float]:
-    """Takes all but the newest `leave` entries off `pending` and returns their losses.
+def save(session: Session, step: int, train_state: state.TrainState, progress: Progress, before: Progress) -> Progress:
+    """Saves `step`; returns `progress`, without a best step that could not be saved.
+
+    Raises:
+      NotSaved: one of several processes could not write.
+    """
+    try:
+        session.checkpoints.save(step, train_state, progress)
+    except NotSaved as error:
+        if jax.process_count() > 1:
+            raise
+        last = session.checkpoints.newest_step()
+        print(f"warning: step {step} could not be saved ({error}); the last checkpoint is step {last}", file=sys.stderr)
+        return dataclasses.replace(progress, best_step=before.best_step, best_value=before.best_value)
+    return progress
+
+
+def fetch(pending: list[tuple[int, dict]], *, leave: int) -> tuple[list[float], int]:
+    """Takes all but the newest `leave` entries off `pending`; their losses, and a signal that arrived by then or 0.
 
     Raises:
       Diverged: a loss is not finite.
     """
-    losses = []
+    losses, signal = [], 0
     while len(pending) > leave:
         step, values = pending.pop(0)
         losses.append(float(values["loss"]))
         if not math.isfinite(losses[-1]):
             raise Diverged(step, f"loss={losses[-1]}")
-    return losses
+        signal = signal or int(values["signal"])
+    return losses, signal
 
 
 def check_finite(step: int, params: dict) -> None:
     """Raises `Diverged` if a parameter is not finite; the gradients of a finite loss need not be."""
-    finite = jax.tree.map(lambda array: jnp.isfinite(array).all(), params)
-    for path, ok in jax.tree_util.tree_leaves_with_path(finite):
+    for path, ok in jax.tree_util.tree_leaves_with_path(all_finite(params)):
         if not ok:
             raise Diverged(step, f"{sharding.path_name(path)} is not finite")
+
+
+@jax.jit
+def all_finite(params: dict) -> dict:
+    """Of each array, whether all its elements are finite."""
+    return jax.tree.map(lambda array: jnp.isfinite(array).all(), params)
 
 
 def make_meter(batches: Batches) -> SpeedMeter:
@@ -216,8 +257,8 @@ def make_meter(batches: Batches) -> SpeedMeter:
 
 
 def finish(session: Session, train_state: state.TrainState, progress: Progress) -> None:
-    """Evaluates the checkpoint with the best validation on both splits, writes result.json and prints the table."""
-    run, task, log = session.run, session.task, session.log
+    """Evaluates the checkpoint with the best validation on both splits, and reports that."""
+    task = session.task
     if progress.best_step:
         best = session.checkpoints.restore(state.abstract(train_state), step=progress.best_step)
         assert best is not None
@@ -225,6 +266,12 @@ def finish(session: Session, train_state: state.TrainState, progress: Progress) 
     else:  # a run cut short by a lower train.steps, before its first validation
         progress = dataclasses.replace(progress, best_step=int(train_state.step))
     results = {"valid": valid_result(session, train_state.params), "test": task.evaluate(train_state.params, "test")}
+    processes.first_then_others(lambda: report(session, results, progress) if processes.is_first() else None)
+
+
+def report(session: Session, results: dict, progress: Progress) -> None:
+    """Writes result.json and the test line of metrics.jsonl, and prints the table."""
+    run, task, log = session.run, session.task, session.log
     result = run.workdir / "result.json"
     if not result.exists() or json.loads(result.read_text())["best_step"] != progress.best_step:
         log.write(progress.best_step, int(session.epoch_at(progress.best_step)), "test", results["test"])
@@ -272,13 +319,14 @@ def describe(run: Run, batches: Batches, train_state: state.TrainState) -> str:
     dataset, config = run.dataset, run.config
     size = sum(a.size for a in jax.tree.leaves(train_state.params))
     mesh = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    hosts = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
     step, last = int(train_state.step), config.train.steps or batches.plan.first_step(batches.epochs)
     return "\n".join(
         [
             f"data    {dataset.num_users:,} users, {dataset.num_items:,} items, {dataset.num_events:,} events",
             f"model   {config.model.kind}, {config.model.num_blocks} blocks, {size:,} parameters",
             *batches.about,
-            f"devices {run.mesh.size} {jax.devices()[0].device_kind} ({mesh})",
+            f"devices {run.mesh.size} {jax.devices()[0].device_kind} ({mesh}{hosts})",
             f"steps   {batches.plan.first_step(1)} in the first epoch, {step} of {last} done"
             + (": resuming" if 0 < step < last else ""),
         ]

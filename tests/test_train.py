@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from gr_jax import evaluate, train
@@ -127,6 +130,38 @@ def test_a_run_stopped_and_resumed_equals_the_uninterrupted_one(config_file, fin
     assert run_train(config_file, tmp_path / "parts", "--config.train.steps=7") == 0
     assert run_train(config_file, tmp_path / "parts") == 0
     assert_same_state(tmp_path / "parts", finished)
+
+
+def test_a_run_resumed_on_more_devices_sees_the_same_batches(config_file, finished, tmp_path):
+    assert run_train(config_file, tmp_path / "parts", "--config.train.steps=7") == 0
+    assert run_train(config_file, tmp_path / "parts", "--config.mesh.data=4") == 0
+    ours, theirs = final_state(tmp_path / "parts"), final_state(finished)
+    for name in theirs:  # other sums, so not to the last bit
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_full_disk_is_reported_and_training_goes_on(config_file, finished, tmp_path, monkeypatch, capsys):
+    saved = ocp.CheckpointManager.save
+
+    def save(self, step, *args, **kwargs):
+        if step in (8, 10):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return saved(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    assert run_train(config_file, tmp_path / "w") == 0
+    told = capsys.readouterr().err
+    for step in (8, 10):
+        assert f"warning: step {step} could not be saved" in told
+    assert "No space left on device" in told and "the last checkpoint is step 5" in told
+    assert_same_state(tmp_path / "w", finished)
+
+
+def test_checkpoints_without_their_config_are_not_taken_over(config_file, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "w")
+    (tmp_path / "w" / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds checkpoints but no config.json, .* or choose another --workdir"):
+        run_train(config_file, tmp_path / "w")
 
 
 def test_another_config_may_not_take_over_a_workdir(config_file, finished):

@@ -13,6 +13,7 @@ from gr_jax.config import Config
 from gr_jax.data import tokens
 from gr_jax.data.batch import Impressions
 from gr_jax.data.dataset import Dataset
+from gr_jax.data.pipeline import WHOLE, Share
 from gr_jax.data.ranking_rows import Labels
 
 
@@ -111,18 +112,17 @@ class ImpressionRows:
             epoch += 1
         return epoch, step - self.first_step(epoch)
 
-    def batch(self, index: int, *, process: int = 0, processes: int = 1) -> Impressions:
-        """Batch `index` of the run: this process's share of its events, [B / processes]."""
+    def batch(self, index: int, share: Share = WHOLE) -> Impressions:
+        """Batch `index` of the run: a share of its events, [B / count]."""
         epoch, k = self.locate(index)
-        share = self.batch_size // processes
-        first = k * self.batch_size + process * share
+        first, last, size = share.of(self.batch_size)
         side = self.item_side
-        if side is not None:  # this process's rows of it
-            side = np.split(side, processes)[process]
+        if side is not None:  # the same share of its rows
+            side = np.split(side, share.count)[share.index]
         return fill_impressions(
             self.dataset,
-            self._events(epoch)[first : first + share],
-            size=share,
+            self._events(epoch)[k * self.batch_size + first : k * self.batch_size + last],
+            size=size,
             max_length=self.max_length,
             stream=self.stream,
             item_side=side,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import grain
-import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -20,6 +19,24 @@ from gr_jax.data import packing, sequences, stochastic_length, tokens
 from gr_jax.data.batch import Batch, Queries
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.sequences import Spans
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that a process holds: of `count` equal parts the one with number `index`."""
+
+    index: int = 0
+    count: int = 1
+    multiple: int = 1  # empty rows fill a batch up to a multiple of this, itself a multiple of `count`
+
+    def of(self, batch_rows: int) -> tuple[int, int, int]:
+        """First row of the part, the row after its last that is not filled up, and its size with the empty ones."""
+        size = -(-batch_rows // self.multiple) * self.multiple // self.count
+        first = min(self.index * size, batch_rows)
+        return first, min(first + size, batch_rows), size
+
+
+WHOLE = Share()
 
 
 @runtime_checkable
@@ -34,8 +51,8 @@ class TrainPlan(Protocol):
         """Epoch of batch `step`, and its number in the epoch."""
         ...
 
-    def batch(self, index: int, *, process: int, processes: int) -> Any:
-        """Batch `index` of the run: this process's share of it."""
+    def batch(self, index: int, share: Share) -> Any:
+        """Batch `index` of the run: a share of it."""
         ...
 
 
@@ -108,13 +125,12 @@ class TrainRows:
         epoch = bisect.bisect_right(self._first_steps, step) - 1
         return epoch, step - self.first_step(epoch)
 
-    def batch(self, index: int, *, process: int = 0, processes: int = 1) -> Batch:
-        """Batch `index` of the run: this process's share of its rows, [R / processes, L]."""
+    def batch(self, index: int, share: Share = WHOLE) -> Batch:
+        """Batch `index` of the run: a share of its rows, [R / count, L]."""
         number, k = self.locate(index)
-        epoch, share = self.epoch(number), self.batch_rows // processes
-        first_row = k * self.batch_rows + process * share
-        chosen, row, column = epoch.rows.between(first_row, first_row + share)
-        return self.make(epoch.spans.take(chosen), row=row, column=column, num_rows=share)
+        epoch, (first, last, size) = self.epoch(number), share.of(self.batch_rows)
+        chosen, row, column = epoch.rows.between(k * self.batch_rows + first, k * self.batch_rows + last)
+        return self.make(epoch.spans.take(chosen), row=row, column=column, num_rows=size)
 
 
 def plan_rows(
@@ -180,12 +196,12 @@ def train_rows(
     return plan_rows(dataset, spans, config, stream, batch_users=batch_users, row_multiple=row_multiple, seed=seed)
 
 
-def train_batches(plan: TrainPlan, first: int, last: int) -> grain.DatasetIterator:
-    """Iterator over batches `first` to `last` - 1 of the run, this process's part of each; reads ahead in a thread.
+def train_batches(plan: TrainPlan, first: int, last: int, share: Share = WHOLE) -> grain.DatasetIterator:
+    """Iterator over batches `first` to `last` - 1 of the run, a share of each; reads ahead in a thread.
 
     The number of the next batch is all its state: resuming is starting at `first`, on any number of processes.
     """
-    read = functools.partial(plan.batch, process=jax.process_index(), processes=jax.process_count())
+    read = functools.partial(plan.batch, share=share)
     dataset = grain.MapDataset.range(first, last).map(read)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 

@@ -17,6 +17,7 @@ from gr_jax.config import Config, ConfigError
 from gr_jax.data import packing, tokens
 from gr_jax.data.batch import Batch
 from gr_jax.data.dataset import Dataset
+from gr_jax.data.pipeline import WHOLE, Share
 from gr_jax.data.sequences import Spans, labels_between, windows
 
 
@@ -93,13 +94,13 @@ class StreamRows:
         window = bisect.bisect_right(self.first_batch, step) - 1
         return window, step - self.first_batch[window]
 
-    def batch(self, index: int, *, process: int = 0, processes: int = 1) -> Batch:
-        """Batch `index` of the run: this process's share of its rows, [R / processes, L]."""
+    def batch(self, index: int, share: Share = WHOLE) -> Batch:
+        """Batch `index` of the run: a share of its rows, [R / count, L]."""
         first, last = self.groups[index]
         rows = packing.RowIndex(packing.pack(self.lengths[first:last], self.row_length))
-        share = self.batch_rows // processes
-        chosen, row, column = rows.between(process * share, (process + 1) * share)
-        return self.make(self.spans.take(first + chosen), row=row, column=column, num_rows=share)
+        first_row, last_row, size = share.of(self.batch_rows)
+        chosen, row, column = rows.between(first_row, last_row)
+        return self.make(self.spans.take(first + chosen), row=row, column=column, num_rows=size)
 
 
 def stream_rows(

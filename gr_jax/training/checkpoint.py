@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import math
+import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from gr_jax.config import ConfigError
-
-# Orbax warns at every save without a metric; here only validated steps have one, on purpose.
-logging.getLogger("absl").addFilter(lambda record: "`tracked_metric`" not in str(record.msg))
+from gr_jax.training import checksums, processes
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,10 @@ class Progress:
     best_value: float = -math.inf  # its score, such as NDCG@10
     stale: int = 0  # validations since then
     wall_seconds: float = 0.0  # of training, validation included, over all sessions of the run
+    batch_multiple: int = 0  # rows of a batch are a multiple of this, of the first session; 0 = not known
 
     def after_validation(self, step: int, value: float) -> Progress:
-        """Progress with the validation at `step`; of equal values the later is the best, as the manager keeps it."""
+        """Progress with the validation at `step`; of equal values the later is the best."""
         best = (step, value) if value >= self.best_value else (self.best_step, self.best_value)
         return replace(
             self,
@@ -39,31 +40,59 @@ class Progress:
         )
 
 
-def _value(metrics: dict[str, float]) -> float:
-    return metrics["score"]
+class NotSaved(ValueError):
+    """A checkpoint could not be written; what was there before it still is."""
+
+
+class _NewestAndBest(keep.PreservationPolicy):
+    """Which steps to keep: the newest two and the best."""
+
+    best_step = 0
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: keep.PreservationContext) -> Sequence[bool]:
+        del context
+        newest = sorted(info.step for info in checkpoints)[-2:]
+        return [info.step in (*newest, self.best_step) for info in checkpoints]
 
 
 class Checkpoints:
-    """The checkpoint folder of a run. A step is complete or absent: a kill while saving leaves the step before it."""
+    """The checkpoint folder of a run. A step is complete or absent: a kill while saving leaves the step before it.
 
-    def __init__(self, folder: Path):
-        best = keep.BestN(get_metric_fn=_value, n=1, keep_checkpoints_without_metrics=False)
+    All processes of a run open it, save and restore together; the folder is on a disk that they share.
+
+    Args:
+      folder: made when it is not there.
+      writes: whether this is the training. It alone removes what a killed save left and moves damaged steps aside.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool = False):
+        self.folder, self._writes, self._kept = folder.absolute(), writes, _NewestAndBest()
+        if writes:
+            processes.first_then_others(self._remove_partial)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(2), best]),
-            best_fn=_value,  # makes the manager write the metrics down: a resumed run must know which step is best
+            preservation_policy=self._kept,
             # Synchronous: on the CPU backend an asynchronous save could still read a buffer that the next step owns.
             enable_async_checkpointing=False,
         )
-        self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, step: int, state: Any, progress: Progress, score: float | None = None) -> None:
-        """Writes `state` and `progress` as `step`; the `score` of a validation makes it a candidate for the best."""
-        if step in self._manager.all_steps():  # the same step again, now with its validation
-            self._manager.delete(step)
+    def save(self, step: int, state: Any, progress: Progress) -> None:
+        """Writes `state` and `progress` as `step`, and keeps the step before it and the best one.
+
+        Raises:
+          NotSaved: no space, or the disk fails. Of several processes, some may wait for the others then: end them.
+        """
+        self._kept.best_step = progress.best_step
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(asdict(progress)))
-        metrics = None if score is None else {"score": score}
-        self._manager.save(step, args=args, metrics=metrics, force=True)
+        try:
+            if step in self._manager.all_steps():  # taken again after a damaged one
+                self._manager.delete(step)
+            self._manager.save(step, args=args, force=True)
+            checksums.write(self.folder / str(step), jax.process_index(), jax.process_count())
+        except (OSError, ValueError) as error:  # tensorstore has ValueErrors for a full disk
+            self._forget(step)
+            raise NotSaved(_first_line(error)) from error
+        processes.all_true(True)  # nobody goes on, and is killed, before all the checksums are there
 
     def restore(self, target: Any, *, step: int | None = None) -> tuple[Any, Progress] | None:
         """The state and progress of `step`, or of the newest step that is not damaged; None when there is none.
@@ -76,16 +105,32 @@ class Checkpoints:
           ConfigError: `step` is damaged or missing, or every step is damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
-        reason = ""
+        reason, damaged = "", []
         for candidate in steps:
-            try:
-                return self._read(candidate, target)
-            except Exception as error:  # orbax and tensorstore raise plain Exceptions for damaged files
-                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            restored, reason = self._try(candidate, target)
+            if restored is not None:
+                self._move_aside(damaged)
+                return restored
+            damaged.append(candidate)
+            if processes.is_first():
                 print(f"warning: checkpoint {candidate} cannot be read ({reason})", file=sys.stderr, flush=True)
         if steps:
             raise ConfigError(f"no readable checkpoint in {self.folder} ({reason}): choose another --workdir")
         return None
+
+    def _try(self, step: int, target: Any) -> tuple[tuple[Any, Progress] | None, str]:
+        """What `step` holds, or None and what is wrong with it, alike on all processes."""
+        reason = checksums.first_damage(self.folder / str(step), jax.process_index(), jax.process_count())
+        if not processes.all_true(not reason):
+            return None, reason or "another process found it damaged"
+        restored = None
+        try:
+            restored = self._read(step, target)
+        except Exception as error:  # orbax and tensorstore raise plain Exceptions for damaged files
+            reason = _first_line(error)
+        if not processes.all_true(restored is not None):
+            return None, reason or "another process could not read it"
+        return restored, ""
 
     def _read(self, step: int, target: Any) -> tuple[Any, Progress]:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
@@ -93,12 +138,49 @@ class Checkpoints:
         jax.block_until_ready(restored.state)
         return restored.state, Progress(**restored.progress)
 
+    def _move_aside(self, damaged: Sequence[int]) -> None:
+        """Renames damaged steps, so that the steps taken again do not count as older than them."""
+        if not (self._writes and damaged):
+            return
+
+        def rename() -> None:
+            for step in damaged:
+                aside = self.folder / f"damaged-{step}"
+                if processes.is_first():
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self.folder / str(step)).rename(aside)
+
+        processes.first_then_others(rename)
+        self._manager.reload()
+
+    def _forget(self, step: int) -> None:
+        """Removes what a failed save of `step` left."""
+        self._remove_partial()
+        shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        self._manager.reload()
+
+    def _remove_partial(self) -> None:
+        if processes.is_first():
+            for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def newest_step(self) -> int:
+        """The newest step; 0 when there is none."""
+        return self._manager.latest_step() or 0
+
     def newest_arrays(self) -> Any:
         """The newest state as host arrays in nested containers, without a target: for inspection."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore())
-        restored: Any = self._manager.restore(self._manager.latest_step(), args=args)
+        step = self._manager.latest_step()
+        stored: Any = ocp.StandardCheckpointHandler().metadata(self.folder / str(step) / "state")
+        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored.tree)
+        restored: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         return restored.state
 
     def close(self) -> None:
         """Ends the manager's threads."""
         self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

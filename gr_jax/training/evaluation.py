@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -26,7 +27,7 @@ def make_evaluator(
         return hidden.reshape(-1, hidden.shape[-1])[token]
 
     # Apart from `encode`, because the width of `seen` takes several values and this part compiles quickly.
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def rank(params: dict, queries: Float[Array, "Q D"], target: Int[Array, " Q"], seen: Int[Array, "Q S"]) -> dict:
         return metrics.target_ranks(
             queries,
@@ -41,8 +42,9 @@ def make_evaluator(
     encode_on_mesh = sharding.on_mesh(mesh, encode)
 
     def one_batch(params: dict, batch: Batch, queries: Queries) -> dict:
-        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-        token, target, seen = jax.device_put((queries.token, queries.target, queries.seen), sharding.replicated(mesh))
+        batch = sharding.put_whole(batch, sharding.batch_sharding(mesh))
+        asked = queries.token, queries.target, queries.seen
+        token, target, seen = sharding.put_whole(asked, sharding.replicated(mesh))
         return rank(params, encode_on_mesh(params, batch, token), target, seen)
 
     def evaluate(params: dict, rows: EvaluationRows) -> dict[str, float]:

@@ -97,7 +97,7 @@ def is_regression(tasks: tuple[str, ...]) -> tuple[bool, ...]:
 
 def batches(run: Run, edges: np.ndarray) -> Batches:
     """The training batches: shuffled epochs of the events up to the last edge, or a stream of windows."""
-    config, dataset, multiple = run.config, run.dataset, run.row_multiple
+    config, dataset, multiple = run.config, run.dataset, run.batch_multiple
     is_stream = config.train.mode == "streaming"
     epochs = len(edges) - 1 if is_stream else config.train.epochs
     if config.model.kind == "dlrm":
@@ -171,7 +171,7 @@ def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
     tasks = run.config.ranking.tasks
     squash = ~np.array(is_regression(tasks))
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
     def predict(params: dict, batch: Batch | Impressions) -> Float[Array, "T Y"]:
         logits = nnx.merge(run.graphdef, params).rank(batch)
         logits = logits.reshape(-1, len(tasks))
@@ -199,7 +199,7 @@ def predict_all(predict: Callable, rows: Any, run: Run) -> tuple[Float[np.ndarra
 
     for index in range(len(rows)):
         batch, labels = rows.batch(index)
-        batch = jax.device_put(batch, sharding.batch_sharding(run.mesh))
+        batch = sharding.put_whole(batch, sharding.batch_sharding(run.mesh))
         pending.append((predict(batch), labels))
         if len(pending) > 1:  # the device works on one batch while the host packs the next
             collect()

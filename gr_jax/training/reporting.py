@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from gr_jax.training import processes
+
 
 class MetricsLog:
-    """Appends one JSON object a line to metrics.jsonl, and to TensorBoard when tensorboardX is installed."""
+    """Appends one JSON object a line to metrics.jsonl, and to TensorBoard when tensorboardX is installed.
+
+    Of several processes the first writes; the others' logs are silent.
+    """
 
     def __init__(self, workdir: Path, *, resume_step: int = 0):
         self._path = workdir / "metrics.jsonl"
-        self._forget_after(resume_step)
         self._tensorboard = None
+        if not processes.is_first():
+            return
+        self._forget_after(resume_step)
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
@@ -35,10 +44,18 @@ class MetricsLog:
         self._path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, epoch: int, split: str, values: Mapping[str, float]) -> None:
-        """Logs `values` of `split` (train, valid, test) at `step`."""
+        """Logs `values` of `split` (train, valid, test) at `step`; without space on the disk a warning is all."""
+        if not processes.is_first():
+            return
         line = {"step": step, "epoch": epoch, "split": split, "time": time.time(), **values}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            if self._path.exists():
+                os.truncate(self._path, size)  # not half a line
+            print(f"warning: {self._path}: step {step} is not logged ({error.strerror})", file=sys.stderr, flush=True)
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(f"{split}/{name}", value, step)
@@ -57,8 +74,9 @@ class MetricsLog:
 
 
 def say(text: str) -> None:
-    """One console line, at once."""
-    print(text, flush=True)
+    """One console line, at once; of several processes the first prints."""
+    if processes.is_first():
+        print(text, flush=True)
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

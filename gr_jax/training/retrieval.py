@@ -48,7 +48,7 @@ def task(run: Run) -> Task:
             config.data,
             run.stream,
             batch_users=config.train.batch_users,
-            row_multiple=run.row_multiple,
+            row_multiple=run.batch_multiple,
             seed=config.seed,
         )
 

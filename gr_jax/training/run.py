@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from gr_jax import config_files
-from gr_jax.config import Config, ConfigError
+from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.data.dataset import Dataset, prepare
 from gr_jax.data.tokens import Stream, stream_of
 from gr_jax.models.recommender import functional
-from gr_jax.training import sharding, state
+from gr_jax.training import processes, sharding, state
 from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.optimizer import make_optimizer
 
@@ -45,10 +46,11 @@ class Run:
     graphdef: nnx.GraphDef  # structure of the model
     init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
     optimizer: optax.GradientTransformation
+    batch_multiple: int  # rows of a training batch are a multiple of this: the devices that the run began on
 
     @property
     def row_multiple(self) -> int:
-        """Rows of a batch are a multiple of this."""
+        """Rows of an evaluation batch are a multiple of this."""
         return self.mesh.shape["data"]
 
     def fresh_state(self) -> tuple[state.TrainState, state.TrainState]:
@@ -58,13 +60,27 @@ class Run:
 
 
 def open_run(config: Config, workdir: Path) -> Run:
-    """Prepares the data (or finds it prepared), makes the mesh and describes the model."""
+    """Prepares the data (or finds it prepared), makes the mesh and describes the model.
+
+    Of several processes the first prepares before the others, which find its dataset where they share a disk.
+    """
     keep_freed_memory()
-    dataset = prepare(config.data, progress=True)
+    dataset = processes.first_then_others(lambda: prepare(config.data, progress=processes.is_first()))
+    processes.check_same("the config", repr(dataclasses.replace(config, data=_without_paths(config.data))))
+    processes.check_same("the dataset", str([dataset.num_users, dataset.num_items, dataset.num_events]))
+    if not processes.all_true((workdir / "config.json").exists()):
+        raise ConfigError(f"{workdir}: not seen by all processes; choose a --workdir on a disk that they share")
     stream = stream_of(config, dataset)
     mesh = sharding.make_mesh(config.mesh)
+    processes.connect(mesh)
     graphdef, init_params = functional(config.model, **model_sizes(config, dataset, stream))
-    return Run(config, workdir, dataset, stream, mesh, graphdef, init_params, make_optimizer(config.optimizer))
+    optimizer = make_optimizer(config.optimizer)
+    return Run(config, workdir, dataset, stream, mesh, graphdef, init_params, optimizer, mesh.shape["data"])
+
+
+def _without_paths(config: DataConfig) -> DataConfig:
+    """Without what may differ between machines."""
+    return dataclasses.replace(config, path="", prepared="")
 
 
 def model_sizes(config: Config, dataset: Dataset, stream: Stream) -> dict[str, int]:
@@ -79,11 +95,16 @@ def model_sizes(config: Config, dataset: Dataset, stream: Stream) -> dict[str, i
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:
-    """Makes `workdir` the home of `config`, writing config.json.
+    """Makes `workdir` the home of `config`; of several processes the first writes config.json.
 
     Raises:
-      ConfigError: the folder holds a run with another config; names the first field that differs.
+      ConfigError: the folder holds a run with another config (names the first field that differs) or checkpoints of
+        an unknown one.
     """
+    processes.first_then_others(lambda: _claim(config, workdir) if processes.is_first() else None)
+
+
+def _claim(config: Config, workdir: Path) -> None:
     path = workdir / "config.json"
     if path.exists():
         before, now = flatten(config_files.to_dict(config_files.read(path))), flatten(config_files.to_dict(config))
@@ -93,6 +114,11 @@ def claim_workdir(config: Config, workdir: Path) -> None:
                     f"{workdir} holds a run with config.{name}={before[name]!r}, not {value!r}:"
                     " choose another --workdir"
                 )
+    elif (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
+        raise ConfigError(
+            f"{workdir} holds checkpoints but no config.json, so what they belong to is not known: put the config.json"
+            " back, or choose another --workdir"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     config_files.save(config, path)
 

@@ -11,19 +11,23 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gr_jax.config import ConfigError, MeshConfig, ShardingRules
+from gr_jax.data.pipeline import Share
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
     """A mesh with axes `data` and `model` over the visible devices.
 
     Raises:
-      ConfigError: the axes need more devices than there are.
+      ConfigError: the axes need more devices than there are, or leave some of another process unused.
     """
     devices = jax.devices()
     data = config.data or len(devices) // config.model
     if data * config.model > len(devices) or data == 0:
         needed = f"mesh.data={data} x mesh.model={config.model}"
         raise ConfigError(f"{needed} needs {max(data, 1) * config.model} devices, {len(devices)} visible")
+    if jax.process_count() > 1 and data * config.model != len(devices):
+        needed = f"mesh.data={data} x mesh.model={config.model}"
+        raise ConfigError(f"{needed} leaves devices of {jax.process_count()} processes unused: all are {len(devices)}")
     shape = (data, config.model)
     return Mesh(
         np.array(devices[: data * config.model]).reshape(shape),
@@ -77,6 +81,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def share_of_process(mesh: Mesh) -> Share:
+    """The part of each batch whose rows lie on devices of this process.
+
+    Processes that share the devices along `model` of the same rows hold the same part.
+
+    Raises:
+      ConfigError: the rows do not divide evenly among the processes.
+    """
+    data = mesh.shape["data"]
+    is_here = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
+    mine = np.flatnonzero(is_here.any(axis=1))
+    size = len(mine)
+    if data % size or mine[0] % size or mine[-1] - mine[0] != size - 1:
+        raise ConfigError(
+            f"mesh.data={data} x mesh.model={mesh.shape['model']}: the devices of process {jax.process_index()} hold"
+            f" rows {mine.tolist()} of {data}; choose a mesh.model that divides the devices of a process, or they it"
+        )
+    return Share(int(mine[0]) // size, data // size, multiple=data)
+
+
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:
     """`function`, called with `mesh` as the ambient mesh, where the attention kernels find the axes of the batch."""
 
@@ -90,3 +114,10 @@ def on_mesh(mesh: Mesh, function: Callable) -> Callable:
 def put(tree: Any, placement: NamedSharding) -> Any:
     """Global arrays from this process's part of them."""
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(placement, a), tree)
+
+
+def put_whole(tree: Any, placement: NamedSharding) -> Any:
+    """Global arrays from the whole of them, which every process has."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, placement)
+    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, placement, a.__getitem__), tree)

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gr_jax.data import impressions, tokens
+from gr_jax.data.pipeline import Share
 from tests.data.ranking_log import random_dataset
 
 N = 4
@@ -43,7 +44,7 @@ def test_an_impression_holds_the_event_and_what_came_before_it(seed):
 
 def test_processes_hold_parts_of_the_table_of_item_features():
     plan = dataclasses.replace(rows(shuffled=True, windows=1), item_side=np.arange(16).reshape(8, 2))
-    parts = [plan.batch(0, process=p, processes=2).item_side for p in range(2)]
+    parts = [plan.batch(0, Share(p, 2)).item_side for p in range(2)]
     np.testing.assert_array_equal(np.concatenate(parts), plan.item_side)
     padded = impressions.item_side_rows(plan.dataset, 16)
     np.testing.assert_array_equal(padded[: len(plan.dataset.item_features)], plan.dataset.item_features)
@@ -73,7 +74,7 @@ def test_windows_are_taken_in_turn_and_processes_share_a_batch():
     plan = rows(shuffled=False, windows=3)
     assert plan.locate(plan.first_step(2)) == (2, 0) and plan.locate(plan.first_step(2) - 1)[0] == 1
     whole = plan.batch(plan.first_step(1))
-    parts = [plan.batch(plan.first_step(1), process=p, processes=2) for p in range(2)]
+    parts = [plan.batch(plan.first_step(1), Share(p, 2)) for p in range(2)]
     np.testing.assert_array_equal(np.concatenate([p.item for p in parts]), whole.item)
 
 

@@ -130,9 +130,23 @@ def test_processes_share_the_rows_of_the_same_global_batch():
     rows = pipeline.train_rows(dataset, CONFIG, batch_users=8, row_multiple=4)
     assert rows.batch_rows % 4 == 0
     whole = rows.batch(2)
-    parts = [rows.batch(2, process=p, processes=4) for p in range(4)]
+    parts = [rows.batch(2, pipeline.Share(p, 4)) for p in range(4)]
     for name in ("item", "time", "query_time", "position", "segment", "label"):
         np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_a_batch_filled_up_to_more_devices_has_the_same_rows_and_empty_ones_after_them():
+    dataset = make_log([10] * 40)
+    rows = pipeline.train_rows(dataset, CONFIG, batch_users=8, row_multiple=3)
+    assert rows.batch_rows % 4
+    for step in range(rows.steps(0)):
+        whole = rows.batch(step)
+        parts = [rows.batch(step, pipeline.Share(p, 2, multiple=4)) for p in range(2)]
+        assert len({len(part.item) for part in parts}) == 1 and 2 * len(parts[0].item) % 4 == 0
+        for name in ("item", "time", "query_time", "position", "segment", "label"):
+            filled = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(filled[: rows.batch_rows], getattr(whole, name))
+            assert not filled[rows.batch_rows :].any()
 
 
 def test_the_iterator_resumes_at_any_batch():

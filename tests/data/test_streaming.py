@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gr_jax.config import Config, ConfigError, DataConfig, TrainConfig
 from gr_jax.data import streaming, tokens
+from gr_jax.data.pipeline import Share
 from tests.data.ranking_log import random_dataset
 
 STREAM = tokens.Stream("interleave", True, -1, ("liked",), 0, 0)
@@ -96,7 +97,7 @@ def test_batches_hold_each_example_once_in_the_order_of_time_window_by_window(se
         window, k = rows.locate(step)
         assert rows.first_step(window) + k == step < rows.first_step(window + 1)
         batch = rows.batch(step)
-        halves = [rows.batch(step, process=p, processes=2) for p in range(2)]
+        halves = [rows.batch(step, Share(p, 2)) for p in range(2)]
         np.testing.assert_array_equal(np.concatenate([h.item for h in halves]), batch.item)
         labels += int(batch.outcome_weight.sum())
         first, last = rows.groups[step]
