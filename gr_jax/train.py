@@ -205,13 +205,13 @@ def save(session: Session, step: int, train_state: state.TrainState, progress: P
     """Saves `step`; returns `progress`, without a best step that could not be saved.
 
     Raises:
-      NotSaved: one of several processes could not write.
+      RuntimeError: one of several processes could not write, and the others wait for it in the middle of the save.
     """
     try:
         session.checkpoints.save(step, train_state, progress)
     except NotSaved as error:
         if jax.process_count() > 1:
-            raise
+            raise RuntimeError(f"step {step} could not be saved ({error})") from error
         last = session.checkpoints.newest_step()
         print(f"warning: step {step} could not be saved ({error}); the last checkpoint is step {last}", file=sys.stderr)
         return dataclasses.replace(progress, best_step=before.best_step, best_value=before.best_value)

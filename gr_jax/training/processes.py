@@ -69,12 +69,12 @@ def ended_together() -> Iterator[None]:
     """Inside the `with` block an error ends this process at once, and so, within `peer_timeout`, the others too.
 
     Without it a process with an error waits for the others to end as well, while they wait for its part of a step.
-    A mistake of the user, which all processes find alike, ends them as usual.
+    A ValueError, such as a mistake of the user or a loss that is not finite, is found by all alike and ends as usual.
     """
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1 or isinstance(error, ConfigError):
+        if jax.process_count() == 1 or isinstance(error, ValueError):
             raise
         if not isinstance(error, jax.errors.JaxRuntimeError):
             traceback.print_exc()

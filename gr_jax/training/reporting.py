@@ -61,7 +61,9 @@ class MetricsLog:
                 self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def last(self, split: str) -> dict[str, float]:
-        """The newest values of `split`; empty before the first."""
+        """The newest values of `split`; empty before the first, and where another process writes."""
+        if not processes.is_first():
+            return {}
         lines = [json.loads(line) for line in self._path.read_text().splitlines()]
         found = [line for line in lines if line["split"] == split]
         names = ("step", "epoch", "split", "time")
