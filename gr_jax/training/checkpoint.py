@@ -171,7 +171,8 @@ class Checkpoints:
     def newest_arrays(self) -> Any:
         """The newest state as host arrays in nested containers, without a target: for inspection."""
         step = self._manager.latest_step()
-        stored: Any = ocp.StandardCheckpointHandler().metadata(self.folder / str(step) / "state")
+        folder: Any = self.folder / str(step) / "state"
+        stored: Any = ocp.StandardCheckpointHandler().metadata(folder)
         target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored.tree)
         restored: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         return restored.state

@@ -149,10 +149,10 @@ def of_first(value: float) -> float:
     return float(np.frombuffer(np.asarray(multihost_utils.process_allgather(words))[0].tobytes(), np.float64)[0])
 
 
-def greatest_everywhere(mesh: Mesh) -> Callable[[int], Array | np.ndarray]:
+def greatest_everywhere(mesh: Mesh) -> Callable[[int], Array | int]:
     """`greatest(number)`: the greatest of the numbers that all processes call it with; not waited for."""
     if jax.process_count() == 1:
-        return np.int32
+        return int
     placement = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     greatest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
     count = jax.local_device_count()

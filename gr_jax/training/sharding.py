@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from gr_jax.config import ConfigError, MeshConfig, ShardingRules
 from gr_jax.data.pipeline import Share
@@ -82,20 +83,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def share_of_process(mesh: Mesh) -> Share:
-    """The part of each batch whose rows lie on devices of this process.
+    """The part of each batch whose rows lie on devices of this process; see `share_of_rows`."""
+    owner = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    return share_of_rows(owner, jax.process_index())
+
+
+def share_of_rows(owner: Int[np.ndarray, "data model"], process: int) -> Share:
+    """The part of each batch that `process` fills, given the process that has each device of the mesh.
 
     Processes that share the devices along `model` of the same rows hold the same part.
 
     Raises:
       ConfigError: the rows do not divide evenly among the processes.
     """
-    data = mesh.shape["data"]
-    is_here = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
-    mine = np.flatnonzero(is_here.any(axis=1))
+    data, model = owner.shape
+    mine = np.flatnonzero((owner == process).any(axis=1))
     size = len(mine)
     if data % size or mine[0] % size or mine[-1] - mine[0] != size - 1:
         raise ConfigError(
-            f"mesh.data={data} x mesh.model={mesh.shape['model']}: the devices of process {jax.process_index()} hold"
+            f"mesh.data={data} x mesh.model={model}: the devices of process {process} hold"
             f" rows {mine.tolist()} of {data}; choose a mesh.model that divides the devices of a process, or they it"
         )
     return Share(int(mine[0]) // size, data // size, multiple=data)

@@ -108,6 +108,32 @@ def test_a_mesh_larger_than_the_machine_is_an_error_with_both_numbers():
         sharding.make_mesh(MeshConfig(data=16))
 
 
+def test_a_mesh_that_leaves_devices_of_a_process_unused_is_an_error(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="mesh.data=2 x mesh.model=2 leaves devices of 2 processes unused: all are 8"):
+        sharding.make_mesh(MeshConfig(data=2, model=2))
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "shares"),
+    [
+        (8, 1, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        (4, 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        (2, 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # two processes hold the same rows, each some of their heads
+        (1, 8, [(0, 1)] * 4),
+    ],
+)
+def test_a_process_fills_the_rows_of_its_devices(data, model, shares):
+    owner = np.repeat(np.arange(4), 2).reshape(data, model)
+    found = [sharding.share_of_rows(owner, process) for process in range(4)]
+    assert found == [pipeline.Share(index, count, multiple=data) for index, count in shares]
+
+
+def test_rows_that_do_not_divide_among_processes_are_an_error():
+    with pytest.raises(ConfigError, match=r"the devices of process 0 hold rows \[0, 1\] of 3"):
+        sharding.share_of_rows(np.repeat(np.arange(2), 3).reshape(3, 2), 0)
+
+
 def test_a_dimension_that_does_not_divide_is_an_error_that_names_it():
     config = make_config("full", 4, 2)
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, rules=(("position_table", ("data",)),)))
