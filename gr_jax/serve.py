@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         "prepared": (str, "", "folder of the prepared dataset, where it is not where the run had it"),
         "exported": (bool, False, "serve what python -m gr_jax.export wrote, without the model's code"),
         "index": (BACKENDS, "exact", "how retrieval finds the best items; faiss is approximate"),
-        "cache_mb": (float, CACHE_MB, "ranking: memory for histories that were computed, MiB"),
+        "cache_mb": (float, CACHE_MB, "memory for what was computed of histories, MiB; 0 keeps none"),
         "max_batch": (int, Limits.batch, "requests computed together, at most 32"),
         "max_wait_ms": (float, Limits.wait_ms, "longest that a request waits for others in an idle server"),
         "max_k": (int, Limits.k, "items of a /recommend"),

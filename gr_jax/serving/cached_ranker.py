@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from flax import nnx
@@ -23,7 +23,7 @@ class CachedRanker:
     """Candidates of several users in micro-batches against their histories (M-FALCON), which a cache keeps.
 
     Attributes:
-      cache: of histories, by user of the log, or else by their first visible event.
+      cache: of histories, by `History.key`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class CachedRanker:
         """Predictions for the candidates of each history, by task."""
         read, asked = self._read(histories, candidates)
         with self._lock:
-            entries = self.cache.entries([_key(history) for history in histories], read)
+            entries = self.cache.entries([history.key for history in histories], read)
             logits = self.cache.scorer.score(entries, asked)
         return [self._squash(x) for x in logits]
 
@@ -85,9 +85,3 @@ class CachedRanker:
         """Compiles every program; they do not depend on how many there are in a call."""
         read, asked = self._read([first_item(self.dataset)], [np.ones(1, np.int32)])
         self.cache.scorer.warm_up(read[0], asked[0])
-
-
-def _key(history: History) -> Hashable:
-    if history.user >= 0 or not len(history):
-        return history.user
-    return int(history.item[0]), int(history.time[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -51,6 +51,13 @@ class History:
     def __len__(self) -> int:
         return len(self.item)
 
+    @property
+    def key(self) -> Hashable:
+        """What a cache knows the user by: the user of the log, else the first event."""
+        if self.user >= 0 or not len(self):
+            return self.user
+        return int(self.item[0]), int(self.time[0])
+
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
@@ -87,6 +94,19 @@ class Reader:
         asked = self._asked(at_time, last, has_events=len(given) > 0)
         index = -1 if user is None else self.dataset.user_or(user, -1)
         return History(ids[order], times[order], bits[order], index, asked, len(given) - len(known))
+
+    def of_log(self, user: str | int, *, at_time: AtTime = None) -> History:
+        """All that the log has of a user, as `history` reads `events_of(user)`.
+
+        Raises:
+          ConfigError: the log has no such user. RequestError: as `history`.
+        """
+        dataset, index = self.dataset, self.dataset.user_index(user)
+        span = slice(int(dataset.offsets[index]), int(dataset.offsets[index + 1]))
+        item, times = dataset.item[span], dataset.timestamp[span]
+        bits = np.zeros(len(item), np.int32) if dataset.action is None else dataset.action[span]
+        asked = self._asked(at_time, int(times[-1]), has_events=True)
+        return History(item, times, bits, index, asked, skipped=0)
 
     def _asked(self, at_time: AtTime, last: int, *, has_events: bool) -> int:
         if at_time is None:

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from gr_jax.data.dataset import Dataset
-from gr_jax.serving.encoder import Encoder
 from gr_jax.serving.histories import AtTime, History, Reader, RequestError, is_batch
 
 
@@ -60,7 +59,7 @@ class Loaded:
       index: in retrieval, the items by their vectors.
     """
 
-    def __init__(self, dataset: Dataset, reader: Reader, *, encoder: Encoder | None, items: Any, rank: Any, tasks: Any):
+    def __init__(self, dataset: Dataset, reader: Reader, *, encoder: Any, items: Any, rank: Any, tasks: Any):
         """`encoder` and `items` (an index) of retrieval, or `rank` (a ranker) and the names of its `tasks`."""
         self.dataset, self.reader = dataset, reader
         self.encoder, self.index, self.ranker, self.tasks = encoder, items, rank, tuple(tasks)
@@ -74,6 +73,11 @@ class Loaded:
     def _by_popularity(self) -> Int32[np.ndarray, " X"]:
         """The items, the most frequent first, of equal ones the smaller id."""
         return (np.argsort(-self.popularity[1:], kind="stable") + 1).astype(np.int32)
+
+    @property
+    def cache(self) -> Any:
+        """The `HistoryCache` of what was computed; None where there is none."""
+        return getattr(self.encoder if self.ranker is None else self.ranker, "cache", None)
 
     def history(self, user: str | int) -> list:
         """The history of a user of the log as (item, time, actions).
@@ -159,7 +163,7 @@ class Loaded:
 
     def query(
         self,
-        history: Sequence,
+        history: Sequence | None,
         *,
         k: int = 10,
         at_time: AtTime = None,
@@ -173,7 +177,7 @@ class Loaded:
         """Checks a request, so that `answer` can take it together with others.
 
         Args:
-          history, k, at_time: as of `recommend`.
+          history, k, at_time: as of `recommend`; without a history, all that the log has of `user` is it.
           user: raw id of a user of the log whose attributes hold; unknown = none are known.
           exclude_seen: leave out the items of the history, visible to the model or not.
           allow: raw ids that alone may come; None = all.
@@ -183,13 +187,17 @@ class Loaded:
 
         Raises:
           RequestError: what is asked cannot be answered, in one line.
+          ConfigError: there is no history, and the log has no such user.
         """
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise RequestError(f"k={k!r}: must be an integer of at least 1")
         if task and task not in self.tasks:
             known = ", ".join(self.tasks) or "none: it is a retrieval run"
             raise RequestError(f"task={task!r}: the tasks are {known}")
-        read = self.reader.history(history, at_time=at_time, user=user)
+        if history is None:
+            read = self.reader.of_log("" if user is None else user, at_time=at_time)
+        else:
+            read = self.reader.history(history, at_time=at_time, user=user)
         number = self.tasks.index(task) if task else 0
         if candidates is not None:
             return Query(read, task=number, candidates=self.reader.candidates(candidates))

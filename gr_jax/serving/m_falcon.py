@@ -168,7 +168,8 @@ class Scorer:
         target, done = self._final(whole), self._final(entry.tokens)
         asked, store = self._asked(whole), entry.cached
         if target > entry.room:
-            store = self._grow(store, self._bucket(target))
+            while target > store.time.shape[1]:  # bucket by bucket: one program for each
+                store = self._grow(store, self._bucket(store.time.shape[1] + 1))
         elif not in_place and target > done:
             store = self._copy(store)
         while done < target:
@@ -230,12 +231,12 @@ class Scorer:
                 found[user][lo : lo + size] = values[row, : len(items[user]) - lo]
         return found
 
-    def warm_up(self, tokens: Tokens, candidates: Candidates, *, buckets: Sequence[int] = ()) -> int:
+    def warm_up(self, tokens: Tokens, candidates: Candidates | None = None, *, buckets: Sequence[int] = ()) -> int:
         """Compiles the programs of these buckets (() = all) by running them; returns how many calls it took.
 
         Args:
           tokens: any history that is not empty, for what its tokens hold.
-          candidates: any one candidate.
+          candidates: any one candidate; None, in retrieval, warms up `encode` and not `score`.
         """
         calls = 0
         for room in buckets or self.buckets:
@@ -245,16 +246,28 @@ class Scorer:
                 full = (full + full)[:length]
             for users in {1, self.rows}:
                 entries = self.history([full] * users)
-                for smaller, size in zip((0, *self.micro_batches), self.micro_batches, strict=False):
-                    n = size if users == 1 else smaller + 1  # full micro-batches of several users are never one call
-                    pick = lambda x, n=n: None if x is None else np.repeat(x[:1], n, 0)
-                    many = dataclasses.replace(candidates, item=pick(candidates.item), side=pick(candidates.side))
-                    self.score(entries, [many] * users)
+                for many in [None] if candidates is None else self._some(candidates, users):
+                    if many is None:
+                        self.encode(entries, [0] * users)
+                    else:
+                        self.score(entries, [many] * users)
                     calls += 1
             for size in [size for size in PIECES if size < length]:
                 self.append(self.history([full[:-size]])[0], full[-size:], in_place=True)
                 calls += 1
+            store = self._copy(self.history([full])[0].cached)
+            if room < self.buckets[-1]:
+                self._grow(store, self._bucket(room + 1))
         return calls
+
+    def _some(self, one: Candidates, users: int) -> list[Candidates]:
+        """For each size of micro-batch as many candidates as make a call of it."""
+        found = []
+        for smaller, size in zip((0, *self.micro_batches), self.micro_batches, strict=False):
+            n = size if users == 1 else smaller + 1  # full micro-batches of several users are never one call
+            pick = lambda x, n=n: None if x is None else np.repeat(x[:1], n, 0)
+            found.append(dataclasses.replace(one, item=pick(one.item), side=pick(one.side)))
+        return found
 
     def _scores(self, entries: Sequence[Entry], candidates: Sequence[Candidates], part: Sequence[tuple]) -> Array:
         """Logits [rows, size, Y] of micro-batches of one size, of users whose entries have equal room."""

@@ -17,6 +17,7 @@ from gr_jax.models.embeddings import table_rows
 from gr_jax.models.layers import l2_normalise
 from gr_jax.serving import index as indices
 from gr_jax.serving import ranker
+from gr_jax.serving.cached_encoder import CachedEncoder
 from gr_jax.serving.cached_ranker import CachedRanker
 from gr_jax.serving.encoder import Encoder
 from gr_jax.serving.histories import Reader
@@ -38,7 +39,7 @@ def load(
       workdir: folder of a run of `python -m gr_jax.train`.
       prepared: folder of the prepared dataset, where it is not where the run had it.
       index: retrieval: "exact", or "faiss" for an approximate search.
-      cache_mb: ranking: memory for histories that were computed, in MiB.
+      cache_mb: memory for what was computed of histories, in MiB; 0 keeps none.
 
     Raises:
       ConfigError: the folder holds no run with a checkpoint, or what it holds is damaged.
@@ -56,7 +57,7 @@ def ready(run: Run, params: dict, *, index: str = "exact", cache_mb: int | float
     else:
         vectors = l2_normalise(params["embeddings"]["item_table"])
         parts["items"] = indices.build(vectors, num_items=run.dataset.num_items, backend=index)
-        parts["encoder"] = _encoder(run, params)
+        parts["encoder"] = _encoder(run, params, cache_mb)
     return Loaded(run.dataset, reader, **parts, tasks=run.stream.tasks)
 
 
@@ -72,10 +73,14 @@ def predictions(graphdef: nnx.GraphDef, params: Any, batch: Any, *, tasks: tuple
     return jnp.where(np.array(is_regression(tasks)), logits, jax.nn.sigmoid(logits))
 
 
-def _encoder(run: Run, params: dict) -> Encoder:
+def _encoder(run: Run, params: dict, cache_mb: int | float) -> CachedEncoder | Encoder:
+    max_length = run.config.data.max_length
+    if run.config.model.kind == "hstu" and cache_mb:
+        parts = run.graphdef, params, run.dataset, run.stream
+        return CachedEncoder(*parts, max_length=max_length, cache_bytes=int(cache_mb * 2**20))
     encode = jax.jit(functools.partial(last_vectors, run.graphdef))
     encode = sharding.on_mesh(run.mesh, encode)
-    return Encoder(encode, params, run.dataset, run.stream, max_length=run.config.data.max_length)
+    return Encoder(encode, params, run.dataset, run.stream, max_length=max_length)
 
 
 def _ranker(run: Run, params: dict, cache_mb: int | float) -> CachedRanker | ranker.ImpressionRanker:

@@ -87,6 +87,18 @@ def test_seen_denied_and_not_allowed_items_do_not_come(loaded):
     assert items(loaded.recommend(history, k=40, allow=["i7", "i2", "i9"])) == [i for i in full if i in ("i7", "i9")]
 
 
+def test_without_a_history_it_is_all_that_the_log_has_of_the_user(loaded, ranker):
+    for model in (loaded, ranker):
+        ours, theirs = model.query(None, user="u3").history, model.query(model.history("u3"), user="u3").history
+        for name in ("item", "time", "action"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+        assert (ours.user, ours.at_time, ours.skipped) == (theirs.user, theirs.at_time, 0)
+    with pytest.raises(ConfigError, match="no user 'x' in"):
+        loaded.query(None, user="x")
+    with pytest.raises(RequestError, match="at_time=5 is before the last event"):
+        loaded.query(None, user="u3", at_time=5)
+
+
 def test_unknown_items_of_a_history_are_skipped_and_counted(loaded):
     history = loaded.history("u6")[:3]
     answer = loaded.recommend([("gone", 10**9 - 5), *history, ("new", history[-1].time)])

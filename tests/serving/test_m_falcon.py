@@ -167,9 +167,10 @@ def test_a_warm_up_leaves_nothing_to_compile():
     scorer = Scorer(*model_of(TASKS), micro_batches=(4,), rows=2, buckets=BUCKETS)
     tokens, candidates, _ = ranking_user(np.random.default_rng(8), 6, 1)
     scorer.warm_up(tokens, candidates)
-    programs = (scorer._history, scorer._rank, scorer._extend)
+    programs = (scorer._history, scorer._rank, scorer._extend, scorer._write, scorer._copy, scorer._grow)
     sizes = [program._cache_size() for program in programs]
     entries = scorer.history([tokens, tokens])
     entries[0] = scorer.append(entries[0], tokens[:2])
+    entries[1] = scorer.append(entries[1], tokens[:3])  # into the next bucket
     scorer.score(entries, [candidates] * 2)
     assert [program._cache_size() for program in programs] == sizes
