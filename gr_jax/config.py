@@ -97,7 +97,7 @@ class DataConfig:
     actions: tuple = ()  # what can happen at an event: "watched=1", "click=is_click" (0/1 column), "liked=rating>=4"
     user_file: str = ""  # own file of user attributes, beside the log, with its user column; "" = that of the source
     user_features: tuple = ()  # columns of the user attributes that become the contextual prefix
-    item_file: str = ""  # own file of item attributes, beside the log, with its item column; "" = that of the source
+    item_file: str = ""  # own file of items, beside the log, with its item column; a column `title` names them
     item_features: tuple = ()  # columns of the item attributes, several values a cell with "|" between
     series: tuple = ()  # slowly changing user series, "country=country.csv": columns user, time and country
     max_series: int = 16  # most recent entries of all slow series together that a sequence takes in

@@ -6,9 +6,10 @@ or Parquet, whose user, item and time columns are called as in the log. Their va
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,9 @@ OFFICIAL = {  # source -> files of user and item attributes, as shell patterns
     "ml-20m": {"item": "movies.csv"},
     "kuairand": {"user": "user_features_*.csv", "item": "video_features_basic_*.csv"},
 }
+
+
+TITLE = "title"  # column of `data.item_file` that names the items
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,9 @@ def find(config: DataConfig, *, beside: Path, official: Path | None) -> dict[str
     check(config)
     found = {}
     for kind in ("user", "item"):
-        if not _features(config, kind):
-            continue
         own = getattr(config, f"{kind}_file")
+        if not _features(config, kind) and not (own and kind == "item"):  # that of the items may tell titles alone
+            continue
         if own:
             found[kind] = _existing(beside / own, f"data.{kind}_file={own!r}")
         elif official is not None:
@@ -147,10 +151,28 @@ def read(config: DataConfig, found: dict[str, Path], layout: Layout) -> Attribut
     skipped: Counter = Counter()
     tables = {}
     for kind, key in (("user", layout.user), ("item", layout.item)):
-        if kind in found:
+        if kind in found and _features(config, kind):
             tables[f"{kind}s"] = _table(config, kind, found[kind], key, skipped)
     series = tuple(_series(config, name, found[name], layout, skipped) for name in _series_files(config))
     return Attributes(**tables, series=series, skipped=dict(skipped))
+
+
+def titles(config: DataConfig, found: dict[str, Path], layout: Layout) -> pl.DataFrame | None:
+    """The column `title` of `data.item_file`, as item (raw id) and title; None without such a column.
+
+    Raises:
+      ConfigError: the file cannot be read, or the config wants nothing of it.
+    """
+    if not config.item_file:
+        return None
+    file = found["item"]
+    if TITLE not in _columns(file):
+        if config.item_features:
+            return None
+        what, remedy = f"no column {TITLE!r} in it and no features wanted", "name columns of it in data.item_features"
+        raise ConfigError(f"data.item_file={config.item_file!r}: {what}; {remedy}")
+    frame = _read(file, {layout.item: "item column", TITLE: "title column"})
+    return frame.select(_id(layout.item).alias("item"), _value(TITLE).alias(TITLE)).drop_nulls()
 
 
 def _table(config: DataConfig, kind: str, file: Path, key: str, skipped: Counter) -> Table:
@@ -234,21 +256,34 @@ def _sift(frame: pl.DataFrame, reasons: dict[str, pl.Expr], file: Path, on_bad_r
 
 def _read(file: Path, what: dict[str, str]) -> pl.DataFrame:
     """The columns `what` of a CSV file, as strings, or of a Parquet file; `what` says what each is for."""
-    parquet = file.suffix == ".parquet"
+    _check_columns(file, _columns(file), what)
+    with _readable(file):
+        if _is_parquet(file):
+            return pl.read_parquet(file, columns=list(what))
+        return pl.read_csv(file, infer_schema=False).select(list(what))
+
+
+def _columns(file: Path) -> list[str]:
+    """Names of the columns of a CSV or Parquet file."""
+    with _readable(file):
+        if _is_parquet(file):
+            return list(pl.read_parquet_schema(file))
+        return pl.read_csv(file, infer_schema=False, n_rows=0).columns
+
+
+def _is_parquet(file: Path) -> bool:
+    return file.suffix == ".parquet"
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Tells of a file that cannot be read as a ConfigError."""
     try:
-        if parquet:
-            there = list(pl.read_parquet_schema(file))
-        else:
-            there = pl.read_csv(file, infer_schema=False, n_rows=0).columns
-        _check_columns(file, there, what)
-        columns = list(what)
-        return (
-            pl.read_parquet(file, columns=columns) if parquet else pl.read_csv(file, infer_schema=False).select(columns)
-        )
+        yield
     except pl.exceptions.NoDataError:
         raise ConfigError(f"{file}: empty file") from None
     except (pl.exceptions.PolarsError, OSError) as error:
-        kind = "Parquet" if parquet else "CSV"
+        kind = "Parquet" if _is_parquet(file) else "CSV"
         raise ConfigError(f"{file}: not a readable {kind} file ({str(error).splitlines()[0][:120]})") from None
 
 

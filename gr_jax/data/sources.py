@@ -198,13 +198,15 @@ def read(config: DataConfig, files: Sequence[Path]) -> Log:
         if any(other.actions != layout.actions for other in layouts):
             raise ConfigError(f"{logs[0].parent}: the logs have different action columns")
         log = with_actions(_check_unit(_concat(parts), layout, logs[0]), layout.actions, layout.action_columns)
-        titles = [file for file in files if file.name == format.titles]
         found = attributes.find(config, beside=beside, official=logs[0].parent)
+        titles, files = attributes.titles(config, found, layout), [f for f in files if f.name == format.titles]
+        if titles is None and files:
+            titles = _titles(config.source, files[0])
         return dataclasses.replace(
             log,
             events=_drop_empty_rating(log.events),
             unit=layout.unit,
-            titles=_titles(config.source, titles[0]) if titles else None,
+            titles=titles,
             skipped=dict(sorted(skipped.items())),
             attributes=attributes.read(config, found, layout),
         )

@@ -161,7 +161,42 @@ def test_an_own_file_of_attributes_goes_with_a_public_log(tmp_path):
     assert found.items is not None and found.items.rows.rows() == [("1193", ["deep", "dark"])]
 
 
+def titles(dataset) -> dict[str, str | None]:
+    return dict(zip(dataset.item_table["raw"], dataset.item_table["title"], strict=True))
+
+
+def test_a_title_column_of_the_own_file_of_items_names_them_with_and_without_features(tmp_path):
+    put(tmp_path, {"log.csv": LOG, "what.csv": "tag,title,item_id\nred, The Thing ,x\nblue,,y\nred,again,x\n"})
+    path = str(tmp_path / "log.csv")
+    for name, features in (("plain", ()), ("featured", ("tag",))):
+        options = dict(prepared=str(tmp_path / name), item_file="what.csv", item_features=features)
+        dataset = prepare(DataConfig(source="csv", path=path, **options))
+        assert titles(dataset)["x"] == "The Thing" and set(titles(dataset).values()) == {"The Thing", None}
+        assert (dataset.item_features is None) == (not features)
+
+
+def test_titles_come_from_parquet_with_numbers_as_ids_too(tmp_path):
+    put(tmp_path, {"log.csv": "user_id,item_id,timestamp\na,7,10\n"})
+    pl.DataFrame({"item_id": [7, 8], "title": ["Seven", "Eight"]}).write_parquet(tmp_path / "what.parquet")
+    options = dict(path=str(tmp_path / "log.csv"), prepared=str(tmp_path / "out"))
+    assert titles(prepare(DataConfig(source="csv", item_file="what.parquet", **options))) == {"7": "Seven"}
+
+
+def test_an_own_file_goes_before_the_titles_of_a_public_format(tmp_path):
+    files = {"ratings.dat": "1::1193::5::978300760\n", "movies.dat": "1193::Official (1975)::Drama\n"}
+    put(tmp_path, files | {"mine.csv": "movieId,title\n1193,Mine\n"})
+    options = dict(source="ml-1m", path=str(tmp_path))
+    assert titles(prepare(DataConfig(**options, prepared=str(tmp_path / "a")))) == {"1193": "Official (1975)"}
+    own_file = DataConfig(**options, prepared=str(tmp_path / "b"), item_file="mine.csv")
+    assert titles(prepare(own_file)) == {"1193": "Mine"}
+
+
 MISTAKES = {
+    "a file of items without use": (
+        dict(item_file="what.csv"),
+        {"what.csv": "item_id,tag\nx,red\n"},
+        r"data\.item_file='what\.csv': no column 'title' in it and no features wanted; name columns of it in data",
+    ),
     "a user column": (
         dict(user_file="who.csv", user_features=("age",)),
         {"who.csv": "user,age\na,1\n"},
@@ -270,7 +305,7 @@ def test_a_changed_file_of_features_is_another_dataset_but_an_unused_setting_is_
     put(tmp_path / "raw", {"log.csv": LOG, "who.csv": "user_id,age\na,1\n"})
     path = str(tmp_path / "raw" / "log.csv")
     plain = prepare(DataConfig(source="csv", path=path)).folder
-    unused = dict(user_file="who.csv", item_file="what.csv", max_series=3, stochastic_length_alpha=1.7)
+    unused = dict(user_file="who.csv", max_series=3, stochastic_length_alpha=1.7)
     assert prepare(DataConfig(source="csv", path=path, **unused)).folder == plain
     with_age = DataConfig(source="csv", path=path, user_file="who.csv", user_features=("age",))
     folders = {plain, prepare(with_age).folder}

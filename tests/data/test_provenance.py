@@ -28,7 +28,7 @@ def test_what_is_on_disk_changes_the_fingerprint_and_how_batches_are_made_does_n
     without_effect = (
         dict(max_length=10, row_length=20, max_series=2, path="elsewhere"),
         dict(stochastic_length_alpha=1.6, stochastic_length_selection="greedy"),
-        dict(user_file="users.csv", item_file="items.csv"),
+        dict(user_file="users.csv"),
     )
     assert {of(**fields) for fields in without_effect} == {of()}
     with_effect = (
@@ -36,6 +36,7 @@ def test_what_is_on_disk_changes_the_fingerprint_and_how_batches_are_made_does_n
         dict(user_features=("age",)),
         dict(user_features=("age",), user_file="users.csv"),
         dict(item_features=("age",)),
+        dict(item_file="items.csv"),
         dict(series=("age=age.csv",)),
     )
     assert len({of(), *(of(**fields) for fields in with_effect)}) == 1 + len(with_effect)
