@@ -22,8 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from gr_jax.data.batch import Batch
-from gr_jax.models.hstu import NORM_EPS, HstuBlock
-from gr_jax.models.layers import layer_norm
+from gr_jax.models.hstu import HstuBlock
 from gr_jax.models.recommender import Recommender
 from pallas_kernels import hstu_attention, hstu_cached_attention
 
@@ -176,13 +175,7 @@ def _through_blocks(model: Recommender, batch: Batch, attend: Callable[..., Arra
     for block in model.blocks:
         if not isinstance(block, HstuBlock):
             raise ValueError(f"only HSTU models can be cached, here {model.config.kind!r}: encode the whole history")
-        config = block.config
-        heads_v, heads_a = config.num_heads * config.v_width, config.num_heads * config.qk_width
-        uvqk = jax.nn.silu(layer_norm(x, NORM_EPS) @ block.uvqk.astype(x.dtype))
-        u, v, q, k = jnp.split(uvqk, (heads_v, 2 * heads_v, 2 * heads_v + heads_a), axis=-1)
-        q, k, v = (y.reshape(*x.shape[:2], config.num_heads, -1) for y in (q, k, v))
-        attended = attend(block, q, k, v).reshape(u.shape)
-        x = x + block.output(u * layer_norm(attended, NORM_EPS))
+        x = block.around(x, functools.partial(attend, block))
     return x
 
 

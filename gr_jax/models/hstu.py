@@ -6,6 +6,8 @@ projection, no 1/sqrt(A), division by the fixed maximum length N.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,19 +57,29 @@ class HstuBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None) -> Float[Array, "R L D"]:
         """x plus the layer's output; dropout before the second projection when `key` is given."""
+        return self.around(x, lambda q, k, v: self._attend(q, k, v, batch), key=key)
+
+    def around(
+        self, x: Float[Array, "R L D"], attend: Callable[..., Array], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "R L D"]:
+        """The layer with `attend(q, k, v)`, of and to [R, L, H, width], as its attention."""
         config = self.config
         heads_v, heads_a = config.num_heads * config.v_width, config.num_heads * config.qk_width
         uvqk = normalised_projection(x, self.uvqk.astype(x.dtype), NORM_EPS)
         u, v, q, k = jnp.split(uvqk, (heads_v, 2 * heads_v, 2 * heads_v + heads_a), axis=-1)
-        in_heads = (*x.shape[:2], config.num_heads, -1)
-        with_time = self.bias.time is not None
+        attended = attend(*(y.reshape(*x.shape[:2], config.num_heads, -1) for y in (q, k, v)))
+        gated = normalised_gate(u, attended.reshape(u.shape), NORM_EPS, implementation=config.attention or None)
+        return x + self.output(dropout(gated, config.dropout, key))
+
+    def _attend(self, q: Array, k: Array, v: Array, batch: Batch) -> Float[Array, "R L H V"]:
+        config, with_time = self.config, self.bias.time is not None
         # Candidates may make a sequence longer than N. They see the history alone, so all of it has to be in reach,
         # but the normaliser stays N: a score does not depend on how many candidates there are.
-        reach = self.max_length if batch.target is None else max(self.max_length, x.shape[1])
+        reach = self.max_length if batch.target is None else max(self.max_length, q.shape[1])
         attended = hstu_attention(
-            q.reshape(in_heads),
-            k.reshape(in_heads),
-            v.reshape(in_heads),
+            q,
+            k,
+            v,
             batch.segment,
             max_length=reach,
             position_table=None if self.bias.position is None else self.bias.position[...],
@@ -81,5 +93,4 @@ class HstuBlock(nnx.Module):
         )
         if reach != self.max_length:
             attended = (attended * jnp.float32(reach / self.max_length)).astype(attended.dtype)
-        gated = normalised_gate(u, attended.reshape(u.shape), NORM_EPS, implementation=config.attention or None)
-        return x + self.output(dropout(gated, config.dropout, key))
+        return attended
