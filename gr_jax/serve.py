@@ -2,7 +2,8 @@
 
     python -m gr_jax.serve --workdir=runs/ml_1m --port=8000
 
-Then http://127.0.0.1:8000/ shows the page, /docs the interface. /healthz answers 200 once everything is compiled.
+Then http://127.0.0.1:8000/ shows the page, /docs the interface. /healthz answers 200 once everything is compiled; the
+programs stay in the workdir, for the next start.
 Ctrl-C and SIGTERM answer what has arrived and stop.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.config import ConfigError
+from gr_jax.serving import compiled
 from gr_jax.serving.exported import load_exported
 from gr_jax.serving.index import BACKENDS
 from gr_jax.serving.limits import Limits
@@ -45,6 +47,7 @@ def main(argv: list[str]) -> int:
         if not importlib.util.find_spec(package):
             raise ConfigError(f"serving needs the package {package}: pip install 'gr-jax[serve]'")
     limits = limits_of(args)
+    compiled.keep(args.workdir)
     if args.exported:
         loaded = load_exported(args.workdir, prepared=args.prepared, index=args.index)
     else:

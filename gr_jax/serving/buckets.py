@@ -10,10 +10,10 @@ SHORTEST = 64  # tokens
 
 
 def lengths(most: int) -> tuple[int, ...]:
-    """Powers of two from 64 below `most`, and `most` rounded up to a multiple of 8."""
+    """Powers of two from 64 up to three quarters of `most`, and `most` rounded up to a multiple of 8."""
     last = -(-most // 8) * 8
     powers = (SHORTEST << i for i in range(max(1, last.bit_length())))
-    return (*(size for size in powers if size < last), last)
+    return (*(size for size in powers if 4 * size <= 3 * last), last)
 
 
 def fitting(sizes: Sequence[int], size: int) -> int:

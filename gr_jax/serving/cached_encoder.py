@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from gr_jax.data import tokens
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.tokens import Stream
-from gr_jax.serving import buckets, history_tokens
+from gr_jax.serving import history_tokens
 from gr_jax.serving.cache import HistoryCache
 from gr_jax.serving.encoder import first_item
 from gr_jax.serving.histories import History, sequences
@@ -42,8 +42,7 @@ class CachedEncoder:
     ):
         """`max_length`: most events of a history that the model sees; `cache_bytes`: budget of the cache."""
         self.dataset, self.stream, self.max_length = dataset, stream, max_length
-        scorer = Scorer(graphdef, params, buckets=buckets.lengths(stream.max_tokens(max_length)))
-        self.cache = HistoryCache(scorer, cache_bytes)
+        self.cache = HistoryCache(Scorer(graphdef, params), cache_bytes)
         self._lock = threading.Lock()  # an entry in use must not be appended to
 
     def __call__(self, histories: Sequence[History]) -> Float32[np.ndarray, "B D"]:

@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int32
 from gr_jax.data import tokens
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.tokens import Stream
-from gr_jax.serving import buckets, history_tokens
+from gr_jax.serving import history_tokens
 from gr_jax.serving.cache import HistoryCache
 from gr_jax.serving.encoder import first_item
 from gr_jax.serving.histories import History, sequences
@@ -43,9 +43,8 @@ class CachedRanker:
         `block`: candidates of a micro-batch; `cache_bytes`: budget of the cache; `squash`: logits -> predictions.
         """
         self.dataset, self.stream, self.visible, self.block = dataset, stream, max_length - 1, block
-        rooms = buckets.lengths(stream.max_tokens(self.visible))
         sizes = sorted({min(size, block) for size in MICRO_BATCHES})
-        scorer = Scorer(graphdef, params, micro_batches=sizes, buckets=rooms)
+        scorer = Scorer(graphdef, params, micro_batches=sizes)
         self.cache, self._squash = HistoryCache(scorer, cache_bytes), squash
         self._lock = threading.Lock()  # an entry in use must not be appended to
 

@@ -15,7 +15,9 @@ and a score is the dot product of its vector with the item's, over the temperatu
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,11 +33,12 @@ from gr_jax.models.cached import Cached
 from gr_jax.models.hstu import NORM_EPS
 from gr_jax.models.layers import l2_normalise, layer_norm
 from gr_jax.models.recommender import Recommender
+from gr_jax.serving.buckets import lengths
 from gr_jax.serving.history_tokens import Tokens, to_rows
 
 MICRO_BATCHES = (16, 128, 512)
 ROWS = 4  # users of one call
-PIECES = (64, 8, 2, 1)  # tokens that one call appends: a history is appended without padding
+PIECES = (8, 2, 1)  # tokens that one call appends: a history is appended without padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Scorer:
           storage: dtype of cached keys and values: float32 | bfloat16; "" = the model's compute_dtype.
           micro_batches: candidates of one call; a user's last ones go into the smallest that holds them.
           rows: most users of one call.
-          buckets: lengths of history that programs are compiled for; () = powers of two from 64 on.
+          buckets: lengths of history that programs are compiled for; () = `buckets.lengths`.
           implementation: of `pallas_kernels.hstu_cached_attention`.
 
         Raises:
@@ -105,7 +108,7 @@ class Scorer:
         self.params, self.max_tokens = params, len(model.embeddings.position_table)
         self.is_retrieval = model.head is None
         self.micro_batches, self.rows = tuple(sorted(micro_batches)), rows
-        self.buckets = tuple(sorted(buckets)) or _powers(64, self.max_tokens)
+        self.buckets = tuple(sorted(buckets)) or lengths(self.max_tokens)
         self._num_tasks = 1 if model.head is None else model.head.output.bias.shape[0]
         self._with_actions = model.embeddings.action_table is not None
 
@@ -231,34 +234,33 @@ class Scorer:
                 found[user][lo : lo + size] = values[row, : len(items[user]) - lo]
         return found
 
-    def warm_up(self, tokens: Tokens, candidates: Candidates | None = None, *, buckets: Sequence[int] = ()) -> int:
-        """Compiles the programs of these buckets (() = all) by running them; returns how many calls it took.
+    def warm_up(self, tokens: Tokens, candidates: Candidates | None = None, *, buckets: Sequence[int] = ()) -> None:
+        """Compiles the programs of these buckets (() = all) by running them, several at a time.
 
         Args:
           tokens: any history that is not empty, for what its tokens hold.
           candidates: any one candidate; None, in retrieval, warms up `encode` and not `score`.
         """
-        calls = 0
-        for room in buckets or self.buckets:
-            length = min(room, self.max_tokens)
-            full = tokens
-            while len(full) < length:
-                full = (full + full)[:length]
-            for users in {1, self.rows}:
-                entries = self.history([full] * users)
-                for many in [None] if candidates is None else self._some(candidates, users):
-                    if many is None:
-                        self.encode(entries, [0] * users)
-                    else:
-                        self.score(entries, [many] * users)
-                    calls += 1
-            for size in [size for size in PIECES if size < length]:
-                self.append(self.history([full[:-size]])[0], full[-size:], in_place=True)
-                calls += 1
-            store = self._copy(self.history([full])[0].cached)
-            if room < self.buckets[-1]:
-                self._grow(store, self._bucket(room + 1))
-        return calls
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda room: self._warm_up(room, tokens, candidates), buckets or self.buckets))
+
+    def _warm_up(self, room: int, tokens: Tokens, candidates: Candidates | None) -> None:
+        length = min(room, self.max_tokens)
+        full = tokens
+        while len(full) < length:
+            full = (full + full)[:length]
+        for users in {1, self.rows}:
+            entries = self.history([full] * users)
+            if candidates is None:
+                self.encode(entries, [0] * users)
+            else:
+                for many in self._some(candidates, users):
+                    self.score(entries, [many] * users)
+        for size in [size for size in PIECES if size < length]:
+            self.append(self.history([full[:-size]])[0], full[-size:], in_place=True)
+        store = self._copy(self.history([full])[0].cached)
+        if room < self.buckets[-1]:
+            self._grow(store, self._bucket(room + 1))
 
     def _some(self, one: Candidates, users: int) -> list[Candidates]:
         """For each size of micro-batch as many candidates as make a call of it."""
@@ -324,15 +326,6 @@ class Scorer:
         if not fitting:
             raise ValueError(f"a history of {tokens} tokens is longer than the largest bucket, {self.buckets[-1]}")
         return fitting[0]
-
-
-def _powers(first: int, last: int) -> tuple[int, ...]:
-    """Powers of two from `first` on, and `last` at their end, rounded up to a multiple of 8."""
-    last = -(-last // 8) * 8
-    powers = [first]
-    while powers[-1] * 2 < last:
-        powers.append(powers[-1] * 2)
-    return (*[power for power in powers if power < last], last)
 
 
 def _grouped(things: Sequence | range, key: Callable) -> list[tuple[Any, list]]:

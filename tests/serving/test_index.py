@@ -118,7 +118,8 @@ def test_faiss_finds_nearly_all_of_the_best_and_keeps_to_the_lists():
 
 
 def test_buckets_cover_every_size():
-    assert buckets.lengths(200) == (64, 128, 200) and buckets.lengths(8) == (8,) and buckets.lengths(65) == (64, 72)
+    assert buckets.lengths(200) == (64, 128, 200) and buckets.lengths(8) == (8,) and buckets.lengths(65) == (72,)
+    assert buckets.lengths(260) == (64, 128, 264), "256 would save little of 264"
     assert [buckets.fitting(buckets.ROWS, n) for n in (1, 2, 8, 9, 32)] == [1, 8, 8, 32, 32]
     assert list(buckets.powers_of_four(16, 100)) == [16, 64, 256] and buckets.power_of_four(65, least=16) == 256
     assert buckets.rows_up_to(5) == (1, 8) and buckets.rows_up_to(99) == (1, 8, 32)
