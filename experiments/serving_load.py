@@ -1,13 +1,14 @@
 """Latency, requests/s and memory of `python -m gr_jax.serve` under load from a second process on the same machine.
 
-    python experiments/serving_load.py --workdir=runs/ml_1m --workdir=runs/ml_1m_ranking
+    python experiments/serving_load.py --workdir=runs/ml_1m                   # latency and requests/s
+    python experiments/serving_load.py --workdir=runs/ml_1m --memory=20000    # resident memory over so many requests
 
 The server is a process of its own on the loopback interface; this one sends. 1, 8 and 32 clients each ask for the next
 thing when they have the answer, over a connection that they keep (a closed loop, so that the load is bounded). A client
 draws a user of the log at random and asks `/recommend` for 10 items or `/score` for 200 candidates, in two ways:
 `user` names the user, whose events the server has; `history` sends all of their events but the last with the request.
-Then 20,000 requests of all kinds come from 8 clients, and the resident memory of the server is read every 500: its
-growth is counted from request 2,000 on. A status other than 200 is an error.
+With `--memory` so many requests of all kinds come from 8 clients, and the resident memory of the server is read every
+500; its growth is counted from a tenth of them on. A status other than 200 is an error.
 
 Client and server share the cores. `client_ms` is the processor time of the sender for a request, `server_ms` that of
 the server with all of its threads: on two cores no server can answer more than 2000 / server_ms requests a second.
@@ -247,7 +248,7 @@ def load(workdir: Path, flags: list[str], *, seconds: float, total: int, only: s
         "cases": [],
     }
     try:
-        for (path, way), ask in asks.items():
+        for (path, way), ask in asks.items() if not total else ():
             for clients in CLIENTS:
                 if only and only not in f"{path} {way} {clients}":
                     continue
@@ -275,17 +276,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, action="append", required=True, help="of a trained run; may come twice")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each case")
-    parser.add_argument("--requests", type=int, default=20_000, help="of the memory test; 0 leaves it out")
+    parser.add_argument("--memory", type=int, default=0, help="requests of the test of memory, which then is all")
     parser.add_argument("--users", type=int, default=0, help="that ask; 0 = all of the log")
     parser.add_argument("--only", default="", help="cases whose `PATH WAY CLIENTS` holds this text")
     parser.add_argument("--flag", action="append", default=[], help="of the server, such as --flag=--cache-mb=64")
-    parser.add_argument("--out", type=Path, help="JSON file to add the results to, by kind of run")
+    parser.add_argument("--out", type=Path, help="JSON file to add the results to, by kind of run and test")
     args = parser.parse_args()
     columns = ("p50 ms", "p99 ms", "max ms", "req/s", "server ms", "client ms")
     print(f"{'path':11}{'way':8}{'n':>4}{'count':>7}{'errors':>7}" + "".join(f"{name:>10}" for name in columns))
     for workdir in args.workdir:
         load_before = os.getloadavg()[0]
-        sizes = {"seconds": args.seconds, "total": args.requests, "only": args.only, "users": args.users}
+        sizes = {"seconds": args.seconds, "total": args.memory, "only": args.only, "users": args.users}
         result = load(workdir, args.flag, **sizes)
         result |= {
             "command": " ".join(["python", "experiments/serving_load.py", *sys.argv[1:]]),
@@ -297,7 +298,8 @@ def main() -> int:
         }
         if args.out:
             there = json.loads(args.out.read_text()) if args.out.is_file() else {}
-            args.out.write_text(json.dumps(there | {result["kind"]: result}, indent=1) + "\n")
+            name = result["kind"] + (", memory" if args.memory else "")
+            args.out.write_text(json.dumps(there | {name: result}, indent=1) + "\n")
     return 0
 
 
