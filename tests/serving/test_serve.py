@@ -1,9 +1,11 @@
+import http.client
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +15,7 @@ import pytest
 
 from gr_jax import serve
 from gr_jax.config import ConfigError
+from gr_jax.serving import compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +37,18 @@ def call(url: str, body: dict | None = None) -> tuple[int, dict]:
             return error.code, json.load(error)
 
 
-def test_the_command_serves_until_a_signal_and_then_ends_in_order(retrieval):
+def keep_asking(url: str, told: list) -> None:
+    """Asks until nobody listens; tells each status, or the error of a request that had no answer."""
+    while True:
+        try:
+            told.append(call(f"{url}/recommend", {"user": f"u{len(told) % 20}", "k": 3})[0])
+        except urllib.error.URLError as error:  # refused at the door
+            return told.append(type(error.reason))
+        except (OSError, http.client.HTTPException) as error:  # after it was let in
+            return told.append(type(error))
+
+
+def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and_ends(retrieval):
     port = free_port()
     flags = [f"--workdir={retrieval}", f"--port={port}", "--max-k=10", "--max-candidates=10", "--max-batch=1"]
     process = subprocess.Popen(
@@ -52,11 +66,22 @@ def test_the_command_serves_until_a_signal_and_then_ends_in_order(retrieval):
         except OSError:
             time.sleep(0.1)
     answer = call(f"{url}/recommend", {"user": "u1", "k": 3}) if status == 200 else (0, {})
+    asked: list[list] = [[] for _ in range(8)]
+    clients = [threading.Thread(target=keep_asking, args=(url, told)) for told in asked]
+    for client in clients:
+        client.start()
+    while status == 200 and not all(asked):
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
+    for client in clients:
+        client.join(timeout=60)
     assert status == 200 and answer[0] == 200 and len(answer[1]["items"]) == 3, output
     assert process.returncode in (0, -signal.SIGTERM), output
     assert f"http://127.0.0.1:{port}/" in output and "index built in" in output and "Traceback" not in output
+    for told in asked:
+        assert set(told[:-1]) <= {200, 503} and told[-1] in (ConnectionRefusedError, ConnectionResetError), told
+    assert any((retrieval / compiled.FOLDER).rglob("*")), "programs for the next start"
 
 
 @pytest.mark.parametrize(
@@ -77,6 +102,14 @@ def test_a_setting_that_cannot_be_is_one_line(retrieval, flags, told):
 def test_a_folder_without_a_run_is_refused_at_the_start(tmp_path):
     with pytest.raises(ConfigError, match="holds no run"):
         serve.main([f"--workdir={tmp_path}"])
+
+
+def test_a_half_written_run_is_refused_at_the_start_by_the_command(retrieval, tmp_path):
+    (tmp_path / "config.json").write_text((retrieval / "config.json").read_text()[:200])
+    command = [sys.executable, "-m", "gr_jax.serve", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode != 0 and done.stdout == ""
+    assert "config.json" in done.stderr and "not JSON" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_without_fastapi_the_command_tells_how_to_install_it(tmp_path, monkeypatch):
