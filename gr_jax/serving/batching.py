@@ -71,7 +71,7 @@ class Batcher:
         self._news.set()
         if self._task is not None:
             await self._task
-        self._worker.shutdown()
+        self._worker.shutdown(wait=False)  # no batch is left in it, at most a warm-up
 
     async def _run(self) -> None:
         while True:

@@ -157,6 +157,7 @@ def make_app(loaded: Loaded, limits: Limits | None = None) -> FastAPI:
         warming = asyncio.create_task(service.warm_up())
         yield
         service.status = "shutting down"
+        warming.cancel()  # a compilation cannot be interrupted, but nobody has to wait for it
         await asyncio.gather(warming, return_exceptions=True)
         await service.batcher.close()
 

@@ -39,6 +39,7 @@ DRIVER = """
   await until(() => answer().length === 10);
   told.popular = answer();
   told.why = $("told").textContent;
+  told.actions = $("actions-row").offsetHeight;
   type("no such thing");
   await until(() => !$("options").hidden);
   told.nothing = texts("#options li");
@@ -98,6 +99,7 @@ def test_a_person_picks_an_item_reads_titles_adds_one_and_sees_them_change(retri
 
     titles = lambda *history, at_time=None: [item.title for item in loaded.recommend(history, at_time=at_time)]
     assert told["popular"] == titles() and told["why"] == "By popularity: the history is empty."
+    assert told["actions"] == 0, "nothing but being taken can happen in this log: no such row is shown"
     assert told["nothing"] == ["No item has this in its title."]
     assert told["found"] == told["history"] == ["Film i39"]
     now = 1_700_000_000

@@ -1,5 +1,6 @@
 import concurrent.futures
 import json
+import threading
 import time
 
 import jax
@@ -176,6 +177,15 @@ def test_before_the_warm_up_the_server_says_so_and_after_the_end_too(loaded, mon
         wait_until_ready(client)
         assert client.get("/healthz").status_code == 200
     assert app.state.service.status == "shutting down"
+
+
+def test_a_shutdown_does_not_wait_for_the_warm_up(loaded, monkeypatch):
+    stopped, waited = threading.Event(), []
+    monkeypatch.setattr(type(loaded), "warm_up", lambda self, **sizes: waited.append(stopped.wait(60)))
+    with TestClient(server.make_app(loaded, LIMITS)) as client:
+        assert client.get("/healthz").status_code == 503
+    assert waited == []
+    stopped.set()
 
 
 @pytest.fixture
