@@ -8,7 +8,8 @@ thing when they have the answer, over a connection that they keep (a closed loop
 draws a user of the log at random and asks `/recommend` for 10 items or `/score` for 200 candidates, in two ways:
 `user` names the user, whose events the server has; `history` sends all of their events but the last with the request.
 With `--memory` so many requests of all kinds come from 8 clients, and the resident memory of the server is read every
-500; its growth is counted from a tenth of them on. A status other than 200 is an error.
+500; its growth is counted from a tenth of them on: give `--flag=--cache-mb=16`, so that the cache is full by then. A
+status other than 200 is an error.
 
 Client and server share the cores. `client_ms` is the processor time of the sender for a request, `server_ms` that of
 the server with all of its threads: on two cores no server can answer more than 2000 / server_ms requests a second.
@@ -278,7 +279,7 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=0, help="that ask; 0 = all of the log")
     parser.add_argument("--only", default="", help="kinds of request whose `PATH WAY` holds this text")
     parser.add_argument("--flag", action="append", default=[], help="of the server, such as --flag=--cache-mb=64")
-    parser.add_argument("--out", type=Path, help="JSON file to add the results to, by kind of run and test")
+    parser.add_argument("--out", type=Path, help="JSON file to add the results to, by kind of run, test and flags")
     args = parser.parse_args()
     columns = ("p50 ms", "p99 ms", "max ms", "req/s", "server ms", "client ms")
     print(f"{'path':11}{'way':8}{'n':>4}{'count':>7}{'errors':>7}" + "".join(f"{name:>10}" for name in columns))
@@ -296,7 +297,7 @@ def main() -> int:
         }
         if args.out:
             there = json.loads(args.out.read_text()) if args.out.is_file() else {}
-            name = result["kind"] + (", memory" if args.memory else "")
+            name = ", ".join([result["kind"], *["memory"] * bool(args.memory), *args.flag])
             args.out.write_text(json.dumps(there | {name: result}, indent=1) + "\n")
     return 0
 
