@@ -14,12 +14,14 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def keep(workdir: Path) -> Path | None:
-    """Keeps what this process compiles from now on in the workdir; the folder, or None where it cannot be written to.
+    """Keeps what this process compiles from now on in the workdir of a run; the folder, or None where it may not write.
+
+    To be called before anything is compiled.
 
     Programs depend on the processor: each kind has a folder of its own, since a workdir may be on a shared disk.
     """
-    if not os.access(workdir, os.W_OK):
-        return None
+    if not (workdir / "config.json").is_file() or not os.access(workdir, os.W_OK):
+        return None  # nothing is made in a folder that holds no run
     folder = workdir / FOLDER / _machine()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
