@@ -72,10 +72,11 @@ def peek_flops(config: ModelConfig, n: int, m: int) -> int:
 
 
 def seconds(run: Callable[[], Any], *, at_least: int = 3, within: float = 6.0) -> float:
-    """Median time of a call: so many times, and more while they fit into `within` seconds, 30 at most; one before."""
+    """Median time of a call, one untimed before: so many times, fewer if they take more than twice `within` seconds
+    together, more while they fit into it, 30 at most."""
     run()
     times: list[float] = []
-    while len(times) < at_least or (sum(times) < within and len(times) < 30):
+    while not times or sum(times) < (2 * within if len(times) < at_least else within) and len(times) < 30:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
