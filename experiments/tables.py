@@ -118,7 +118,47 @@ def sparsity() -> str:
     return markdown(("alpha", *(f"N={n}" for n in lengths)), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (retrieval, ranking, train_speed, sparsity)}
+def length_speed() -> str:
+    """Tokens and seconds of an epoch that Stochastic Length saves, by log and alpha."""
+    rows = []
+    for log, shown in (("synthetic", "generated, N=256"), ("ml-1m", "MovieLens-1M, N=1024")):
+        for case in read(f"stochastic_length_speed_{log}")["epochs"]:
+            saved = [f"{100 * case[name]:.1f} %" for name in ("token_saving", "time_saving")]
+            of = "" if case["time_of_saving"] is None else f"{case['time_of_saving']:.2f}"
+            counts = f"{case['tokens_computed']:,}", f"{case['step_ms']:.0f} ms"
+            rows.append((shown, str(case["alpha"]), *counts, *saved, of))
+    head = ("log", "alpha", "tokens of an epoch", "step", "tokens saved", "time saved", "time over tokens")
+    return markdown(head, rows)
+
+
+def length_quality() -> str:
+    """NE after training under Stochastic Length, by log, alpha and choice of the events."""
+    selections, rows = ("greedy", "random", "weighted"), []
+    for log, shown in (("synthetic", "generated, click"), ("ml-1m-ranking", "MovieLens-1M, mean of liked and loved")):
+        runs = {(run["alpha"], run["selection"]): run for run in read(f"stochastic_length_{log}_seed0")["runs"]}
+        for alpha in sorted({alpha for alpha, _ in runs}):
+            made = [runs.get((alpha, name)) for name in (selections if alpha < 2 else ("-",) * 3)]
+            saved = f"{100 * next(run['token_saving'] for run in made if run):.1f} %"
+            rows.append((shown, str(alpha), saved, *(figure(run["ne"]) if run else "" for run in made)))
+    return markdown(("log", "alpha", "tokens saved", *selections), rows)
+
+
+def m_falcon() -> str:
+    """Time to rank 1024 candidates by history and micro-batch, and against a forward for each candidate."""
+    rows = []
+    for row in read("mfalcon")["rows"]:
+        if row["m"] == 1024:
+            times = [f"{row[name]:,.0f} ms" for name in ("cached_ms", "cold_ms")]
+            times.append(f"{row['naive_ms'] / 1000:,.0f} s")
+            ratios = [f"{row[name]:,.0f}x" for name in ("naive_over_cached", "naive_over_cold")]
+            rows.append((str(row["n"]), str(row["b"]), *times, *ratios))
+    head = ("history", "micro-batch", "cached", "cold", "one forward each", "cached: less by", "cold: less by")
+    return markdown(head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (retrieval, ranking, train_speed, sparsity, length_speed, length_quality, m_falcon)
+}
 
 
 def filled(text: str) -> str:

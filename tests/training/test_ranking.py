@@ -38,8 +38,8 @@ def open_run(kind: str, devices: int, tmp_path) -> Run:
         num_feature_values=dataset.num_feature_values,
         num_tasks=2,
     )
-    mesh = sharding.make_mesh(config.mesh)
-    return Run(config, tmp_path, dataset, stream, mesh, graphdef, init, make_optimizer(config.optimizer))
+    mesh, optimizer = sharding.make_mesh(config.mesh), make_optimizer(config.optimizer)
+    return Run(config, tmp_path, dataset, stream, mesh, graphdef, init, optimizer, batch_multiple=mesh.size)
 
 
 @pytest.mark.parametrize("kind", ["hstu", "dlrm"])
