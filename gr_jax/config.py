@@ -223,19 +223,32 @@ class RankingConfig:
 @typing.no_type_check
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, with the settings of the paper's public code."""
+    """AdamW, with the settings of the paper's public code; and the rule of the embedding tables."""
 
     learning_rate: float = 1e-3  # constant after the warm-up
     b1: float = 0.9  # decay of the first moment
     b2: float = 0.98  # decay of the second moment
     eps: float = 1e-8  # added to the root of the second moment
-    weight_decay: float = 0.0  # decoupled, on every parameter
+    weight_decay: float = 0.0  # decoupled, on every parameter; of a row-wise table: on the rows a step touches
     warmup_steps: int = 0  # steps of linear warm-up from 0
+    table: str = (
+        "dense"  # items and features: dense = as all parameters | rowwise_adamw, rowwise_adagrad = touched rows
+    )
+    table_learning_rate: float = 0.0  # of row-wise tables; 0 = learning_rate
+    table_dtype: str = "float32"  # of row-wise tables: float32 | bfloat16, updated with stochastic rounding
 
     def __post_init__(self):
         _check_types(self, "optimizer.")
         _check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "positive")
         _check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
+        _check_choice("optimizer.table", self.table, ("dense", "rowwise_adamw", "rowwise_adagrad"))
+        rate = self.table_learning_rate
+        _check(rate >= 0, "optimizer.table_learning_rate", rate, "at least 0")
+        _check_choice("optimizer.table_dtype", self.table_dtype, ("float32", "bfloat16"))
+        if self.table == "dense":
+            rule = "with optimizer.table=rowwise_adamw or rowwise_adagrad only"
+            _check(rate == 0, "optimizer.table_learning_rate", rate, rule)
+            _check(self.table_dtype == "float32", "optimizer.table_dtype", self.table_dtype, f"{rule}; else float32")
 
 
 @typing.no_type_check
@@ -302,6 +315,7 @@ class MeshConfig:
 
     data: int = 0  # devices along the batch; 0 = all devices divided by `model`
     model: int = 1  # devices along heads and projections
+    exchange: str = "gather"  # of row-wise tables' rows: gather | all_to_all (less traffic; training/row_exchange.py)
     rules: ShardingRules = (  # (regular expression on the parameter path, mesh axes of each dimension)
         (r"(item|feature)_table", (("data", "model"), None)),
         (r"blocks/\d+/uvqk", (None, "model")),
@@ -312,6 +326,7 @@ class MeshConfig:
         _check_types(self, "mesh.")
         _check(self.data >= 0, "mesh.data", self.data, "at least 0")
         _check(self.model >= 1, "mesh.model", self.model, "at least 1")
+        _check_choice("mesh.exchange", self.exchange, ("gather", "all_to_all"))
         pairs = all(type(r) is tuple and [type(x) for x in r] == [str, tuple] for r in self.rules)
         _check(pairs, "mesh.rules", self.rules, "pairs of a pattern and a tuple of mesh axes")
 
@@ -337,6 +352,11 @@ class Config:
             rule = f"a divisor of data.row_length={self.data.row_length}"
             _check(self.data.row_length % self.loss.group == 0, "loss.group", self.loss.group, rule)
         self._check_ranking()
+        full = self.loss.kind == "full" and not self.ranking.tasks
+        rule = (
+            "dense with loss.kind=full, which touches every row; set loss.kind=group or per_token for a row-wise rule"
+        )
+        _check(not full or self.optimizer.table == "dense", "optimizer.table", self.optimizer.table, rule)
         if self.mesh.data:
             users, rule = self.train.batch_users, f"at least mesh.data={self.mesh.data}"
             _check(users >= self.mesh.data, "train.batch_users", users, rule)

@@ -164,6 +164,27 @@ def test_checkpoints_without_their_config_are_not_taken_over(config_file, finish
         run_train(config_file, tmp_path / "w")
 
 
+ROW_WISE = ("--config.optimizer.table=rowwise_adamw", "--config.optimizer.table_dtype=bfloat16")
+
+
+def test_a_run_with_row_wise_tables_learns_resumes_and_is_evaluated(config_file, finished, tmp_path, capsys):
+    assert run_train(config_file, tmp_path / "parts", *ROW_WISE, "--config.train.steps=7") == 0
+    assert run_train(config_file, tmp_path / "parts", *ROW_WISE) == 0
+    assert run_train(config_file, tmp_path / "whole", *ROW_WISE) == 0
+    assert_same_state(tmp_path / "parts", tmp_path / "whole")
+    names = final_state(tmp_path / "whole")
+    assert names["['params']['embeddings']['item_table']"].dtype == jnp.bfloat16
+    assert names["['opt_state']['tables']['item_table']['nu']"].ndim == 1
+    losses = [line["loss"] for line in lines_of(tmp_path / "whole", "train")]
+    dense = [line["loss"] for line in lines_of(finished, "train")]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert losses[0] == pytest.approx(dense[0], rel=0.01) and losses[-1] == pytest.approx(dense[-1], rel=0.2)
+    capsys.readouterr()
+    assert evaluate.main([f"--workdir={tmp_path / 'whole'}", "--split=test"]) == 0
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert json.loads(capsys.readouterr().out) == pytest.approx(result["test"])
+
+
 def test_another_config_may_not_take_over_a_workdir(config_file, finished):
     with pytest.raises(ConfigError, match=r"holds a run with config.model.width=16, not 32: choose another --workdir"):
         run_train(config_file, finished, "--config.model.width=32")

@@ -94,6 +94,15 @@ def test_a_stopped_run_resumes_to_the_same_bits(finished, config_file, tmp_path,
     assert_same_state(finished[variant], tmp_path)
 
 
+@pytest.mark.parametrize("variant", ["hstu", "dlrm-streaming"])
+def test_row_wise_tables_train_to_the_quality_of_dense_ones(finished, config_file, tmp_path, variant):
+    assert run_train(Path(f"{config_file}:{variant}"), tmp_path, "--config.optimizer.table=rowwise_adagrad") == 0
+    names = final_state(tmp_path)
+    assert names["['opt_state']['tables']['feature_table']['nu']"].any()
+    rowwise, dense = (json.loads((d / "result.json").read_text())["test"] for d in (tmp_path, finished[variant]))
+    assert rowwise["ne/liked"] == pytest.approx(dense["ne/liked"], abs=0.1)
+
+
 def test_evaluate_repeats_the_metrics_of_the_run(finished, capsys):
     result = json.loads((finished["hstu"] / "result.json").read_text())
     assert evaluate.evaluate(finished["hstu"], "test") == pytest.approx(result["test"], abs=1e-6)

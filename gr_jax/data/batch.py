@@ -51,7 +51,7 @@ class Impressions:
     outcome: Float[Array, "B Y"]  # what happened, by task
     outcome_weight: Float[Array, "B Y"]  # 1 = the outcome is a label, 0 = it is not
     # Of the whole catalogue, row = item id: a batch has far more events than a catalogue for this kind of model items.
-    item_side: Int[Array, "rows F"] | None = None  # feature values of each item, 0-padded, in as many rows as its table
+    item_side: Int[Array, "*S rows F"] | None = None  # feature values of each item, 0-padded, as many rows as its table
 
 
 @jax.tree_util.register_dataclass

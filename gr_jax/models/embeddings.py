@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gr_jax.data.batch import Batch
 from gr_jax.models.layers import dropout
+from gr_jax.models.lookup import take_rows
 
 ROW_MULTIPLE = 128  # table rows are padded to this, so that the same checkpoint shards over any usual mesh
 
@@ -26,6 +27,8 @@ class ContentEmbeddings(nnx.Module):
     Attributes:
       item_table: [rows, D]; row = item id; also the output table of the retrieval head.
       feature_table: [rows, D]; row = feature value id; None without features.
+        In a sparse training step both hold the rows that the batch touches, ids being numbers of these
+        (`training.touched`); over several devices [S, rows, D], see `lookup.take_rows`.
       action_table: [actions + 1, D]; row 0 = the token tells an action, row 1 + i = it was action i; None without.
     """
 
@@ -52,7 +55,7 @@ class ContentEmbeddings(nnx.Module):
         Raises:
           ValueError: features or actions for a model that was made without them.
         """
-        x = self.item_table[item] * math.sqrt(self.item_table.shape[1])
+        x = take_rows(self.item_table[...], item) * math.sqrt(self.item_table.shape[-1])
         if feature is not None or action is not None:
             x = jnp.where(item[..., None] != 0, x, 0)
         if side is not None:
@@ -74,9 +77,9 @@ class ContentEmbeddings(nnx.Module):
         bits = action[..., None] >> jnp.arange(len(self.action_table)) & 1
         return bits.astype(self.action_table.dtype) @ self.action_table[...]
 
-    def items(self, side: Int[Array, "rows F"] | None) -> Float[Array, "rows D"]:
-        """Vectors of the whole catalogue, row = item id; `side`: feature values of each item, None = none."""
-        x = self.item_table * math.sqrt(self.item_table.shape[1])
+    def items(self, side: Int[Array, "*S rows F"] | None) -> Float[Array, "*S rows D"]:
+        """Vectors of all rows of the item table; `side`: feature values of each, None = none."""
+        x = self.item_table.astype(jnp.float32) * math.sqrt(self.item_table.shape[-1])
         return x if side is None else x + self.of_values(side).sum(-2)
 
     def of_values(self, value: Int[Array, "*T"]) -> Float[Array, "*T D"]:
@@ -87,7 +90,7 @@ class ContentEmbeddings(nnx.Module):
         """
         if self.feature_table is None:
             raise ValueError("the batch holds feature values, but the model was made with num_feature_values=0")
-        return jnp.where(value[..., None] != 0, self.feature_table[value], 0)
+        return jnp.where(value[..., None] != 0, take_rows(self.feature_table[...], value), 0)
 
 
 class InputEmbeddings(ContentEmbeddings):

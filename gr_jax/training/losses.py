@@ -6,6 +6,7 @@ multiplies them by the cotangent. The logits of one chunk are all that is ever i
 columns of every row, so that the rows can be sharded over a mesh.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gr_jax.config import LossConfig
 from gr_jax.models.layers import l2_normalise
+from gr_jax.models.lookup import add_rows, take_rows
 from gr_jax.training.negatives import sample_negatives
 
 # Logits up to this size need no row maximum: exp(40) summed over any catalogue still is a float32 number.
@@ -21,29 +23,59 @@ _SAFE_LOGIT = 40.0
 _COLLISION = -5e4  # logit of a negative that is the positive itself: its exponential is exactly 0
 
 
-def next_item_loss(
-    hidden: Float[Array, "R L D"],
-    item_table: Float[Array, "rows D"],
+def draw_negatives(
+    key: PRNGKeyArray,
     labels: Int[Array, "R L"],
     weights: Float[Array, "R L"],
-    key: PRNGKeyArray,
+    *,
+    config: LossConfig,
+    num_items: int,
+) -> Int[Array, "R G K"] | None:
+    """The negatives that the loss of `config` needs, ids of items; None for kind="full".
+
+    Raises:
+      ValueError: `config.group` does not divide L.
+    """
+    if config.kind == "full":
+        return None
+    length = labels.shape[1]
+    group = config.group if config.kind == "group" else 1
+    if length % group:
+        raise ValueError(f"loss.group={group} must divide the row length {length}")
+    return sample_negatives(
+        key,
+        labels,
+        weights,
+        groups=length // group,
+        count=config.negatives,
+        sampler=config.sampler,
+        num_items=num_items,
+    )
+
+
+def next_item_loss(
+    hidden: Float[Array, "R L D"],
+    item_table: Float[Array, "*S rows D"],
+    labels: Int[Array, "R L"],
+    weights: Float[Array, "R L"],
+    negatives: Int[Array, "R G K"] | None,
     *,
     config: LossConfig,
     num_items: int,
     temperature: float,
-    item_log_q: Float[Array, " rows"] | None = None,
+    item_log_q: Float[Array, "*S rows"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Weighted mean of -log p(label), natural log, as `config` says; and {"weight": the sum of the weights}.
 
-    Differentiable in `hidden` and `item_table`. `key` draws the negatives (unused by kind="full").
-    `item_log_q` holds the log probability that the sampler draws each item; it is used by sampler="in_batch"
-    with log_q=True. The other arguments are those of `full_softmax`.
+    Differentiable in `hidden` and `item_table`. `negatives` are those of `draw_negatives`. `item_log_q` holds the
+    log probability that the sampler draws each item; it is used by sampler="in_batch" with log_q=True. The other
+    arguments are those of `full_softmax` and, but for kind="full", `sampled_softmax`.
 
     Raises:
-      ValueError: `config.group` does not divide L, or the correction has no `item_log_q`.
+      ValueError: the correction has no `item_log_q`.
     """
     aux = {"weight": jnp.sum(weights, dtype=jnp.float32)}
-    if config.kind == "full":
+    if negatives is None:
         loss = full_softmax(
             hidden,
             item_table,
@@ -54,22 +86,9 @@ def next_item_loss(
             chunk_tokens=config.chunk_tokens,
         )
         return loss, aux
-    length = hidden.shape[1]
-    group = config.group if config.kind == "group" else 1
-    if length % group:
-        raise ValueError(f"loss.group={group} must divide the row length {length}")
     correct = config.log_q and config.sampler == "in_batch"  # a uniform correction shifts all logits alike
     if correct and item_log_q is None:
         raise ValueError("loss.log_q=True with loss.sampler=in_batch needs item_log_q: item log frequencies")
-    negatives = sample_negatives(
-        key,
-        labels,
-        weights,
-        groups=length // group,
-        count=config.negatives,
-        sampler=config.sampler,
-        num_items=num_items,
-    )
     loss = sampled_softmax(
         hidden,
         item_table,
@@ -108,14 +127,14 @@ def full_softmax(
 
 def sampled_softmax(
     hidden: Float[Array, "R L D"],
-    item_table: Float[Array, "rows D"],
+    item_table: Float[Array, "*S rows D"],
     labels: Int[Array, "R L"],
     weights: Float[Array, "R L"],
     negatives: Int[Array, "R G K"],
     *,
     temperature: float,
     chunk_tokens: int = 512,
-    item_log_q: Float[Array, " rows"] | None = None,
+    item_log_q: Float[Array, "*S rows"] | None = None,
 ) -> Float[Array, ""]:
     """Weighted mean of -log softmax over the label and K given negatives; 0 if no token has a weight.
 
@@ -123,11 +142,11 @@ def sampled_softmax(
     each token. A negative that equals a token's label, or is 0, does not count for that token; repeats count
     as often as they occur. item_log_q is subtracted from the logits of labels and negatives (logQ
     correction). The other arguments are those of `full_softmax`. Source: paper section 4.1.1 and its public
-    code, which has G = L and no correction.
+    code, which has G = L and no correction. A table [S, rows, D] is one for each of S equal parts of the rows R.
     """
     # Normalising what was gathered touches few rows of a large table; a small table is cheaper normalised
     # once.
-    once = 4 * item_table.shape[0] <= negatives.size
+    once = 4 * math.prod(item_table.shape[:-1]) <= negatives.size
     run = partial(
         _sampled_log_losses,
         temperature=temperature,
@@ -200,11 +219,13 @@ def _sampled_log_losses(
     group = hidden.shape[1] // negatives.shape[1]
 
     def gather(ids):
-        rows, pull = jax.vjp(normalise, table[ids])
+        rows, pull = jax.vjp(normalise, take_rows(table, ids))
         return rows.astype(hidden.dtype), lambda cotangent: pull(cotangent)[0]
 
     def correction(ids):
-        return 0.0 if log_q is None else log_q[ids]
+        if log_q is None:
+            return 0.0
+        return log_q[ids] if log_q.ndim == 1 else take_rows(log_q[..., None], ids)[..., 0]
 
     label_rows, pull_labels = gather(labels)
     positive = jnp.einsum("rld,rld->rl", hidden, label_rows, preferred_element_type=jnp.float32)
@@ -227,7 +248,7 @@ def _sampled_log_losses(
         grad_logits = (exps * (share / (sums * temperature))[..., None]).astype(x.dtype)
         grad_x = jnp.einsum("ngk,nkd->ngd", grad_logits, rows, preferred_element_type=jnp.float32)
         grad_rows = jnp.einsum("ngk,ngd->nkd", grad_logits, x, preferred_element_type=jnp.float32)
-        grad_table = grad_table.at[ids].add(pull(grad_rows))
+        grad_table = add_rows(grad_table, ids, pull(grad_rows))
         grad_positive = share * (positive_exp / sums - 1) / temperature
         return grad_table, (value, grad_x.reshape(inputs[0].shape), grad_positive.reshape(inputs[1].shape))
 
@@ -240,7 +261,7 @@ def _sampled_log_losses(
         return jnp.sum(values), None
     grad_positive = _join(grad_positive, labels.shape)[..., None]
     grad_hidden = _join(grad_hidden, hidden.shape) + grad_positive * label_rows
-    grad_table = grad_table.at[labels].add(pull_labels(grad_positive * hidden.astype(jnp.float32)))
+    grad_table = add_rows(grad_table, labels, pull_labels(grad_positive * hidden.astype(jnp.float32)))
     return jnp.sum(values), (grad_hidden.astype(hidden.dtype), grad_table)
 
 

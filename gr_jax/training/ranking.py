@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -22,6 +21,8 @@ from gr_jax.data.sequences import Split, time_bounds
 from gr_jax.data.tokens import outcomes
 from gr_jax.models.embeddings import table_rows
 from gr_jax.training import ranking_metrics, sharding
+from gr_jax.training.descent import descend
+from gr_jax.training.optimizer import Optimizer
 from gr_jax.training.ranking_losses import ranking_loss
 from gr_jax.training.run import Run
 from gr_jax.training.speed import train_flops
@@ -138,7 +139,7 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config: Config
+    graphdef: nnx.GraphDef, optimizer: Optimizer, config: Config
 ) -> Callable[[TrainState, Batch | Impressions, PRNGKeyArray], tuple[TrainState, dict]]:
     """`train_step(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
 
@@ -147,21 +148,18 @@ def make_train_step(
     tasks = config.ranking.tasks
     weights = tuple(float(w) for w in config.ranking.weights) or (1.0,) * len(tasks)
 
+    def objective(params: dict, batch: Batch | Impressions, *_: Any, key: PRNGKeyArray) -> Any:
+        logits = nnx.merge(graphdef, params).rank(batch, key=key)
+        assert batch.outcome is not None and batch.outcome_weight is not None
+        loss, parts = ranking_loss(
+            logits, batch.outcome, batch.outcome_weight, is_regression=is_regression(tasks), weights=weights
+        )
+        return loss, {f"loss/{task}": parts["task_loss"][y] for y, task in enumerate(tasks)}
+
     def train_step(state: TrainState, batch: Batch | Impressions, key: PRNGKeyArray) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(key, state.step)
-
-        def loss_of(params: dict) -> tuple[Float[Array, ""], dict]:
-            logits = nnx.merge(graphdef, params).rank(batch, key=key)
-            assert batch.outcome is not None and batch.outcome_weight is not None
-            return ranking_loss(
-                logits, batch.outcome, batch.outcome_weight, is_regression=is_regression(tasks), weights=weights
-            )
-
-        (loss, parts), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        values = {"loss": loss} | {f"loss/{task}": parts["task_loss"][y] for y, task in enumerate(tasks)}
-        return TrainState(state.step + 1, params, opt_state), values
+        of_step = functools.partial(objective, key=key)
+        return descend(of_step, optimizer, state, batch, jax.random.fold_in(key, 1), exchange=config.mesh.exchange)
 
     return train_step
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import optax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
@@ -19,7 +18,8 @@ from gr_jax.data.tokens import Stream, stream_of
 from gr_jax.models.recommender import functional
 from gr_jax.training import processes, sharding, state
 from gr_jax.training.host_memory import keep_freed_memory
-from gr_jax.training.optimizer import make_optimizer
+from gr_jax.training.optimizer import Optimizer, make_optimizer
+from gr_jax.training.row_optimizer import cast_tables
 
 # Fields that may differ on resuming: they change how long, where or how loudly a run goes, not what it learns.
 FREE_ON_RESUME = (
@@ -45,7 +45,7 @@ class Run:
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef  # structure of the model
     init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     batch_multiple: int  # rows of a training batch are a multiple of this: the devices that the run began on
 
     @property
@@ -74,8 +74,9 @@ def open_run(config: Config, workdir: Path) -> Run:
     mesh = sharding.make_mesh(config.mesh)
     processes.connect(mesh)
     graphdef, init_params = functional(config.model, **model_sizes(config, dataset, stream))
+    fresh = lambda key: cast_tables(init_params(key), config.optimizer.table_dtype)
     optimizer = make_optimizer(config.optimizer)
-    return Run(config, workdir, dataset, stream, mesh, graphdef, init_params, optimizer, mesh.shape["data"])
+    return Run(config, workdir, dataset, stream, mesh, graphdef, fresh, optimizer, mesh.shape["data"])
 
 
 def _without_paths(config: DataConfig) -> DataConfig:

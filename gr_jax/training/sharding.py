@@ -45,7 +45,8 @@ def path_name(path: tuple) -> str:
 def by_path(tree: Any, rules: ShardingRules, mesh: Mesh) -> Any:
     """A NamedSharding for every array of `tree`: of the first rule whose pattern is in its path, else replicated.
 
-    Optimizer moments carry the path of their parameter, so one rule places both.
+    Optimizer moments carry the path of their parameter, so one rule places both; moments of rows have fewer dimensions,
+    which are the first of the rule.
 
     Raises:
       ConfigError: a dimension does not divide by the devices it is spread over.
@@ -56,7 +57,7 @@ def by_path(tree: Any, rules: ShardingRules, mesh: Mesh) -> Any:
         for pattern, axes in rules:
             if re.search(pattern, name):
                 _check_divides(name, leaf.shape, axes, mesh)
-                return NamedSharding(mesh, PartitionSpec(*axes))
+                return NamedSharding(mesh, PartitionSpec(*axes[: len(leaf.shape)]))
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, tree)

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import PRNGKeyArray
 
 from gr_jax.config import ShardingRules
 from gr_jax.training import sharding
+from gr_jax.training.optimizer import Optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -24,13 +24,13 @@ class TrainState:
     """
 
     step: Any  # int32 scalar: optimizer steps taken
-    params: dict  # nested dict of float32 arrays
-    opt_state: Any  # of optax, same sharding as the parameters it belongs to
+    params: dict  # nested dict of float32 arrays; row-wise tables may be bfloat16
+    opt_state: Any  # of the optimizer, same sharding as the parameters it belongs to
 
 
 def create(
     init_params: Callable[[PRNGKeyArray], dict],
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     key: PRNGKeyArray,
     *,
     mesh: jax.sharding.Mesh,

@@ -10,11 +10,12 @@ from gr_jax import config_files
 from gr_jax.config import ConfigError, MeshConfig
 from gr_jax.training import state
 from gr_jax.training.checkpoint import Checkpoints, Progress
+from gr_jax.training.row_optimizer import cast_tables
 from gr_jax.training.run import Run, open_run
 
 
 def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False) -> tuple[Run, dict]:
-    """The run in `workdir` and the parameters of its best checkpoint.
+    """The run in `workdir` and the parameters of its best checkpoint, in float32 also where a table is not.
 
     Args:
       workdir: folder of a run with at least one validation.
@@ -49,7 +50,7 @@ def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False)
             raise no_checkpoint
         best = checkpoints.restore(target, step=progress.best_step)
         assert best is not None
-        return run, best[0].params
+        return run, cast_tables(best[0].params, "float32")
     finally:
         checkpoints.close()
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr_jax.config import LossConfig
-from gr_jax.training.losses import full_softmax, next_item_loss, sampled_softmax
+from gr_jax.training.losses import draw_negatives, full_softmax, next_item_loss, sampled_softmax
 from gr_jax.training.negatives import sample_negatives
 
 R, L, D, NUM_ITEMS, ROWS, TEMPERATURE = 3, 12, 8, 37, 48, 0.05
@@ -32,6 +32,12 @@ def make_batch(seed=0, *, rows=R, length=L):
 
 def make_negatives(groups, count=6, seed=1):
     return jnp.asarray(np.random.default_rng(seed).integers(1, NUM_ITEMS + 1, (R, groups, count)), jnp.int32)
+
+
+def loss_of_key(hidden, table, labels, weights, key, *, config, num_items, **options):
+    """The loss over the negatives that the key draws."""
+    negatives = draw_negatives(key, labels, weights, config=config, num_items=num_items)
+    return next_item_loss(hidden, table, labels, weights, negatives, config=config, num_items=num_items, **options)
 
 
 def oracle(hidden, table, labels, weights, negatives=None, *, temperature=TEMPERATURE, log_q=None):
@@ -132,7 +138,7 @@ def test_the_chunk_size_changes_nothing(chunk_tokens, length, group):
 def test_next_item_loss_is_the_loss_over_the_negatives_of_its_key(kind, sampler):
     batch = make_batch()
     config = LossConfig(kind=kind, sampler=sampler, negatives=7, group=4)
-    loss = lambda *a: next_item_loss(*a, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)
+    loss = lambda *a: loss_of_key(*a, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)
     groups = {"full": None, "group": L // 4, "per_token": L}[kind]
     negatives = groups and np.asarray(
         sample_negatives(KEY, batch[2], batch[3], groups=groups, count=7, sampler=sampler, num_items=NUM_ITEMS)
@@ -146,7 +152,7 @@ def test_log_q_applies_to_in_batch_negatives_only_and_needs_frequencies():
 
     def loss(item_log_q, **kwargs):
         config = LossConfig(kind="per_token", negatives=4, **kwargs)
-        return next_item_loss(
+        return loss_of_key(
             *batch, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE, item_log_q=item_log_q
         )[0]
 
@@ -160,7 +166,7 @@ def test_log_q_applies_to_in_batch_negatives_only_and_needs_frequencies():
 def test_a_group_that_does_not_divide_the_row_is_refused():
     config = LossConfig(kind="group", group=5)
     with pytest.raises(ValueError, match="loss.group=5"):
-        next_item_loss(*make_batch(), KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)
+        loss_of_key(*make_batch(), KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)
 
 
 @pytest.mark.parametrize("kind", ["full", "group"])
@@ -169,7 +175,7 @@ def test_padding_rows_and_tokens_without_weight_change_nothing(kind):
     config = LossConfig(kind=kind, negatives=7, group=4)
 
     def loss(*args):
-        return next_item_loss(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
+        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
 
     before = value_and_grads(loss, hidden, table, labels, weights)
     table = table.at[0].set(1e3).at[NUM_ITEMS + 1 :].set(-7.0)
@@ -184,7 +190,7 @@ def test_a_batch_without_weights_has_loss_and_gradients_zero(kind):
     config = LossConfig(kind=kind, negatives=7, group=4, sampler="in_batch")
 
     def loss(*args):
-        return next_item_loss(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
+        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
 
     for a in value_and_grads(loss, hidden, table, 0 * labels, jnp.zeros(labels.shape)):
         np.testing.assert_array_equal(a, 0)
@@ -196,7 +202,7 @@ def test_the_loss_scales_its_gradients_by_the_cotangent_and_has_the_same_value_w
     config = LossConfig(kind=kind, negatives=7, group=4)
 
     def loss(*args):
-        return next_item_loss(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
+        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
 
     value, *grads = value_and_grads(loss, *batch)
     assert float(loss(*batch)) == pytest.approx(value, rel=1e-6)
@@ -209,7 +215,7 @@ def test_bfloat16_hidden_gives_a_float32_loss_near_the_exact_one(kind):
     hidden, table, labels, weights = make_batch()
     hidden = hidden.astype(jnp.bfloat16)
     config = LossConfig(kind=kind, negatives=7, group=4)
-    loss = lambda *a: next_item_loss(*a, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
+    loss = lambda *a: loss_of_key(*a, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
     value, (grad_hidden, grad_table) = jax.value_and_grad(loss, (0, 1))(hidden, table, labels, weights)
     exact = value_and_grads(loss, hidden.astype(jnp.float32), table, labels, weights)
     assert (value.dtype, grad_hidden.dtype, grad_table.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
@@ -223,7 +229,7 @@ def memory_of(kind, *, gradients, num_items=20_000, tokens=2048, chunk_tokens=64
     config = LossConfig(kind=kind, negatives=64, group=16, chunk_tokens=chunk_tokens)
 
     def loss(hidden, table, labels, weights):
-        return next_item_loss(
+        return loss_of_key(
             hidden, table, labels, weights, KEY, config=config, num_items=num_items, temperature=TEMPERATURE
         )[0]
 
@@ -256,7 +262,7 @@ def test_rows_over_eight_devices_give_the_loss_of_one(kind, sampler):
     config = LossConfig(kind=kind, negatives=7, group=4, sampler=sampler, chunk_tokens=32)
 
     def loss(*args):
-        return next_item_loss(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
+        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
 
     mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "model"))
     over_rows = NamedSharding(mesh, PartitionSpec(("data", "model")))

@@ -5,12 +5,22 @@ import jax
 import numpy as np
 import pytest
 
-from gr_jax.config import Config, ConfigError, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig
+from gr_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from gr_jax.data import pipeline
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import make_optimizer
+from gr_jax.training.row_optimizer import cast_tables
 from gr_jax.training.step import make_train_step
 from tests.training.random_log import random_log
 
@@ -22,22 +32,24 @@ def make_log() -> Dataset:
     return random_log(rng, counts=rng.integers(6, 20, USERS), num_items=ITEMS)
 
 
-def make_config(loss: str, data: int, model: int) -> Config:
+def make_config(loss: str, data: int, model: int, exchange: str = "gather", **optimizer) -> Config:
     return Config(
         data=DataConfig(max_length=16, row_length=32),
         model=ModelConfig(width=16, num_heads=2, qk_width=8, v_width=8),
         loss=LossConfig(kind=loss, negatives=16, group=8, chunk_tokens=64),
         train=TrainConfig(batch_users=24),
-        mesh=MeshConfig(data=data, model=model),
+        optimizer=OptimizerConfig(**optimizer),
+        mesh=MeshConfig(data=data, model=model, exchange=exchange),
     )
 
 
 def start(config: Config):
     mesh = sharding.make_mesh(config.mesh)
     graphdef, init = functional(config.model, num_items=ITEMS, max_length=config.data.max_length)
+    fresh = lambda key: cast_tables(init(key), config.optimizer.table_dtype)
     optimizer = make_optimizer(config.optimizer)
     key = jax.random.key(config.seed)
-    train_state, shardings = state.create(init, optimizer, key, mesh=mesh, rules=config.mesh.rules)
+    train_state, shardings = state.create(fresh, optimizer, key, mesh=mesh, rules=config.mesh.rules)
     step = make_train_step(graphdef, optimizer, config, num_items=ITEMS, item_log_q=None)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     return mesh, train_state, sharding.on_mesh(mesh, step)
@@ -65,7 +77,23 @@ def test_one_and_eight_devices_train_to_the_same_losses(loss):
         assert_sharded(train_state, data * model)
 
 
-def assert_sharded(train_state: state.TrainState, devices: int) -> None:
+# Dense or sparse, and every way in which rows travel; experiments/sparse_step.py goes through all shapes of meshes.
+@pytest.mark.parametrize(
+    ("data", "model", "exchange", "optimizer"),
+    [
+        (8, 1, "gather", {"table": "rowwise_adamw", "weight_decay": 0.01}),
+        (4, 2, "all_to_all", {"table": "rowwise_adagrad", "table_learning_rate": 0.01}),
+    ],
+)
+def test_a_sparse_optimizer_trains_to_the_same_losses_on_a_mesh(data, model, exchange, optimizer):
+    one, _ = losses_of(make_config("group", 1, 1, **optimizer), steps=50)
+    many, train_state = losses_of(make_config("group", data, model, exchange, **optimizer), steps=50)
+    assert one[-5:].mean() < one[:5].mean()
+    np.testing.assert_allclose(many, one, rtol=1e-4)
+    assert_sharded(train_state, data * model, arrays=3 if optimizer["table"] == "rowwise_adamw" else 2)
+
+
+def assert_sharded(train_state: state.TrainState, devices: int, arrays: int = 3) -> None:
     """Every array of a table or its moments is split over all devices, and nothing large is replicated."""
     tables = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(train_state):
@@ -76,7 +104,7 @@ def assert_sharded(train_state: state.TrainState, devices: int) -> None:
             assert shard * devices == leaf.size, f"{name} is not split over the {devices} devices"
         elif leaf.size > 0.1 * ITEMS * 16:
             assert not leaf.sharding.is_fully_replicated or not matches_a_rule(name), f"{name} is replicated"
-    assert tables == 3, "parameter, first and second moment"
+    assert tables == arrays, "parameter and its moments"
 
 
 def matches_a_rule(name: str) -> bool:
