@@ -156,8 +156,22 @@ def m_falcon() -> str:
     return markdown(head, rows)
 
 
+def sparse_step() -> str:
+    """Time and temporary memory of a step by rows of the item table and its optimizer."""
+    rules, results = ("dense", "rowwise_adamw", "rowwise_adagrad"), read("sparse_step")
+    together = {(case["rule"], case["rows"]): f"{case['ms']:.0f}" for case in results["interleaved"]["cases"]}
+    alone = {(case["rule"], case["rows"]): case for case in results["cases"]}
+    rows = []
+    for size in sorted({rows for _, rows in alone}):
+        times = [together.get((rule, size)) or f"{alone[rule, size]['ms']:.0f} (by itself)" for rule in rules]
+        memory = ", ".join(f"{alone[rule, size]['temporary_mib']:.0f}" for rule in rules)
+        rows.append((f"{size:,}", *times, memory))
+    return markdown(("rows", "dense AdamW", *rules[1:], "temporaries: dense, adamw, adagrad"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (retrieval, ranking, train_speed, sparsity, length_speed, length_quality, m_falcon)
+    f.__name__: f
+    for f in (retrieval, ranking, train_speed, sparsity, length_speed, length_quality, m_falcon, sparse_step)
 }
 
 
