@@ -10,7 +10,7 @@ and as many items are left. Beauty: counted until nothing changes (5-core): 198,
     python -m gr_jax.train --config=configs/amazon.py:books-large     # 16 blocks of 8 heads
     python -m gr_jax.train --config=configs/amazon.py:beauty          # as books, on the small data
     add --config.loss.kind=group to share the 512 negatives among 32 neighbouring positions: faster on a CPU
-    and to that --config.optimizer.table=rowwise_adamw to update only the rows of the batch's items and negatives
+    add --config.loss.kind=group --config.optimizer.table=rowwise_adamw to update only the rows that a batch names
 
 Cost: estimated, not measured. Books is made for a GPU: 5,429 steps an epoch, at 0.3 s each on 2 CPU cores
 (group loss) half an hour an epoch; books-large about four times that. Beauty: 175 steps an epoch, an hour on

@@ -231,9 +231,7 @@ class OptimizerConfig:
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.0  # decoupled, on every parameter; of a row-wise table: on the rows a step touches
     warmup_steps: int = 0  # steps of linear warm-up from 0
-    table: str = (
-        "dense"  # items and features: dense = as all parameters | rowwise_adamw, rowwise_adagrad = touched rows
-    )
+    table: str = "dense"  # of items and features: dense = as the rest | rowwise_adamw | rowwise_adagrad: touched rows
     table_learning_rate: float = 0.0  # of row-wise tables; 0 = learning_rate
     table_dtype: str = "float32"  # of row-wise tables: float32 | bfloat16, updated with stochastic rounding
 

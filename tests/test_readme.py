@@ -70,10 +70,10 @@ def test_a_command_has_the_flags_and_the_config_that_it_is_given(module, words, 
 def test_each_config_field_that_a_page_sets_exists_and_takes_the_value():
     fields = leaves(Config())
     for path in [*PAGES, *CONFIGS]:
-        for name, value in re.findall(r"--config\.([a-z_.]+[a-z_])(?:=([^\s`,;)]+))?", text_of(path)):
-            assert name in fields, f"{path.name}: config.{name}"
-            if value:
-                override_all(Config(), {name: value.rstrip(".")})
+        for line in text_of(path).splitlines():
+            given = dict(re.findall(r"--config\.([a-z_.]+[a-z_])(?:=([^\s`,;)]+))?", line))
+            assert given.keys() <= fields.keys(), f"{path.name}: {line}"
+            override_all(Config(), {name: value.rstrip(".") for name, value in given.items() if value})
         for name in FIELD.findall(text_of(path)):
             assert name in fields, f"{path.name}: {name}"
 
