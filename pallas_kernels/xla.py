@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from pallas_kernels.masks import LAST_BUCKET, Tokens, allowed_pairs, describe_tokens, time_bucket
 
 CHUNK = 64  # queries per chunk
-MAX_UNROLLED = 8  # chunks laid out one by one, or groups of chunks that are scanned, to bound the size of the program
+MAX_UNROLLED = 8  # chunks laid out one by one, or windows that chunks of longer rows share: bounds the program's size
 MASKED = 255  # code of a pair that does not see each other; the other codes are entries of the time table
 
 
@@ -59,36 +57,38 @@ def xla_attention(
     attend = functools.partial(_chunk_attention, scale=scale, max_length=max_length, window=window)
 
     chunks = -(-length // CHUNK)
-    # Windows of the near chunks begin at the start of the row; up to a few chunks, all of them are laid out one by one.
-    near = chunks if chunks <= MAX_UNROLLED else min(chunks, back // CHUNK + 1)
-    together = -(-near // MAX_UNROLLED)
+    if chunks <= MAX_UNROLLED:
+        outs = []
+        for lo in range(0, length, CHUNK):
+            hi = min(lo + CHUNK, length)
+            keys = _slice(key, max(0, lo - back), min(length, hi + ahead))
+            outs.append(attend(_slice(query, lo, hi), keys, *tables))
+        return jnp.where(padding, 0, jnp.concatenate(outs, axis=1))
+
+    # Windows of the near chunks begin at the start of the row; where these are most of the row, groups of chunks share
+    # windows that end with the group.
+    near = min(chunks, back // CHUNK + 1)
+    near = near if 2 * near > chunks else 0
+    together = max(1, -(-near // MAX_UNROLLED))
     fill = chunks * CHUNK - length
-    outs = []
-    if together > 1 or near < chunks:
-        query = _pad(query, 0, fill)
-
-    def scan(first: int, last: int, keys_of: Callable[[Array], Any]):
-        @jax.checkpoint  # keeps the number of a chunk instead of its keys
-        def step(lo):
-            queries = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, lo, CHUNK, 1), query)
-            return attend(queries, keys_of(lo), *tables)
-
-        out = jax.lax.map(step, jnp.arange(first, last) * CHUNK)
-        return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], (last - first) * CHUNK, *v.shape[2:])
-
-    for first in range(0, near, together):
-        last = min(first + together, near)
-        keys = _slice(key, max(0, first * CHUNK - back), min(length, last * CHUNK + ahead))
-        if together == 1:
-            outs.append(attend(_slice(query, first * CHUNK, last * CHUNK), keys, *tables))
-        else:
-            outs.append(scan(first, last, lambda lo, keys=keys: keys))
+    ends = [min(last, near) for last in range(together, near + together, together)] if near else []
+    windows = [lambda lo, end=end: _slice(key, 0, min(length, end * CHUNK + ahead)) for end in ends]
     if near < chunks:
         far = _pad(key, back, fill + ahead)
-        window = back + CHUNK + ahead
-        cut = lambda lo: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, lo, window, 1), far)
-        outs.append(scan(near, chunks, cut))
-    return jnp.where(padding, 0, jnp.concatenate(outs, axis=1)[:, :length])
+        windows.append(lambda lo: _cut(far, lo, back + CHUNK + ahead))
+    query = _pad(query, 0, fill)
+
+    def branch(keys):  # recomputed, as otherwise each branch keeps what it needs for all chunks
+        return jax.checkpoint(lambda lo: attend(_cut(query, lo, CHUNK), keys(lo), *tables))
+
+    @jax.checkpoint  # keeps the number of the chunk instead of its keys
+    def step(number):
+        group = jnp.where(number < near, number // together, len(ends))
+        return jax.lax.switch(group, [branch(keys) for keys in windows], number * CHUNK)
+
+    out = jax.lax.map(step, jnp.arange(chunks))
+    out = jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * CHUNK, *v.shape[2:])[:, :length]
+    return jnp.where(padding, 0, out)
 
 
 def _chunk_attention(query, key, position_table, time_table, *, scale, max_length, window):
@@ -168,6 +168,10 @@ _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 def _slice(tree, lo: int, hi: int):
     return jax.tree.map(lambda x: x[:, lo:hi], tree)
+
+
+def _cut(tree, lo: Int[Array, ""], length: int):
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, lo, length, 1), tree)
 
 
 def _pad(tree, before: int, after: int):
