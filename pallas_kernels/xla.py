@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def xla_attention(
     together = max(1, -(-near // MAX_UNROLLED))
     fill = chunks * CHUNK - length
     ends = [min(last, near) for last in range(together, near + together, together)] if near else []
-    windows = [lambda lo, end=end: _slice(key, 0, min(length, end * CHUNK + ahead)) for end in ends]
+    windows: list[Callable] = [lambda lo, end=end: _slice(key, 0, min(length, end * CHUNK + ahead)) for end in ends]
     if near < chunks:
         far = _pad(key, back, fill + ahead)
         windows.append(lambda lo: _cut(far, lo, back + CHUNK + ahead))
