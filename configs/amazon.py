@@ -9,6 +9,7 @@ and as many items are left. Beauty: counted until nothing changes (5-core): 198,
     python -m gr_jax.train --config=configs/amazon.py                 # books: 4 blocks of 4 heads
     python -m gr_jax.train --config=configs/amazon.py:books-large     # 16 blocks of 8 heads
     python -m gr_jax.train --config=configs/amazon.py:beauty          # as books, on the small data
+    python -m gr_jax.plan --config=configs/amazon.py:trillion --devices=256 --device=h100
     add --config.loss.kind=group to share the 512 negatives among 32 neighbouring positions: faster on a CPU
     add --config.loss.kind=group --config.optimizer.table=rowwise_adamw to update only the rows that a batch names
 
@@ -29,17 +30,22 @@ from gr_jax.config import (
     EvaluateConfig,
     LossConfig,
     ModelConfig,
+    SyntheticConfig,
     TrainConfig,
     unknown_variant,
 )
 
 BASE = ModelConfig(width=64, num_blocks=4, num_heads=4, qk_width=16, v_width=16, input_dropout=0.5, dropout=0.5)
+# Rows of 1024 numbers, 1.5e12 in all; with the padding row 1024 devices divide them.
+TRILLION_ITEMS = 1430512 * 1024 - 1
 LARGE = replace(BASE, num_blocks=16, num_heads=8, qk_width=8, v_width=8)
 
 
 def get_config(variant: str = "books") -> Config:
-    if variant not in ("books", "books-large", "beauty"):
-        raise unknown_variant(variant, ("books", "books-large", "beauty"))
+    if variant not in ("books", "books-large", "beauty", "trillion"):
+        raise unknown_variant(variant, ("books", "books-large", "beauty", "trillion"))
+    if variant == "trillion":
+        return trillion()
     beauty = Config(
         data=DataConfig(
             source="amazon-2014",
@@ -61,4 +67,29 @@ def get_config(variant: str = "books") -> Config:
         model=LARGE if variant == "books-large" else BASE,
         loss=LossConfig(kind="per_token", negatives=512, group=32),  # a full softmax is 695,762 logits a token
         evaluate=EvaluateConfig(valid_users=10_000),  # validation every epoch; the test is on all users
+    )
+
+
+def trillion() -> Config:
+    """1.5 trillion parameters: sizes for a plan, there is no such log."""
+    world = SyntheticConfig(num_users=1_000_000_000, num_items=TRILLION_ITEMS, mean_length=2000.0)
+    return Config(
+        data=DataConfig(
+            source="synthetic",
+            synthetic=world,
+            max_length=8192,
+            row_length=8192,
+            stochastic_length_alpha=1.8,
+        ),
+        model=ModelConfig(
+            width=1024,
+            num_blocks=24,
+            num_heads=8,
+            qk_width=128,
+            v_width=128,
+            compute_dtype="bfloat16",
+            remat=True,
+        ),
+        loss=LossConfig(kind="group", negatives=512, group=128),
+        train=TrainConfig(batch_users=2048),
     )

@@ -304,6 +304,21 @@ class EvaluateConfig:
 
 # The first pattern found in a parameter's path decides how it is laid out; with none it is on every device.
 ShardingRules = tuple[tuple[str, tuple], ...]
+# Rows of tables over all devices; wide matrices by heads over `model`, and whole on each device along `data`: with one
+# device along `model` that is data parallel.
+TENSOR: ShardingRules = (  # (regular expression on the parameter path, mesh axes of each dimension)
+    (r"(item|feature)_table", (("data", "model"), None)),
+    (r"blocks/\d+/uvqk", (None, "model")),
+    (r"blocks/\d+/output/kernel", ("model", None)),
+)
+# The same, and the other dimension of the matrices over `data`: a device holds 1 / n of them and of their moments, and
+# gathers each when a block needs it (FSDP, ZeRO 3). `data` has to divide the model's width.
+FSDP: ShardingRules = (
+    (r"(item|feature)_table", (("data", "model"), None)),
+    (r"blocks/\d+/uvqk", ("data", "model")),
+    (r"blocks/\d+/output/kernel", ("model", "data")),
+    (r"blocks/\d+/\w+/kernel", ("data", None)),
+)
 
 
 @typing.no_type_check
@@ -314,11 +329,7 @@ class MeshConfig:
     data: int = 0  # devices along the batch; 0 = all devices divided by `model`
     model: int = 1  # devices along heads and projections
     exchange: str = "gather"  # of row-wise tables' rows: gather | all_to_all (less traffic; training/row_exchange.py)
-    rules: ShardingRules = (  # (regular expression on the parameter path, mesh axes of each dimension)
-        (r"(item|feature)_table", (("data", "model"), None)),
-        (r"blocks/\d+/uvqk", (None, "model")),
-        (r"blocks/\d+/output/kernel", ("model", None)),
-    )
+    rules: ShardingRules = TENSOR  # (pattern on the parameter path, mesh axes of each dimension); TENSOR | FSDP | own
 
     def __post_init__(self):
         _check_types(self, "mesh.")

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int, Num
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Packing:
 
     row: Int[np.ndarray, " B"]  # row of the sequence
     column: Int[np.ndarray, " B"]  # column of its first token
-    num_rows: int  # rows used
+    num_rows: int  # rows used; of balanced batches the last may hold its empty rows among them
 
 
 def pack(lengths: Int[np.ndarray, " B"], row_length: int) -> Packing:
@@ -64,6 +64,51 @@ def shuffle(packing: Packing, lengths: Int[np.ndarray, " B"], rng: np.random.Gen
     row, column = np.empty_like(packing.row), np.empty_like(packing.column)
     row[taken_by], column[taken_by] = packing.row[place], packing.column[place]
     return Packing(rng.permutation(packing.num_rows)[row], column, packing.num_rows)
+
+
+def balance(packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shards: int) -> Packing:
+    """The same rows in the same batches, in an order in which equal parts of a batch cost about the same.
+
+    A device that has less to do than the others waits for them. Of the rows of a batch the costliest goes first, each
+    to the part with the least so far that still has room. One shard changes nothing.
+
+    Args:
+      packing: rows 0 to num_rows - 1; batch b is rows b * batch_rows to (b + 1) * batch_rows - 1, the last one filled
+        up with empty rows, which this may put between the others.
+      cost: of each sequence; that of a row is the sum. What all rows cost alike need not be in it.
+      batch_rows: R, a multiple of `shards`.
+      shards: S; part s of a batch is its rows s * R / S to (s + 1) * R / S - 1.
+    """
+    if shards == 1 or packing.num_rows == 0:
+        return packing
+    costs = _row_costs(packing, cost, batch_rows)
+    batches, room = np.arange(len(costs)), batch_rows // shards
+    load, count = np.zeros((len(costs), shards)), np.zeros((len(costs), shards), np.int64)
+    place = np.empty(costs.shape, np.int64)
+    for row in np.argsort(-costs, axis=1, kind="stable").T:  # of each batch the costliest row, then the next, ..
+        shard = np.where(count < room, load, np.inf).argmin(axis=1)
+        place[batches, row] = shard * room + count[batches, shard]
+        load[batches, shard] += costs[batches, row]
+        count[batches, shard] += 1
+    batch, row = np.divmod(packing.row, batch_rows)
+    return Packing(batch * batch_rows + place[batch, row], packing.column, packing.num_rows)
+
+
+def imbalance(packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shards: int, *, row_cost: float) -> float:
+    """How much longer than the mean shard the costliest one takes, 1 = none waits; the mean over all batches.
+
+    Arguments as of `balance`; row_cost: of any row, empty ones too, besides that of its sequences.
+    """
+    parts = row_cost * (batch_rows // shards) + _row_costs(packing, cost, batch_rows).reshape(
+        -1, shards, batch_rows // shards
+    ).sum(axis=2)
+    return float(parts.max(axis=1).sum() / parts.mean(axis=1).sum())
+
+
+def _row_costs(packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int) -> Float[np.ndarray, "batches R"]:
+    """Cost of each row of each batch, 0 for the empty ones of the last."""
+    rows = -(-packing.num_rows // batch_rows) * batch_rows
+    return np.bincount(packing.row, weights=cost, minlength=rows).reshape(-1, batch_rows)
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,6 +84,7 @@ class TrainRows:
     batch_rows: int  # R, rows of a global batch
     seed: int
     cut: Cut | None = None
+    shards: int = 1  # equal parts of a batch, on different devices, whose costs are evened out
     _first_steps: list[int] = field(default_factory=lambda: [0])
     _lock: threading.Lock = field(default_factory=threading.Lock)  # the reading thread plans ahead too
 
@@ -96,11 +97,29 @@ class TrainRows:
     @functools.lru_cache(maxsize=2)  # noqa: B019  two epochs: prefetch reaches into the next one
     def epoch(self, epoch: int) -> Epoch:
         """The sequences of an epoch and their places."""
+        spans, lengths, shuffled = self._shuffled(epoch)
+        return Epoch(
+            spans, packing.RowIndex(packing.balance(shuffled, causal_pairs(lengths), self.batch_rows, self.shards))
+        )
+
+    def _shuffled(self, epoch: int) -> tuple[Spans, Int[np.ndarray, " B"], packing.Packing]:
         spans = self.spans if self.cut is None else self.cut(self.spans, epoch)
         lengths = self.count(spans)
         packed = self.packing if self.cut is None else packing.pack(lengths, self.row_length)
-        shuffled = packing.shuffle(packed, lengths, np.random.default_rng((self.seed, epoch)))
-        return Epoch(spans, packing.RowIndex(shuffled))
+        return spans, lengths, packing.shuffle(packed, lengths, np.random.default_rng((self.seed, epoch)))
+
+    def imbalance(self, *, token_cost: float, pair_cost: float) -> tuple[float, float]:
+        """`packing.imbalance` of the first epoch before its rows were ordered and as it is.
+
+        token_cost: of a token, padding or not; pair_cost: of a query and a key that it sees.
+        """
+        _, lengths, shuffled = self._shuffled(0)
+        orders = (shuffled, self.epoch(0).rows.packing)
+        cost, row_cost = pair_cost * causal_pairs(lengths), token_cost * self.row_length
+        before, after = (
+            packing.imbalance(order, cost, self.batch_rows, self.shards, row_cost=row_cost) for order in orders
+        )
+        return before, after
 
     def steps(self, epoch: int) -> int:
         """Batches of an epoch; all have equally many unless histories are cut."""
@@ -133,6 +152,11 @@ class TrainRows:
         return self.make(epoch.spans.take(chosen), row=row, column=column, num_rows=size)
 
 
+def causal_pairs(lengths: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+    """Pairs of a query and a key that it sees, in sequences of these lengths: what attention costs."""
+    return lengths.astype(np.int64) * (lengths.astype(np.int64) + 1) // 2
+
+
 def plan_rows(
     dataset: Dataset,
     spans: Spans,
@@ -151,7 +175,7 @@ def plan_rows(
       config: max_length N, row_length L and Stochastic Length.
       stream: how events become tokens.
       batch_users: mean sequences in a global batch.
-      row_multiple: R is a multiple of this: the devices that rows are shared among.
+      row_multiple: the devices that rows are shared among: R is a multiple of this, and each gets about equal work.
       seed: of the shuffles and cuts.
     """
     count = functools.partial(tokens.token_counts, dataset, stream=stream)
@@ -162,7 +186,8 @@ def plan_rows(
     whole = packing.pack(count(spans), config.row_length)
     rows = TrainRows(spans, count, make, whole, config.row_length, 1, seed, cut)
     first = rows.epoch(0).rows.packing
-    return dataclasses.replace(rows, batch_rows=packing.rows_per_batch(first, len(spans), batch_users, row_multiple))
+    batch_rows = packing.rows_per_batch(first, len(spans), batch_users, row_multiple)
+    return dataclasses.replace(rows, batch_rows=batch_rows, shards=row_multiple)
 
 
 def _cut(spans: Spans, epoch: int, *, timestamp: Int[np.ndarray, " E"], config: DataConfig, seed: int) -> Spans:

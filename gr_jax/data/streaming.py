@@ -17,7 +17,7 @@ from gr_jax.config import Config, ConfigError
 from gr_jax.data import packing, tokens
 from gr_jax.data.batch import Batch
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.pipeline import WHOLE, Share
+from gr_jax.data.pipeline import WHOLE, Share, causal_pairs
 from gr_jax.data.sequences import Spans, labels_between, windows
 
 
@@ -79,6 +79,7 @@ class StreamRows:
     lengths: Int[np.ndarray, " B"]  # tokens of each example
     row_length: int  # L
     batch_rows: int  # R
+    shards: int = 1  # equal parts of a batch, on different devices, whose costs are evened out
 
     @property
     def fill(self) -> float:
@@ -97,7 +98,9 @@ class StreamRows:
     def batch(self, index: int, share: Share = WHOLE) -> Batch:
         """Batch `index` of the run: a share of its rows, [R / count, L]."""
         first, last = self.groups[index]
-        rows = packing.RowIndex(packing.pack(self.lengths[first:last], self.row_length))
+        lengths = self.lengths[first:last]
+        packed = packing.pack(lengths, self.row_length)
+        rows = packing.RowIndex(packing.balance(packed, causal_pairs(lengths), self.batch_rows, self.shards))
         first_row, last_row, size = share.of(self.batch_rows)
         chosen, row, column = rows.between(first_row, last_row)
         return self.make(self.spans.take(first + chosen), row=row, column=column, num_rows=size)
@@ -127,7 +130,7 @@ def stream_rows(
             groups += consecutive_groups(lengths, int(window[0]), int(window[-1]) + 1, batch_rows, length)
         first_batch.append(len(groups))
     make = tokens.filler(dataset, row_length=length, stream=stream)
-    return StreamRows(spans, make, tuple(groups), tuple(first_batch), lengths, length, batch_rows)
+    return StreamRows(spans, make, tuple(groups), tuple(first_batch), lengths, length, batch_rows, row_multiple)
 
 
 def consecutive_groups(

@@ -27,7 +27,7 @@ from gr_jax.training.ranking_losses import ranking_loss
 from gr_jax.training.run import Run
 from gr_jax.training.speed import train_flops
 from gr_jax.training.state import TrainState
-from gr_jax.training.task import Batches, Task
+from gr_jax.training.task import Batches, Task, shards_line
 
 
 def task(run: Run) -> Task:
@@ -134,6 +134,7 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
         about=(
             f"tokens  {config.ranking.tokens}, {what} of {lengths.mean():.0f} tokens",
             f"batch   {plan.batch_rows} rows of {plan.row_length} tokens, {plan.fill:.1%} of them real",
+            *shards_line(plan, config.model),
         ),
     )
 

@@ -81,11 +81,11 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Text table with the first row as heading; first column left-aligned, the others right-aligned."""
+def table(rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0,)) -> str:
+    """Text table with the first row as heading; the columns `left` are left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -17,7 +17,7 @@ from gr_jax.training import evaluation, metrics
 from gr_jax.training.run import Run
 from gr_jax.training.speed import train_flops
 from gr_jax.training.step import make_train_step
-from gr_jax.training.task import Batches, Task
+from gr_jax.training.task import Batches, Task, shards_line
 
 BEST = "ndcg@10"  # the validation metric that picks the checkpoint
 SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexity")
@@ -85,6 +85,7 @@ def batches(run: Run, rows: pipeline.TrainRows) -> Batches:
         about=(
             f"loss    {run.config.loss.kind}",
             f"batch   {rows.batch_rows} rows of {rows.row_length} tokens, {rows.fill:.1%} of them real",
+            *shards_line(rows, run.config.model),
         ),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from gr_jax.config import ConfigError, MeshConfig, ShardingRules
@@ -42,7 +42,7 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def by_path(tree: Any, rules: ShardingRules, mesh: Mesh) -> Any:
+def by_path(tree: Any, rules: ShardingRules, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for every array of `tree`: of the first rule whose pattern is in its path, else replicated.
 
     Optimizer moments carry the path of their parameter, so one rule places both; moments of rows have fewer dimensions,
@@ -63,7 +63,7 @@ def by_path(tree: Any, rules: ShardingRules, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _check_divides(name: str, shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> None:
+def _check_divides(name: str, shape: tuple[int, ...], axes: tuple, mesh: Mesh | AbstractMesh) -> None:
     for size, axis in zip(shape, axes, strict=False):
         names = (axis,) if isinstance(axis, str) else axis or ()
         devices = int(np.prod([mesh.shape[n] for n in names]))

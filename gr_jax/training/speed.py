@@ -5,34 +5,19 @@ from __future__ import annotations
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from gr_jax.config import Config
+from gr_jax.config import Config, ModelConfig
 from gr_jax.models.dlrm import ATTENTION_WIDTH, input_width
-
-# Dense bfloat16 peaks of one device in FLOP/s, from the vendors' data sheets. Other devices are measured.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "L4": 121e12}
+from gr_jax.planning import devices
 
 
 def peak_flops() -> float:
     """Peak FLOP/s of all devices: from the data sheet where known, else that of a matrix product, measured now."""
-    kind = jax.devices()[0].device_kind
-    for name, peak in PEAK_FLOPS.items():
-        if name in kind:
-            return peak * jax.device_count()
-    n = 1024
-    a = jnp.ones((n, n), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    product(a, a).block_until_ready()
-    seconds = []
-    for _ in range(10):  # the best of ten: other programs may be running
-        start = time.perf_counter()
-        product(a, a).block_until_ready()
-        seconds.append(time.perf_counter() - start)
+    peak = devices.peak_of(jax.devices()[0].device_kind)
     # Virtual CPU devices share the same cores: one device's measure is the machine's.
-    return 2 * n**3 / min(seconds)
+    return devices.measured_flops() if peak is None else peak * jax.device_count()
 
 
 def train_flops(
@@ -55,22 +40,25 @@ def train_flops(
     if config.model.kind == "dlrm":
         return 3 * _dlrm_flops(config, lengths.astype(np.float64))
     model, loss = config.model, config.loss
+    per_token, per_pair = block_flops(model)
     n = lengths.astype(np.float64)
     m = np.zeros_like(n) if candidates is None else candidates.astype(np.float64)
     tokens, pairs = float((n + m).sum()), float((n * (n + 1) / 2 + m * (n + 1)).sum())
-    if model.kind == "hstu":
-        heads_v, heads_a = model.num_heads * model.v_width, model.num_heads * model.qk_width
-        per_token = 2 * model.width * (2 * heads_v + 2 * heads_a) + 2 * heads_v * model.width
-        per_pair = 2 * (heads_v + heads_a)
-    else:
-        per_token = 2 * model.width * (4 * model.width + 2 * model.ffn_width)
-        per_pair = 4 * model.width
     if config.ranking.tasks:
         output = 2 * model.head_width * (model.width + len(config.ranking.tasks))
     else:
         output = 2 * model.width * (num_items if loss.kind == "full" else loss.negatives + 1)
     forward = model.num_blocks * (tokens * per_token + pairs * per_pair) + tokens * output
     return 3 * forward
+
+
+def block_flops(model: ModelConfig) -> tuple[float, float]:
+    """FLOPs of one block's forward pass for a token, and for a pair of a query and a key that it sees."""
+    if model.kind == "hstu":
+        heads_v, heads_a = model.num_heads * model.v_width, model.num_heads * model.qk_width
+        per_token = 2.0 * model.width * (2 * heads_v + 2 * heads_a) + 2.0 * heads_v * model.width
+        return per_token, 2.0 * (heads_v + heads_a)
+    return 2.0 * model.width * (4 * model.width + 2 * model.ffn_width), 4.0 * model.width
 
 
 def _dlrm_flops(config: Config, events: Float[np.ndarray, " B"]) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gr_jax.data.pipeline import TrainPlan
+from gr_jax.config import ModelConfig
+from gr_jax.data.pipeline import TrainPlan, TrainRows
 from gr_jax.data.sequences import Split
+from gr_jax.training.speed import block_flops
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,15 @@ class Task:
     baseline: Callable[[], tuple[str, dict[str, float]]]  # a name and its metrics on the test split, to compare with
     shown: tuple[str, ...]  # metrics of the final table
     headline: tuple[str, ...]  # metrics of a console line
+
+
+def shards_line(plan: TrainPlan, model: ModelConfig) -> tuple[str, ...]:
+    """The console line on how even the work of data shards is by `block_flops`; none for one shard, nor for a stream.
+
+    Padding costs what a token costs in the linear layers and nothing in attention.
+    """
+    if not isinstance(plan, TrainRows) or plan.shards == 1:
+        return ()
+    per_token, per_pair = block_flops(model)
+    before, after = plan.imbalance(token_cost=per_token, pair_cost=per_pair)
+    return (f"shards  {plan.shards}, the busiest with {after:.3f} of the mean work ({before:.3f} before balancing)",)

@@ -72,3 +72,54 @@ def test_token_index_concatenates_ranges(ranges):
     start, length = (np.array(column) for column in zip(*ranges, strict=True))
     expected = [at for first, n in ranges for at in range(first, first + n)]
     assert packing.token_index(start, length).tolist() == expected
+
+
+def shards_of(packed: packing.Packing, batch_rows: int, shards: int) -> np.ndarray:
+    """Which batch and shard each sequence is in, as one number."""
+    return packed.row // (batch_rows // shards)
+
+
+@given(lengths_of_users, st.integers(1, 4), st.integers(1, 3))
+def test_balancing_keeps_the_batches_and_their_rows(lengths, shards, rows_per_shard):
+    packed, batch_rows = packing.pack(lengths, 20), shards * rows_per_shard
+    balanced = packing.balance(packed, lengths**2, batch_rows, shards)
+    assert (balanced.row // batch_rows == packed.row // batch_rows).all()
+    assert (balanced.column == packed.column).all()
+    moved = dict(zip(packed.row.tolist(), balanced.row.tolist(), strict=True))
+    assert len(set(moved.values())) == packed.num_rows, "two rows became one"
+    assert [moved[row] for row in packed.row.tolist()] == balanced.row.tolist(), "a row was torn apart"
+
+
+@given(lengths_of_users)
+def test_one_shard_is_left_as_it_is(lengths):
+    packed = packing.pack(lengths, 20)
+    assert packing.balance(packed, lengths**2, 4, 1) is packed
+
+
+def test_balanced_shards_of_a_skewed_log_cost_nearly_the_same():
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(3.5, 1.2, 4000).astype(int), 1, 256)
+    packed = packing.shuffle(packing.pack(lengths, 256), lengths, rng)
+    pairs, batch_rows, shards = lengths * (lengths + 1) // 2, 64, 8
+    before, after = (
+        packing.imbalance(order, pairs, batch_rows, shards, row_cost=0.0)
+        for order in (packed, packing.balance(packed, pairs, batch_rows, shards))
+    )
+    assert before > 1.2
+    assert after < 1.03  # the last batch has fewer rows than shards
+
+
+def test_imbalance_is_the_costliest_shard_over_the_mean():
+    packed = packing.pack(np.array([6, 4, 2]), 6)  # rows of 6, and of 4 and 2
+    cost = np.array([30.0, 7.0, 3.0])
+    assert packing.imbalance(packed, cost, 2, 2, row_cost=0.0) == 30 / 20
+    assert packing.imbalance(packed, cost, 2, 2, row_cost=10.0) == 40 / 30
+    assert packing.imbalance(packed, cost, 2, 1, row_cost=0.0) == 1
+
+
+def test_the_last_batch_is_balanced_with_its_empty_rows():
+    packed = packing.pack(np.full(5, 20), 20)
+    balanced = packing.balance(packed, np.full(5, 1), 4, 2)
+    first, last = shards_of(balanced, 4, 2)[:4], balanced.row[4]
+    assert np.bincount(first).tolist() == [2, 2]
+    assert 4 <= last < 8

@@ -216,3 +216,25 @@ def test_the_batches_of_a_run_with_stochastic_length_do_not_depend_on_where_it_r
     straight = [run.batch(step) for step in range(run.first_step(2) + 1)]
     np.testing.assert_array_equal(resumed.batch(run.first_step(2)).item, straight[-1].item)
     assert resumed.locate(0) == (0, 0)
+
+
+def test_the_shards_of_a_batch_do_equal_work_on_the_rows_that_one_device_has():
+    rng = np.random.default_rng(0)
+    dataset = make_log(np.clip(rng.lognormal(2.5, 1.0, 800), 4, 60).astype(int).tolist())
+    config = DataConfig(max_length=48, row_length=64)
+    one = pipeline.train_rows(dataset, config, batch_users=200, row_multiple=1, seed=1)
+    four = pipeline.train_rows(dataset, config, batch_users=200, row_multiple=4, seed=1)
+    one = dataclasses.replace(one, batch_rows=four.batch_rows)
+    for step in (0, 1, four.steps(0)):
+        rows = [{tuple(row) for row in plan.batch(step).item.tolist()} for plan in (one, four)]
+        assert rows[0] == rows[1]
+    before, after = four.imbalance(token_cost=1.0, pair_cost=1.0)
+    assert before > 1.1 > 1.02 > after
+    assert one.imbalance(token_cost=1.0, pair_cost=1.0) == (1.0, 1.0)
+
+
+def test_balanced_batches_depend_on_seed_and_step_only():
+    dataset = make_log([*range(4, 40)])
+    plans = [pipeline.train_rows(dataset, CONFIG, batch_users=8, row_multiple=2, seed=3) for _ in range(2)]
+    plans[0].batch(1)
+    np.testing.assert_array_equal(plans[0].batch(5).item, plans[1].batch(5).item)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gr_jax.config import (
+    FSDP,
     Config,
     ConfigError,
     DataConfig,
@@ -129,6 +130,22 @@ def test_wide_projections_are_split_over_the_model_axis():
     _, train_state, _ = start(make_config("full", 4, 2))
     uvqk = train_state.params["blocks"][0]["uvqk"]
     assert uvqk.addressable_shards[0].data.shape == (16, 32)
+
+
+@pytest.mark.parametrize("data, model", [(8, 1), (4, 2)])
+def test_fsdp_spreads_matrices_and_moments_and_trains_to_the_same_losses(data, model):
+    one, _ = losses_of(make_config("group", 1, 1))
+    config = make_config("group", data, model)
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, rules=FSDP))
+    many, train_state = losses_of(config)
+    np.testing.assert_allclose(many, one, rtol=1e-4)
+    spread = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(train_state):
+        name = sharding.path_name(path)
+        if "uvqk" in name or "kernel" in name:
+            spread += 1
+            assert leaf.addressable_shards[0].data.size * data * model == leaf.size, name
+    assert spread == 3 * 2 * 2, "parameter and both moments of two matrices in two blocks"
 
 
 def test_a_mesh_larger_than_the_machine_is_an_error_with_both_numbers():

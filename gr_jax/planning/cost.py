@@ -1,0 +1,156 @@
+"""How long a training step takes at best: arithmetic, memory traffic and links, each against its peak (a roofline).
+
+T tokens of a global batch with padding, D width, F = 2 H V + 2 H A, n devices, s bytes of an activation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from gr_jax.config import Config
+from gr_jax.planning.collectives import Exchange, is_row_wise, is_table
+from gr_jax.planning.devices import Device
+from gr_jax.planning.sizes import Sizes
+from gr_jax.training.sharding import path_name
+from gr_jax.training.speed import block_flops, train_flops
+
+
+@dataclass(frozen=True)
+class Term:
+    """A share of a step's time."""
+
+    what: str
+    amount: float  # FLOPs or bytes of one device
+    rate: float  # FLOP/s or bytes/s of its peak
+    formula: str
+
+    @property
+    def seconds(self) -> float:
+        """Time at the peak rate."""
+        return self.amount / self.rate
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes on each device."""
+
+    model_flops: float  # of the mathematics on real tokens, all devices together
+    terms: tuple[Term, ...]  # compute, memory, then one for each group of collectives
+
+    @property
+    def seconds(self) -> float:
+        """Arithmetic and memory traffic overlap, communication waits for both: max(compute, memory) + links."""
+        compute, memory, *links = self.terms
+        return max(compute.seconds, memory.seconds) + sum(term.seconds for term in links)
+
+    @property
+    def overlapped_seconds(self) -> float:
+        """Everything overlaps: the longest term alone."""
+        compute, memory, *links = self.terms
+        return max(compute.seconds, memory.seconds, sum(term.seconds for term in links))
+
+    def utilisation(self, devices: int) -> float:
+        """MFU: FLOPs of the mathematics over what the devices could have computed in that time."""
+        return self.model_flops / (self.seconds * devices * self.terms[0].rate)
+
+
+def cost(config: Config, sizes: Sizes, state: Any, exchanges: Sequence[Exchange], device: Device, devices: int) -> Cost:
+    """The roofline of a training step; `state` as of `compiled.abstract_state`."""
+    batch = sizes.users_per_batch / len(sizes.lengths)
+    links = tuple(
+        Term(f"links, {what}", wire, device.wire(group), "bytes sent / (NVLink within a node, else network)")
+        for (what, group), wire in _by_group(exchanges).items()
+    )
+    return Cost(
+        train_flops(config, sizes.lengths, num_items=sizes.num_items) * batch,
+        (
+            Term("compute", executed_flops(config, sizes) / devices, device.flops(config.model.compute_dtype), _FLOPS),
+            Term(
+                "memory", state_traffic(state) + activation_traffic(config, sizes) / devices, device.bandwidth, _BYTES
+            ),
+            *links,
+        ),
+    )
+
+
+_FLOPS = "(forward + backward + what is computed again) / n"
+_BYTES = "32 for each parameter under AdamW + activations and loss, written and read"
+
+
+def _by_group(exchanges: Sequence[Exchange]) -> dict[tuple[str, int], float]:
+    """Bytes that a device sends, by kind of collective and how many devices take part."""
+    sent: dict[tuple[str, int], float] = {}
+    for x in exchanges:
+        sent[x.kind, x.devices] = sent.get((x.kind, x.devices), 0.0) + x.wire
+    return sent
+
+
+def executed_flops(config: Config, sizes: Sizes) -> float:
+    """FLOPs that are computed for a global batch: padding in the linear layers, and products that are made again.
+
+    The backward pass of a product costs two products; the backward pass of the first projection makes that once more
+    (`pallas_kernels/elementwise.py`), that of attention the scores: five products for the forward pass's two; `remat`
+    adds a forward pass. Attention counts real pairs: kernels skip blocks without any, XLA's on a CPU does not.
+    """
+    model, tokens = config.model, sizes.tokens
+    per_token, per_pair = block_flops(model)
+    linear, attention = 3.0 * per_token, 3.0 * per_pair
+    if model.kind == "hstu":
+        heads_a, heads_v = model.num_heads * model.qk_width, model.num_heads * model.v_width
+        linear += 4 * model.width * (heads_a + heads_v)
+        attention = 2.0 * (heads_a + heads_v) + 2.0 * (3 * heads_a + 2 * heads_v)
+    if model.remat:
+        linear, attention = linear + per_token, attention + per_pair
+    blocks = model.num_blocks * (tokens * linear + sizes.pairs * attention)
+    return blocks + 3.0 * tokens * output_flops(config, sizes)
+
+
+def output_flops(config: Config, sizes: Sizes) -> float:
+    """FLOPs of a token's output in the forward pass: logits of items, or of actions."""
+    model, loss = config.model, config.loss
+    if sizes.num_tasks:
+        return 2.0 * model.head_width * (model.width + sizes.num_tasks)
+    return 2.0 * model.width * (sizes.num_items if loss.kind == "full" else loss.negatives + 1)
+
+
+def state_traffic(state: Any) -> float:
+    """Bytes of parameters, gradients and moments that one device reads and writes in a step.
+
+    AdamW reads parameter, gradient and both moments, and writes all but the gradient, which the backward pass wrote:
+    eight passes over four bytes. A table with a row-wise rule is not read as a whole.
+    """
+    held = {
+        path_name(path): math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+    }
+    dense = sum(size for name, size in held.items() if not (is_table(name) and is_row_wise(state, name)))
+    return 8.0 * dense
+
+
+def activation_traffic(config: Config, sizes: Sizes) -> float:
+    """Bytes of activations and of the loss that all devices read and write for a global batch.
+
+    Forward pass of a block, for a token: x is read twice and written, its norm written and read (5 D); u, v, q, k are
+    written, activated and read (3 F); attention and gate write and read theirs (5 H V). The backward pass moves twice
+    that, `remat` once more. Scores stay on the chip. Rows of tables are read, and their gradients written and read.
+    """
+    model, loss, tokens = config.model, config.loss, sizes.tokens
+    size = 2 if model.compute_dtype == "bfloat16" else 4
+    heads_a, heads_v = model.num_heads * model.qk_width, model.num_heads * model.v_width
+    block = 5 * model.width + 6 * (heads_a + heads_v) + 5 * heads_v
+    if model.kind == "sasrec":
+        block = 12 * model.width + 4 * model.ffn_width
+    blocks = (4 if model.remat else 3) * size * tokens * model.num_blocks * block
+    rows = 16.0 * model.width * tokens * (1 + sizes.item_values)
+    if sizes.num_tasks:
+        return blocks + rows + 12.0 * tokens * model.head_width
+    if loss.kind == "full":  # logits and exponentials, twice; the table once for each chunk of tokens
+        chunks = -(-tokens // loss.chunk_tokens)
+        return blocks + rows + 16.0 * tokens * sizes.num_items + 12.0 * chunks * sizes.num_items * model.width
+    group = loss.group if loss.kind == "group" else 1  # tokens that share the rows of their negatives
+    return blocks + rows + 24.0 * tokens * loss.negatives * (model.width / group + 1)

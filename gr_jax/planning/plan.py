@@ -1,0 +1,141 @@
+"""A plan: memory, cost and traffic of a training step on so many devices, and what would make it fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from gr_jax.config import Config, ConfigError
+from gr_jax.planning import collectives, compiled, cost, memory
+from gr_jax.planning.devices import Device
+from gr_jax.planning.sizes import Sizes
+from gr_jax.training.sharding import path_name
+from gr_jax.training.state import TrainState
+
+USABLE = 0.9  # of a device's memory: the rest is the driver's, the collectives' buffers and fragments
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one training step needs on each of the devices."""
+
+    data: int  # devices along the batch
+    model: int  # devices along heads
+    parameters: int  # of the whole model
+    table_parameters: int  # of them in tables
+    parts: tuple[memory.Part, ...]
+    exchanges: tuple[collectives.Exchange, ...]
+    cost: cost.Cost
+
+    @property
+    def devices(self) -> int:
+        """Devices in all."""
+        return self.data * self.model
+
+    @property
+    def bytes(self) -> float:
+        """Memory of one device."""
+        return sum(part.bytes for part in self.parts)
+
+
+def mesh_shape(config: Config, devices: int) -> tuple[int, int]:
+    """Devices along `data` and `model` of a run on so many devices.
+
+    Raises:
+      ConfigError: `config.mesh` does not fit them.
+    """
+    model = config.mesh.model
+    data = config.mesh.data or devices // model
+    if data * model != devices:
+        raise ConfigError(
+            f"--devices={devices}: config.mesh.data={config.mesh.data} x config.mesh.model={model} is another number"
+        )
+    return data, model
+
+
+def abstract_mesh(data: int, model: int) -> AbstractMesh:
+    """A mesh without devices."""
+    return AbstractMesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def make_plan(
+    config: Config, sizes: Sizes, device: Device, *, data: int, model: int, rows_by: str | None = None
+) -> Plan:
+    """The plan of a run with these sizes; `sizes.batch_rows` must divide by `data`.
+
+    Args:
+      rows_by: gather or all_to_all plans a row-wise rule for the tables and that exchange; None = as configured.
+
+    Raises:
+      ConfigError: an array does not divide over the mesh, or a model kind that the formulas do not know.
+    """
+    state = compiled.abstract_state(config, sizes, abstract_mesh(data, model))
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    count = {path_name(path): math.prod(leaf.shape) for path, leaf in leaves}
+    if rows_by is None:
+        rows_by = collectives.exchange_of_rows(config, state)
+    else:
+        state = with_row_wise_tables(state)
+    platform = "cpu" if device.name == "cpu" else "gpu"
+    exchanges = collectives.exchanges(config, sizes, state, rows_by=rows_by, platform=platform)
+    return Plan(
+        data=data,
+        model=model,
+        parameters=sum(count.values()),
+        table_parameters=sum(n for name, n in count.items() if collectives.is_table(name)),
+        parts=memory.memory(config, sizes, state, platform=platform, rows_by=rows_by),
+        exchanges=exchanges,
+        cost=cost.cost(config, sizes, state, exchanges, device, data * model),
+    )
+
+
+def with_row_wise_tables(state: TrainState) -> TrainState:
+    """The state of an optimizer that keeps one number for each row of a table (row-wise Adagrad)."""
+
+    def moment(path: tuple, leaf: Any) -> Any:
+        if not collectives.is_table(path_name(path)) or leaf.ndim == 1:
+            return leaf
+        placement = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[:1]))
+        return jax.ShapeDtypeStruct(leaf.shape[:1], leaf.dtype, sharding=placement)
+
+    return dataclasses.replace(state, opt_state=jax.tree_util.tree_map_with_path(moment, state.opt_state))
+
+
+def remedies(config: Config, sizes: Sizes, device: Device, plan: Plan) -> list[tuple[str, float]]:
+    """Changes and the memory of a device with each of them alone; the last is the fewest devices that suffice.
+
+    More devices share the same global batch. A row-wise optimizer keeps one number for each row of a table instead of
+    two for each element, and has gradients of the rows of a batch only; a full softmax cannot have one.
+    """
+
+    def bytes_of(config: Config, rows_by: str | None = None) -> float:
+        return make_plan(config, sizes, device, data=plan.data, model=plan.model, rows_by=rows_by).bytes
+
+    found = []
+    if not config.model.remat:
+        found.append(("model.remat=True", bytes_of(_with_model(config, remat=True))))
+    if config.model.compute_dtype != "bfloat16":
+        found.append(("model.compute_dtype=bfloat16", bytes_of(_with_model(config, compute_dtype="bfloat16"))))
+    if config.loss.kind != "full" or sizes.num_tasks:
+        found.append(("a row-wise rule for the tables, rows by all_to_all", bytes_of(config, "all_to_all")))
+    data = plan.data
+    while data < 65536:
+        data *= 2
+        larger = dataclasses.replace(sizes, batch_rows=-(-sizes.batch_rows // data) * data)
+        try:
+            need = make_plan(config, larger, device, data=data, model=plan.model).bytes
+        except ConfigError:
+            break  # a table whose rows so many devices do not divide
+        if need <= USABLE * device.memory:
+            found.append((f"{data * plan.model} devices", need))
+            break
+    return found
+
+
+def _with_model(config: Config, **fields: Any) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
