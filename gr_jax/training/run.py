@@ -68,7 +68,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     dataset = processes.first_then_others(lambda: prepare(config.data, progress=processes.is_first()))
     processes.check_same("the config", repr(dataclasses.replace(config, data=_without_paths(config.data))))
     processes.check_same("the dataset", str([dataset.num_users, dataset.num_items, dataset.num_events]))
-    if not processes.all_true((workdir / "config.json").exists()):
+    if jax.process_count() > 1 and not processes.all_true((workdir / "config.json").exists()):
         raise ConfigError(f"{workdir}: not seen by all processes; choose a --workdir on a disk that they share")
     stream = stream_of(config, dataset)
     mesh = sharding.make_mesh(config.mesh)
