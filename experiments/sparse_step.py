@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import resource
 import statistics
@@ -250,19 +251,21 @@ def sweep_meshes(steps: int = 50, items: int = 300) -> None:
             values.append(float(metrics["loss"]))
         return np.array(values)
 
-    results = []
-    for rule in RULES:
-        one = losses(1, 1, "gather", rule)
-        for devices in (2, 4, 8):
-            for model in (n for n in (1, 2, 4, 8) if n <= devices):
-                for exchange in ("gather",) if rule == "dense" else ("gather", "all_to_all"):
-                    many = losses(devices // model, model, exchange, rule)
-                    worst = float(np.abs(many / one - 1).max())
-                    mesh = f"{devices // model} x {model}"
-                    results.append({"rule": rule, "mesh": mesh, "exchange": exchange, "worst": worst})
-                    print(f"{rule:16} {mesh} {exchange:10} largest relative difference {worst:.1e}", flush=True)
-    out = {"command": f"python {' '.join(sys.argv)}", "steps": steps, "jax": jax.__version__, "cases": results}
-    RESULTS.with_name("sparse_meshes.json").write_text(json.dumps(out, indent=2) + "\n")
+    path = RESULTS.with_name("sparse_meshes.json")
+    command = f"python {' '.join(sys.argv)}"
+    found: dict = {"command": command, "steps": steps, "jax": jax.__version__, "cases": []}
+    found = json.loads(path.read_text()) if path.exists() else found  # goes on where an interrupted sweep stopped
+    done = {(case["rule"], case["mesh"], case["exchange"]) for case in found["cases"]}
+    for rule, devices, model in itertools.product(RULES, (2, 4, 8), (1, 2, 4, 8)):
+        for exchange in ("gather",) if rule == "dense" else ("gather", "all_to_all"):
+            mesh = f"{devices // model} x {model}"
+            if model > devices or (rule, mesh, exchange) in done:
+                continue
+            one, many = losses(1, 1, "gather", rule), losses(devices // model, model, exchange, rule)
+            worst = float(np.abs(many / one - 1).max())
+            found["cases"].append({"rule": rule, "mesh": mesh, "exchange": exchange, "worst": worst})
+            path.write_text(json.dumps(found, indent=2) + "\n")
+            print(f"{rule:16} {mesh} {exchange:10} largest relative difference {worst:.1e}", flush=True)
 
 
 def main() -> None:
