@@ -9,6 +9,7 @@ and as many items are left. Beauty: counted until nothing changes (5-core): 198,
     python -m gr_jax.train --config=configs/amazon.py                 # books: 4 blocks of 4 heads
     python -m gr_jax.train --config=configs/amazon.py:books-large     # 16 blocks of 8 heads
     python -m gr_jax.train --config=configs/amazon.py:beauty          # as books, on the small data
+    python -m gr_jax.train --config=configs/amazon.py:beauty-sasrec   # the softmax baseline, also books-sasrec
     python -m gr_jax.plan --config=configs/amazon.py:trillion --devices=256 --device=h100
     add --config.loss.kind=group to share the 512 negatives among 32 neighbouring positions: faster on a CPU
     add --config.loss.kind=group --config.optimizer.table=rowwise_adamw to update only the rows that a batch names
@@ -38,12 +39,19 @@ from gr_jax.config import (
 BASE = ModelConfig(width=64, num_blocks=4, num_heads=4, qk_width=16, v_width=16, input_dropout=0.5, dropout=0.5)
 # Rows of 1024 numbers, 1.5e12 in all; with the padding row 1024 devices divide them.
 TRILLION_ITEMS = 1430512 * 1024 - 1
-LARGE = replace(BASE, num_blocks=16, num_heads=8, qk_width=8, v_width=8)
+SASREC = replace(BASE, kind="sasrec", ffn_width=64)
+MODELS = {
+    "books": BASE,
+    "books-large": replace(BASE, num_blocks=16, num_heads=8, qk_width=8, v_width=8),
+    "books-sasrec": SASREC,
+    "beauty": BASE,
+    "beauty-sasrec": SASREC,
+}
 
 
 def get_config(variant: str = "books") -> Config:
-    if variant not in ("books", "books-large", "beauty", "trillion"):
-        raise unknown_variant(variant, ("books", "books-large", "beauty", "trillion"))
+    if variant not in (*MODELS, "trillion"):
+        raise unknown_variant(variant, [*MODELS, "trillion"])
     if variant == "trillion":
         return trillion()
     beauty = Config(
@@ -55,16 +63,15 @@ def get_config(variant: str = "books") -> Config:
             max_length=50,
             row_length=64,
         ),
-        model=BASE,
+        model=MODELS[variant],
         loss=LossConfig(kind="full"),
         train=TrainConfig(epochs=201, batch_users=128, patience=10),
     )
-    if variant == "beauty":
+    if variant.startswith("beauty"):
         return beauty
     return replace(
         beauty,
         data=replace(beauty.data, path="data/amazon-2014/ratings_Books.csv", filter="one_pass"),
-        model=LARGE if variant == "books-large" else BASE,
         loss=LossConfig(kind="per_token", negatives=512, group=32),  # a full softmax is 695,762 logits a token
         evaluate=EvaluateConfig(valid_users=10_000),  # validation every epoch; the test is on all users
     )

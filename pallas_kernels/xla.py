@@ -72,7 +72,7 @@ def xla_attention(
     near = near if 2 * near > chunks else 0
     together = max(1, -(-near // MAX_UNROLLED))
     fill = chunks * CHUNK - length
-    ends = [min(last, near) for last in range(together, near + together, together)] if near else []
+    ends = [min(last, near) for last in range(together, near + together, together)]
     windows: list[Callable] = [lambda lo, end=end: _slice(key, 0, min(length, end * CHUNK + ahead)) for end in ends]
     if near < chunks:
         far = _pad(key, back, fill + ahead)

@@ -9,13 +9,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32
 
-from gr_jax.data import tokens
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.tokens import Stream
 from gr_jax.serving import history_tokens
 from gr_jax.serving.cache import HistoryCache
 from gr_jax.serving.encoder import first_item
-from gr_jax.serving.histories import History, sequences
+from gr_jax.serving.histories import History, one_a_row
 from gr_jax.serving.m_falcon import Scorer
 
 
@@ -54,19 +53,8 @@ class CachedEncoder:
 
     def _read(self, histories: Sequence[History]) -> tuple[list[history_tokens.Tokens], list[int]]:
         """The visible tokens of each history, and the time asked about, from its first visible event."""
-        made, spans = sequences(histories, self.dataset, max_length=self.max_length, with_asked=False)
-        count = tokens.token_counts(made, spans, stream=self.stream)
-        number = len(histories)
-        batch = tokens.fill_rows(
-            made,
-            spans,
-            np.arange(number),
-            np.zeros(number, np.int64),
-            num_rows=number,
-            row_length=int(count.max()),
-            stream=self.stream,
-        )
-        asked = np.asarray(batch.query_time)[np.arange(number), count - 1]
+        batch, count = one_a_row(histories, self.dataset, self.stream, max_length=self.max_length, with_asked=False)
+        asked = np.asarray(batch.query_time)[np.arange(len(histories)), count - 1]
         return history_tokens.of_rows(batch, count), asked.tolist()
 
     def warm_up(self, *, most_rows: int) -> None:

@@ -9,13 +9,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32, Int32
 
-from gr_jax.data import tokens
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.tokens import Stream
 from gr_jax.serving import history_tokens
 from gr_jax.serving.cache import HistoryCache
 from gr_jax.serving.encoder import first_item
-from gr_jax.serving.histories import History, sequences
+from gr_jax.serving.histories import History, one_a_row
 from gr_jax.serving.m_falcon import MICRO_BATCHES, Candidates, Scorer
 
 
@@ -62,12 +61,8 @@ class CachedRanker:
         self, histories: Sequence[History], candidates: Sequence[np.ndarray]
     ) -> tuple[list[history_tokens.Tokens], list[Candidates]]:
         """The tokens of each history, and what stands where the event asked about would be."""
-        made, spans = sequences(histories, self.dataset, max_length=self.visible, with_asked=True)
-        count = tokens.token_counts(made, spans, stream=self.stream)
+        batch, count = one_a_row(histories, self.dataset, self.stream, max_length=self.visible, with_asked=True)
         before = count - self.stream.tokens_per_event  # of the event asked about the item alone is a token
-        number, layout = len(histories), {"row_length": int(count.max()), "stream": self.stream}
-        zeros = np.zeros(number, np.int64)
-        batch = tokens.fill_rows(made, spans, np.arange(number), zeros, num_rows=number, **layout)  # type: ignore
         side = self.dataset.item_features
         asked = [
             Candidates(

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float32, Int
 
-from gr_jax.data import tokens
 from gr_jax.data.batch import Batch
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.tokens import Stream
 from gr_jax.serving import buckets
-from gr_jax.serving.histories import History, sequences
+from gr_jax.serving.histories import History, one_a_row
 
 # (parameters, rows, column of each row's last token) -> unit vectors [R, D]
 Encode = Callable[[Any, Batch, Any], Array]
@@ -48,17 +47,15 @@ class Encoder:
 
     def rows(self, histories: Sequence[History], *, least: int = 1) -> tuple[Batch, Int[np.ndarray, " R"]]:
         """Padded rows of at least `least` tokens with one history each, and the column of each row's last token."""
-        made, spans = sequences(histories, self.dataset, max_length=self.max_length, with_asked=False)
-        count = tokens.token_counts(made, spans, stream=self.stream)
         num_rows = buckets.fitting(buckets.ROWS, len(histories))
-        batch = tokens.fill_rows(
-            made,
-            spans,
-            np.arange(len(histories)),
-            np.zeros(len(histories), np.int64),
+        batch, count = one_a_row(
+            histories,
+            self.dataset,
+            self.stream,
+            max_length=self.max_length,
+            with_asked=False,
             num_rows=num_rows,
-            row_length=buckets.fitting(self.lengths, max(least, int(count.max()))),
-            stream=self.stream,
+            room=lambda longest: buckets.fitting(self.lengths, max(least, longest)),
         )
         return batch, np.pad(count - 1, (0, num_rows - len(histories))).astype(np.int32)
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from gr_jax.config import Config
-from gr_jax.data import actions, packing
+from gr_jax.data import actions, packing, tokens
+from gr_jax.data.batch import Batch
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.sequences import Spans
 
@@ -160,6 +161,26 @@ def is_batch(histories: Sequence) -> bool:
         return False
     first = histories[0]
     return isinstance(first, (list, tuple)) and (not len(first) or isinstance(first[0], (list, tuple)))
+
+
+def one_a_row(
+    histories: Sequence[History],
+    dataset: Dataset,
+    stream: tokens.Stream,
+    *,
+    max_length: int,
+    with_asked: bool,
+    num_rows: int = 0,
+    room: Callable[[int], int] = int,
+) -> tuple[Batch, Int[np.ndarray, " B"]]:
+    """Padded rows with one history each, and the tokens of each; arguments as those of `sequences`.
+
+    `num_rows`: at least as many as histories, 0 = just as many; `room`: tokens of the longest -> length of a row.
+    """
+    made, spans = sequences(histories, dataset, max_length=max_length, with_asked=with_asked)
+    count, number = tokens.token_counts(made, spans, stream=stream), len(histories)
+    layout: dict[str, Any] = {"num_rows": num_rows or number, "row_length": room(int(count.max())), "stream": stream}
+    return tokens.fill_rows(made, spans, np.arange(number), np.zeros(number, np.int64), **layout), count
 
 
 def sequences(

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from gr_jax.data import impressions, tokens
+from gr_jax.data import impressions
 from gr_jax.data.batch import Batch, Impressions
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.tokens import Stream
 from gr_jax.serving import buckets
 from gr_jax.serving.encoder import first_item
-from gr_jax.serving.histories import History, sequences
+from gr_jax.serving.histories import History, one_a_row, sequences
 
 BLOCK = 256  # candidates of one row, or of one call of a model without sequences
 
@@ -83,14 +83,19 @@ class SequenceRanker:
 
         `least`: fewest tokens of history that a row has room for.
         """
-        made, spans = sequences(histories, self.dataset, max_length=self.visible, with_asked=True)
         # The event asked about is one token; in the stream of items and actions that of its action does not exist yet.
-        before = tokens.token_counts(made, spans, stream=self.stream) - self.stream.tokens_per_event
-        length = buckets.fitting(self.lengths, max(least, int(before.max()))) + self.block
+        per_event = self.stream.tokens_per_event
         num_rows = buckets.fitting(buckets.ROWS, len(histories))
-        zeros = np.zeros(len(histories), np.int64)
-        layout: dict[str, Any] = {"num_rows": num_rows, "row_length": length, "stream": self.stream}
-        batch = tokens.fill_rows(made, spans, np.arange(len(histories)), zeros, **layout)
+        batch, count = one_a_row(
+            histories,
+            self.dataset,
+            self.stream,
+            max_length=self.visible,
+            with_asked=True,
+            num_rows=num_rows,
+            room=lambda longest: buckets.fitting(self.lengths, max(least, longest - per_event)) + self.block,
+        )
+        before, length = count - per_event, batch.item.shape[1]
         fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
         target = np.zeros((num_rows, length), bool)
         for row, items in enumerate(candidates):

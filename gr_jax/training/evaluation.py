@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -15,11 +16,22 @@ from gr_jax.data.batch import Batch, Queries
 from gr_jax.data.pipeline import EvaluationRows
 from gr_jax.training import metrics, sharding
 
+T = TypeVar("T")
 
-def make_evaluator(
+
+class UserRanks(NamedTuple):
+    """What became of the target of each user of a split, in the order of evaluation."""
+
+    user: Int[np.ndarray, " Q"]
+    rank: Int[np.ndarray, " Q"]  # as in `metrics.target_ranks`
+    log_prob: Float[np.ndarray, " Q"]
+    history: Int[np.ndarray, " Q"]  # events before the target
+
+
+def make_judge(
     graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
-) -> Callable[[dict, EvaluationRows], dict[str, float]]:
-    """`evaluate(params, rows) -> metrics`: those of `metrics.summarise`, every item of the catalogue ranked."""
+) -> Callable[[dict, EvaluationRows], UserRanks]:
+    """`judge(params, rows)`: the rank of every user's target in the whole catalogue."""
 
     @jax.jit
     def encode(params: dict, batch: Batch, token: Int[Array, " Q"]) -> Float[Array, "Q D"]:
@@ -47,19 +59,38 @@ def make_evaluator(
         token, target, seen = sharding.put_whole(asked, sharding.replicated(mesh))
         return rank(params, encode_on_mesh(params, batch, token), target, seen)
 
+    def judge(params: dict, rows: EvaluationRows) -> UserRanks:
+        def judged() -> Iterator[tuple[dict, np.ndarray]]:
+            for index in range(len(rows)):
+                batch, queries, users = rows.batch(index)
+                yield one_batch(params, batch, queries), users
+
+        found = [
+            (users, *(np.asarray(result[name])[: len(users)] for name in ("rank", "log_prob")), rows.history(users))
+            for result, users in one_behind(judged())
+        ]
+        return UserRanks(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+    return judge
+
+
+def make_evaluator(
+    graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
+) -> Callable[[dict, EvaluationRows], dict[str, float]]:
+    """`evaluate(params, rows) -> metrics`: those of `metrics.summarise` of `make_judge`."""
+    judge = make_judge(graphdef, config, num_items=num_items, mesh=mesh)
+
     def evaluate(params: dict, rows: EvaluationRows) -> dict[str, float]:
-        ranks, log_probs, history, pending = [], [], [], []
-        for index in range(len(rows)):
-            batch, queries, users = rows.batch(index)
-            pending.append((one_batch(params, batch, queries), len(users)))
-            history.append(rows.history(users))
-            if (
-                len(pending) > 1 or index == len(rows) - 1
-            ):  # the device works on one batch while the host packs the next
-                for result, count in pending:
-                    ranks.append(np.asarray(result["rank"])[:count])
-                    log_probs.append(np.asarray(result["log_prob"])[:count])
-                pending.clear()
-        return metrics.summarise(np.concatenate(ranks), np.concatenate(log_probs), np.concatenate(history))
+        found = judge(params, rows)
+        return metrics.summarise(found.rank, found.log_prob, found.history)
 
     return evaluate
+
+
+def one_behind(results: Iterable[T]) -> Iterator[T]:
+    """The same results, each handed on once the next is under way: the device works while the host packs."""
+    before = []
+    for result in results:
+        yield from before
+        before = [result]
+    yield from before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from gr_jax.data.tokens import outcomes
 from gr_jax.models.embeddings import table_rows
 from gr_jax.training import ranking_metrics, sharding
 from gr_jax.training.descent import descend
+from gr_jax.training.evaluation import one_behind
 from gr_jax.training.optimizer import Optimizer
 from gr_jax.training.ranking_losses import ranking_loss
 from gr_jax.training.run import Run
@@ -189,21 +190,16 @@ def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
 
 def predict_all(predict: Callable, rows: Any, run: Run) -> tuple[Float[np.ndarray, "T Y"], Labels]:
     """Predictions of all events that `rows` judge, and the events."""
-    predictions, judged, pending = [], [], []
 
-    def collect() -> None:
-        values, labels = pending.pop(0)
+    def predicted() -> Iterator[tuple[Array, Labels]]:
+        for index in range(len(rows)):
+            batch, labels = rows.batch(index)
+            yield predict(sharding.put_whole(batch, sharding.batch_sharding(run.mesh))), labels
+
+    predictions, judged = [], []
+    for values, labels in one_behind(predicted()):
         predictions.append(np.asarray(values)[labels.place])
         judged.append(labels)
-
-    for index in range(len(rows)):
-        batch, labels = rows.batch(index)
-        batch = sharding.put_whole(batch, sharding.batch_sharding(run.mesh))
-        pending.append((predict(batch), labels))
-        if len(pending) > 1:  # the device works on one batch while the host packs the next
-            collect()
-    while pending:
-        collect()
     fields = ("place", "user", "history", "outcome", "known")
     return np.concatenate(predictions), Labels(*(np.concatenate([getattr(x, f) for x in judged]) for f in fields))
 
