@@ -2,8 +2,8 @@
 
     python -m experiments.public_retrieval --dataset=beauty --models=hstu,sasrec --seeds=0,1,2 --path=ratings_Beauty.csv
     python -m experiments.public_retrieval --dataset=ml-1m --models=hstu,sasrec,hstu-large --path=ml-1m
-    python -m experiments.public_retrieval --dataset=ml-20m --path=ml-20m         # ready to run; made for a GPU
-    python -m experiments.public_retrieval --quick                                # one epoch of each, to see that it runs
+    python -m experiments.public_retrieval --dataset=ml-20m --path=ml-20m    # made for a GPU
+    python -m experiments.public_retrieval --quick                 # one epoch of each: does it run?
 
 Every run goes to runs/public_retrieval/ and resumes where it stopped; one that has its file in
 experiments/results/public_retrieval/ is not repeated. The file DATASET-MODEL-SEED.json holds config, versions, wall
