@@ -78,7 +78,7 @@ def compare(data: int, model: int, blocks: int, attention: str) -> dict:
         "collectives": [asdict(c) for c in found],
         "payload_by_kind": by_kind([(c.kind, c.payload * c.times) for c in found]),
         "planned_payload_by_kind": by_kind(
-            [(x.kind, x.payload) for x in exchanges(config, sizes, state, rows_by="", platform="gpu")]
+            [(x.kind, x.payload) for x in exchanges(config, sizes, state, platform="gpu")]
         ),
     }
 

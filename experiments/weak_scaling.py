@@ -31,7 +31,7 @@ from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfi
 from gr_jax.models.recommender import functional  # noqa: E402
 from gr_jax.planning.devices import DEVICES  # noqa: E402
 from gr_jax.planning.from_data import sizes_of  # noqa: E402
-from gr_jax.planning.plan import make_plan  # noqa: E402
+from gr_jax.planning.plan import make_plan, with_row_wise_tables  # noqa: E402
 from gr_jax.training import sharding, state  # noqa: E402
 from gr_jax.training.optimizer import make_optimizer  # noqa: E402
 from gr_jax.training.step import make_train_step  # noqa: E402
@@ -46,7 +46,7 @@ USERS, ITEMS, MEAN_LENGTH = (
 ROWS, LENGTH = 8, 256  # measured: rows of a device
 
 
-def planned(devices: int, rows_by: str | None) -> dict:
+def planned(devices: int, row_wise: bool) -> dict:
     """The plan of a wide model on so many H100, 64 users each, histories of up to 4096 events."""
     config = Config(
         data=DataConfig(max_length=4096, row_length=4096),
@@ -57,9 +57,10 @@ def planned(devices: int, rows_by: str | None) -> dict:
         train=TrainConfig(batch_users=USERS * devices),
     )
     sizes = sizes_of(config, items=ITEMS, mean_length=MEAN_LENGTH, row_multiple=devices)
-    plan = make_plan(config, sizes, DEVICES["h100"], data=devices, model=1, rows_by=rows_by)
+    config = with_row_wise_tables(config) if row_wise else config
+    plan = make_plan(config, sizes, DEVICES["h100"], data=devices, model=1)
     return {
-        "tables": "dense AdamW" if rows_by is None else f"row-wise, {rows_by}",
+        "tables": "row-wise, all_to_all" if row_wise else "dense AdamW",
         "devices": devices,
         "step_s": plan.cost.seconds,
         "overlapped_step_s": plan.cost.overlapped_seconds,
@@ -141,7 +142,7 @@ def main() -> int:
         "command": " ".join(sys.argv),
         "jax": jax.__version__,
         "cores": os.cpu_count(),
-        "planned": [planned(2**i, rows_by) for rows_by in (None, "all_to_all") for i in range(9)],
+        "planned": [planned(2**i, row_wise) for row_wise in (False, True) for i in range(9)],
         "measured": [measured(n, args.steps) for n in (1, 2, 4, 8)] if args.measure else [],
     }
     for p in record["planned"]:

@@ -34,7 +34,7 @@ def test_the_trillion_parameters_of_the_paper_do_not_fit_with_dense_adamw_and_do
     assert by_name["optimizer state"] == pytest.approx(8 * 1.5e12 / 256, rel=0.03)
     assert not out["fits"]
     limit = 0.9 * out["device"]["memory"]
-    assert any("row-wise" in way["change"] and way["memory_bytes"] < limit for way in out["remedies"])
+    assert any("rowwise_adagrad" in way["change"] and way["memory_bytes"] < limit for way in out["remedies"])
 
 
 def test_step_time_is_the_roofline_of_its_terms(capsys):

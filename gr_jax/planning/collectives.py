@@ -33,15 +33,15 @@ class Exchange:
         return wire_bytes(self.kind, self.payload, self.devices)
 
 
-def exchanges(config: Config, sizes: Sizes, state: Any, *, rows_by: str, platform: str) -> tuple[Exchange, ...]:
+def exchanges(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[Exchange, ...]:
     """All traffic of a training step on the mesh that `state` (see `compiled.abstract_state`) is placed on.
 
-    rows_by: `exchange_of_rows`. platform: cpu or gpu, where XLA makes a sum that is then divided a reduce-scatter.
+    platform: cpu or gpu, where XLA makes a sum that is then divided a reduce-scatter.
     """
     mesh = jax.tree.leaves(state)[0].sharding.mesh
     data, model = mesh.shape["data"], mesh.shape["model"]
-    if rows_by:
-        lookups = _row_exchange(config, sizes, data, model, rows_by)
+    if is_row_wise(config):
+        lookups = _row_exchange(config, sizes, data, model)
     else:
         total = "all-reduce" if platform == "cpu" else "reduce-scatter"
         lookups = _lookups(config, sizes, data, model, total)
@@ -85,12 +85,12 @@ def _lookups(config: Config, sizes: Sizes, data: int, model: int, total: str) ->
     return made
 
 
-def _row_exchange(config: Config, sizes: Sizes, data: int, model: int, rows_by: str) -> list[Exchange]:
+def _row_exchange(config: Config, sizes: Sizes, data: int, model: int) -> list[Exchange]:
     """Rows of tables with a row-wise rule: fetched once in a step, their gradients delivered once."""
     named, width = touched_rows(config, sizes), config.model.width
     share, size = named / data, 4.0 * named * width
     ids = 8.0 * named
-    if rows_by == "gather":
+    if config.mesh.exchange == "gather":
         return [
             Exchange("rows, ids", "all-gather", data, ids, "2 x 4 (rows named)"),
             Exchange("rows", "reduce-scatter", data, size, "4 (rows named) D"),
@@ -103,13 +103,6 @@ def _row_exchange(config: Config, sizes: Sizes, data: int, model: int, rows_by: 
         Exchange("rows over model", "all-reduce", model, 4.0 * share * width, "4 (rows named) D / d"),
         Exchange("their gradients", "all-to-all", data * model, size / data, "4 (rows named) D / d"),
     ]
-
-
-def exchange_of_rows(config: Config, state: Any) -> str:
-    """How rows of a table with a row-wise rule reach the devices that need them: gather or all_to_all; "" if dense."""
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
-    row_wise = any(is_table(name) and is_row_wise(state, name) for name in names)
-    return getattr(config.mesh, "exchange", "gather") if row_wise else ""
 
 
 def touched_rows(config: Config, sizes: Sizes) -> float:
@@ -180,10 +173,6 @@ def _axes(spec: Any) -> set[str]:
     return {axis for part in spec for axis in ((part,) if isinstance(part, str) else part or ())}
 
 
-def is_row_wise(state: Any, name: str) -> bool:
-    """Whether the optimizer keeps a moment with one number for each row of a table."""
-    last = name.rpartition("/")[2]
-    moments = [
-        leaf.ndim for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state) if last in path_name(path)
-    ]
-    return 1 in moments
+def is_row_wise(config: Config) -> bool:
+    """Whether a step reads and writes only those rows of the tables that its batch names."""
+    return config.optimizer.table != "dense"

@@ -17,6 +17,7 @@ from gr_jax.planning import hlo
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import make_optimizer
+from gr_jax.training.row_optimizer import cast_tables
 from gr_jax.training.step import make_train_step
 
 
@@ -57,7 +58,7 @@ def _shapes(model: ModelConfig, optimizer: OptimizerConfig, sizes: tuple[tuple[s
     rule = make_optimizer(optimizer)
 
     def fresh(key: PRNGKeyArray) -> state.TrainState:
-        params = init(key)
+        params = cast_tables(init(key), optimizer.table_dtype)
         return state.TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
 
     return jax.eval_shape(fresh, jax.random.key(0))

@@ -62,6 +62,7 @@ class Cost:
 def cost(config: Config, sizes: Sizes, state: Any, exchanges: Sequence[Exchange], device: Device, devices: int) -> Cost:
     """The roofline of a training step; `state` as of `compiled.abstract_state`."""
     batch = sizes.users_per_batch / len(sizes.lengths)
+    moved = state_traffic(config, state) + activation_traffic(config, sizes) / devices
     links = tuple(
         Term(f"links, {what}", wire, device.wire(group), "bytes sent / (NVLink within a node, else network)")
         for (what, group), wire in _by_group(exchanges).items()
@@ -70,9 +71,7 @@ def cost(config: Config, sizes: Sizes, state: Any, exchanges: Sequence[Exchange]
         train_flops(config, sizes.lengths, num_items=sizes.num_items) * batch,
         (
             Term("compute", executed_flops(config, sizes) / devices, device.flops(config.model.compute_dtype), _FLOPS),
-            Term(
-                "memory", state_traffic(state) + activation_traffic(config, sizes) / devices, device.bandwidth, _BYTES
-            ),
+            Term("memory", moved, device.bandwidth, _BYTES),
             *links,
         ),
     )
@@ -118,7 +117,7 @@ def output_flops(config: Config, sizes: Sizes) -> float:
     return 2.0 * model.width * (sizes.num_items if loss.kind == "full" else loss.negatives + 1)
 
 
-def state_traffic(state: Any) -> float:
+def state_traffic(config: Config, state: Any) -> float:
     """Bytes of parameters, gradients and moments that one device reads and writes in a step.
 
     AdamW reads parameter, gradient and both moments, and writes all but the gradient, which the backward pass wrote:
@@ -128,7 +127,7 @@ def state_traffic(state: Any) -> float:
         path_name(path): math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
     }
-    dense = sum(size for name, size in held.items() if not (is_table(name) and is_row_wise(state, name)))
+    dense = sum(size for name, size in held.items() if not (is_table(name) and is_row_wise(config)))
     return 8.0 * dense
 
 

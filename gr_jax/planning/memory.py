@@ -75,7 +75,7 @@ def backend(config: Config, platform: str) -> Backend:
     return CPU_LONG if config.data.row_length > CHUNK * MAX_UNROLLED else CPU
 
 
-def memory(config: Config, sizes: Sizes, state: Any, *, platform: str, rows_by: str = "") -> tuple[Part, ...]:
+def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[Part, ...]:
     """The uses of one device's memory in a training step.
 
     Args:
@@ -83,7 +83,6 @@ def memory(config: Config, sizes: Sizes, state: Any, *, platform: str, rows_by: 
       sizes: of the run.
       state: `compiled.abstract_state`, placed on the mesh.
       platform: cpu or gpu: attention there is XLA's or a kernel's.
-      rows_by: `collectives.exchange_of_rows`.
 
     Raises:
       ConfigError: a model kind that the formulas do not know.
@@ -98,7 +97,7 @@ def memory(config: Config, sizes: Sizes, state: Any, *, platform: str, rows_by: 
         Part("optimizer state", local_bytes(state.opt_state), "each array / its shards"),
         Part("batch", batch_bytes(sizes) / mesh.shape["data"], "4 T for each field of a token"),
         Part("activations kept", kept, kept_formula),
-        Part("rows on their way", *_rows_on_their_way(config, sizes, mesh.size, rows_by, platform)),
+        Part("rows on their way", *_rows_on_their_way(config, sizes, mesh.size, platform)),
         max(  # the loss is done when the blocks' backward passes begin
             _loss(config, sizes, state, mesh.size),
             _block_at_work(config, sizes, state, tokens, platform),
@@ -107,15 +106,15 @@ def memory(config: Config, sizes: Sizes, state: Any, *, platform: str, rows_by: 
     )
 
 
-def _rows_on_their_way(config: Config, sizes: Sizes, devices: int, rows_by: str, platform: str) -> tuple[float, str]:
+def _rows_on_their_way(config: Config, sizes: Sizes, devices: int, platform: str) -> tuple[float, str]:
     """Rows that are looked up on other devices, and their gradients.
 
     The partitioner sums them over all devices for all tokens at once; of a row-wise table every device hears those of
     the whole batch ("gather") or its share only, which the gradients count already.
     """
-    if devices == 1 or rows_by == "all_to_all":
+    if devices == 1 or (is_row_wise(config) and config.mesh.exchange == "all_to_all"):
         return 0.0, "none: one device, or all_to_all"
-    if rows_by == "gather":
+    if is_row_wise(config):
         return 8.0 * touched_rows(config, sizes) * config.model.width, "2 x 4 D (rows named by all devices)"
     arrays = 4 if platform == "cpu" else 1.5  # fitted as the numbers above; the GPU's from one program of eight devices
     return 4.0 * arrays * sizes.tokens * config.model.width, f"{arrays:g} x 4 D (tokens of all devices)"
@@ -143,7 +142,7 @@ def _gradients(config: Config, sizes: Sizes, state: Any) -> tuple[float, float]:
         size = 4.0 * math.prod(leaf.sharding.shard_shape(leaf.shape))
         if not is_table(path_name(path)):
             dense += size
-        elif is_row_wise(state, path_name(path)):
+        elif is_row_wise(config):
             tables += 12.0 * touched_rows(config, sizes) * leaf.shape[-1] / leaf.sharding.mesh.size
         else:
             tables += size

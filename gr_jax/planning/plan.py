@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType
 
 from gr_jax.config import Config, ConfigError
 from gr_jax.planning import collectives, compiled, cost, memory
 from gr_jax.planning.devices import Device
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training.sharding import path_name
-from gr_jax.training.state import TrainState
 
 USABLE = 0.9  # of a device's memory: the rest is the driver's, the collectives' buffers and fragments
 
@@ -63,13 +62,8 @@ def abstract_mesh(data: int, model: int) -> AbstractMesh:
     return AbstractMesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-def make_plan(
-    config: Config, sizes: Sizes, device: Device, *, data: int, model: int, rows_by: str | None = None
-) -> Plan:
+def make_plan(config: Config, sizes: Sizes, device: Device, *, data: int, model: int) -> Plan:
     """The plan of a run with these sizes; `sizes.batch_rows` must divide by `data`.
-
-    Args:
-      rows_by: gather or all_to_all plans a row-wise rule for the tables and that exchange; None = as configured.
 
     Raises:
       ConfigError: an array does not divide over the mesh, or a model kind that the formulas do not know.
@@ -77,33 +71,17 @@ def make_plan(
     state = compiled.abstract_state(config, sizes, abstract_mesh(data, model))
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     count = {path_name(path): math.prod(leaf.shape) for path, leaf in leaves}
-    if rows_by is None:
-        rows_by = collectives.exchange_of_rows(config, state)
-    else:
-        state = with_row_wise_tables(state)
     platform = "cpu" if device.name == "cpu" else "gpu"
-    exchanges = collectives.exchanges(config, sizes, state, rows_by=rows_by, platform=platform)
+    exchanges = collectives.exchanges(config, sizes, state, platform=platform)
     return Plan(
         data=data,
         model=model,
         parameters=sum(count.values()),
         table_parameters=sum(n for name, n in count.items() if collectives.is_table(name)),
-        parts=memory.memory(config, sizes, state, platform=platform, rows_by=rows_by),
+        parts=memory.memory(config, sizes, state, platform=platform),
         exchanges=exchanges,
         cost=cost.cost(config, sizes, state, exchanges, device, data * model),
     )
-
-
-def with_row_wise_tables(state: TrainState) -> TrainState:
-    """The state of an optimizer that keeps one number for each row of a table (row-wise Adagrad)."""
-
-    def moment(path: tuple, leaf: Any) -> Any:
-        if not collectives.is_table(path_name(path)) or leaf.ndim == 1:
-            return leaf
-        placement = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[:1]))
-        return jax.ShapeDtypeStruct(leaf.shape[:1], leaf.dtype, sharding=placement)
-
-    return dataclasses.replace(state, opt_state=jax.tree_util.tree_map_with_path(moment, state.opt_state))
 
 
 def remedies(config: Config, sizes: Sizes, device: Device, plan: Plan) -> list[tuple[str, float]]:
@@ -113,16 +91,17 @@ def remedies(config: Config, sizes: Sizes, device: Device, plan: Plan) -> list[t
     two for each element, and has gradients of the rows of a batch only; a full softmax cannot have one.
     """
 
-    def bytes_of(config: Config, rows_by: str | None = None) -> float:
-        return make_plan(config, sizes, device, data=plan.data, model=plan.model, rows_by=rows_by).bytes
+    def bytes_of(config: Config) -> float:
+        return make_plan(config, sizes, device, data=plan.data, model=plan.model).bytes
 
     found = []
     if not config.model.remat:
         found.append(("model.remat=True", bytes_of(_with_model(config, remat=True))))
     if config.model.compute_dtype != "bfloat16":
         found.append(("model.compute_dtype=bfloat16", bytes_of(_with_model(config, compute_dtype="bfloat16"))))
-    if config.loss.kind != "full" or sizes.num_tasks:
-        found.append(("a row-wise rule for the tables, rows by all_to_all", bytes_of(config, "all_to_all")))
+    if config.optimizer.table == "dense" and (config.loss.kind != "full" or sizes.num_tasks):
+        change = "optimizer.table=rowwise_adagrad and mesh.exchange=all_to_all"
+        found.append((change, bytes_of(with_row_wise_tables(config))))
     data = plan.data
     while data < 65536:
         data *= 2
@@ -135,6 +114,14 @@ def remedies(config: Config, sizes: Sizes, device: Device, plan: Plan) -> list[t
             found.append((f"{data * plan.model} devices", need))
             break
     return found
+
+
+def with_row_wise_tables(config: Config) -> Config:
+    """The config with the rule of tables that needs the least memory, and the exchange that moves the fewest bytes."""
+    optimizer = dataclasses.replace(config.optimizer, table="rowwise_adagrad")
+    return dataclasses.replace(
+        config, optimizer=optimizer, mesh=dataclasses.replace(config.mesh, exchange="all_to_all")
+    )
 
 
 def _with_model(config: Config, **fields: Any) -> Config:

@@ -17,9 +17,7 @@ def test_planned_bytes_are_those_of_the_compiled_program(data, model):
     made = compiled.collectives(compiled.compile_step(config, sizes, mesh), data * model)
     found = by_kind([(c.kind, c.payload * c.times) for c in made])
     state = compiled.abstract_state(config, sizes, mesh)
-    planned = by_kind(
-        [(x.kind, x.payload) for x in collectives.exchanges(config, sizes, state, rows_by="", platform="cpu")]
-    )
+    planned = by_kind([(x.kind, x.payload) for x in collectives.exchanges(config, sizes, state, platform="cpu")])
     assert set(planned) == set(found)
     for kind in planned:
         assert planned[kind] == pytest.approx(found[kind], rel=0.05), kind
@@ -28,4 +26,4 @@ def test_planned_bytes_are_those_of_the_compiled_program(data, model):
 def test_one_device_exchanges_nothing():
     config, sizes = small()
     state = compiled.abstract_state(config, sizes, sharding.make_mesh(config.mesh))
-    assert collectives.exchanges(config, sizes, state, rows_by="", platform="cpu") == ()
+    assert collectives.exchanges(config, sizes, state, platform="cpu") == ()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gr_jax.config import FSDP, Config, ConfigError, DataConfig, LossConfig, MeshConfig, ModelConfig
-from gr_jax.planning import collectives, compiled, memory
+from gr_jax.planning import compiled, memory
 from gr_jax.planning.plan import abstract_mesh, with_row_wise_tables
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training import sharding
@@ -61,15 +61,16 @@ def test_recomputed_blocks_keep_their_input_alone_on_a_gpu():
     assert planned(remat, sizes, platform="gpu")["activations kept"] == 8 * 4 * sizes.tokens * 32 < kept / 3
 
 
-def test_a_row_wise_rule_is_known_by_its_moments_and_has_no_gradient_as_large_as_the_table():
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
+def test_a_row_wise_rule_has_one_moment_a_row_and_no_gradient_as_large_as_the_table(dtype, size):
     config, sizes = small(items=1_000_000)
-    state = compiled.abstract_state(config, sizes, abstract_mesh(8, 1))
-    dense = {part.what: part.bytes for part in memory.memory(config, sizes, state, platform="gpu")}
-    assert collectives.exchange_of_rows(config, state) == ""
-    row_wise = with_row_wise_tables(state)
-    assert collectives.exchange_of_rows(config, row_wise) == "gather"
-    with_rows = {part.what: part.bytes for part in memory.memory(config, sizes, row_wise, platform="gpu")}
+    dense = planned(config, sizes, data=8, platform="gpu")
+    row_wise = with_row_wise_tables(config)
+    row_wise = dataclasses.replace(row_wise, optimizer=dataclasses.replace(row_wise.optimizer, table_dtype=dtype))
+    with_rows = planned(row_wise, sizes, data=8, platform="gpu")
     table = 4 * 1_000_064 * 32 / 8
+    assert dense["parameters"] - with_rows["parameters"] == table * (4 - size) / 4
+    assert dense["optimizer state"] - with_rows["optimizer state"] == pytest.approx(2 * table - table / 32, abs=64)
     dense_gradients, few = (sum(n for what, n in x.items() if "gradients" in what) for x in (dense, with_rows))
     assert dense_gradients > table > 5 * few
 
