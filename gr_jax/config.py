@@ -135,7 +135,7 @@ ATTENTION = ("reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "jax_trit
 class ModelConfig:
     """The encoder: embeddings, blocks and output."""
 
-    kind: str = "hstu"  # hstu | sasrec (softmax baseline of retrieval) | dlrm (baseline of ranking)
+    kind: str = "hstu"  # hstu | baselines of retrieval: sasrec, hstu_softmax (needs bias=none) | of ranking: dlrm
     width: int = 50  # D: model width
     num_blocks: int = 2  # encoder blocks
     num_heads: int = 1  # H: attention heads
@@ -158,7 +158,7 @@ class ModelConfig:
 
     def __post_init__(self):
         _check_types(self, "model.")
-        _check_choice("model.kind", self.kind, ("hstu", "sasrec", "dlrm"))
+        _check_choice("model.kind", self.kind, ("hstu", "hstu_softmax", "sasrec", "dlrm"))
         _check_choice("model.bias", self.bias, ("none", "position", "time", "both"))
         _check_choice("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
         _check_choice("model.attention", self.attention, ("", *ATTENTION))
@@ -170,6 +170,8 @@ class ModelConfig:
         _check(self.cross_layers >= 0, "model.cross_layers", self.cross_layers, "at least 0")
         widths = len(self.hidden_widths) > 0 and all(type(w) is int and w >= 1 for w in self.hidden_widths)
         _check(widths, "model.hidden_widths", self.hidden_widths, "a tuple of widths, such as (256, 128)")
+        if self.kind == "hstu_softmax":
+            _check(self.bias == "none", "model.bias", self.bias, "none for model.kind=hstu_softmax")
         if self.kind == "sasrec":
             rule = f"a multiple of model.num_heads={self.num_heads}"
             _check(self.width % self.num_heads == 0, "model.width", self.width, rule)
@@ -376,7 +378,9 @@ class Config:
             _check_choice("ranking.tasks", task, [*names, "rating"])
         if self.loss.positive:
             _check_choice("loss.positive", self.loss.positive, names)
-        needs, kinds = ("ranking", ("hstu", "dlrm")) if self.ranking.tasks else ("retrieval", ("hstu", "sasrec"))
+        needs, kinds = "retrieval", ("hstu", "hstu_softmax", "sasrec")
+        if self.ranking.tasks:
+            needs, kinds = "ranking", ("hstu", "dlrm")
         _check(self.model.kind in kinds, "model.kind", self.model.kind, f"one of {', '.join(kinds)} for {needs}")
         streaming = self.train.mode == "streaming"
         _check(not streaming or bool(self.ranking.tasks), "train.mode", self.train.mode, "epochs for retrieval")

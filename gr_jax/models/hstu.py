@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gr_jax.config import ModelConfig
 from gr_jax.data.batch import Batch
 from gr_jax.models.layers import Linear, dropout
+from gr_jax.models.transformer import softmax_attention
 from pallas_kernels import hstu_attention
 from pallas_kernels.elementwise import normalised_gate, normalised_projection
 
@@ -73,6 +74,8 @@ class HstuBlock(nnx.Module):
 
     def _attend(self, q: Array, k: Array, v: Array, batch: Batch) -> Float[Array, "R L H V"]:
         config, with_time = self.config, self.bias.time is not None
+        if config.kind == "hstu_softmax":
+            return softmax_attention(q, k, v, batch.segment)
         # Candidates may make a sequence longer than N. They see the history alone, so all of it has to be in reach,
         # but the normaliser stays N: a score does not depend on how many candidates there are.
         reach = self.max_length if batch.target is None else max(self.max_length, q.shape[1])

@@ -40,7 +40,7 @@ class Recommender(nnx.Module):
     ):
         """`max_length`: most tokens of a sequence, without candidates; `num_tasks`: 0 makes no ranking head."""
         self.config = config
-        if config.kind == "hstu":
+        if config.kind != "sasrec":
             block, position_init = HstuBlock, jax.nn.initializers.xavier_normal()
         else:
             block, position_init = SasrecBlock, jax.nn.initializers.truncated_normal(config.width**-0.5)

@@ -54,7 +54,7 @@ def train_flops(
 
 def block_flops(model: ModelConfig) -> tuple[float, float]:
     """FLOPs of one block's forward pass for a token, and for a pair of a query and a key that it sees."""
-    if model.kind == "hstu":
+    if model.kind != "sasrec":
         heads_v, heads_a = model.num_heads * model.v_width, model.num_heads * model.qk_width
         per_token = 2.0 * model.width * (2 * heads_v + 2 * heads_a) + 2.0 * heads_v * model.width
         return per_token, 2.0 * (heads_v + heads_a)

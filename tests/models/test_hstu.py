@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gr_jax.config import ModelConfig
+from gr_jax.config import ConfigError, ModelConfig
 from gr_jax.models.hstu import HstuBlock
 from tests.models.golden_batch import padded_batch
 
@@ -78,3 +78,29 @@ def test_query_time_matters_only_when_it_is_used():
         block.bias.time[...] = jax.random.normal(jax.random.key(1), block.bias.time.shape)
         last = [np.asarray(block(x, batch, key=None))[0, 4] for batch in (soon, late)]
         assert (np.abs(last[0] - last[1]).max() > 1e-6) == differs
+
+
+def test_the_softmax_rival_weighs_the_keys_that_a_query_sees_by_a_softmax():
+    config = ModelConfig(kind="hstu_softmax", bias="none", width=8, num_heads=2, qk_width=3, v_width=4, dropout=0.0)
+    block = HstuBlock(config, 6, rngs=nnx.Rngs(0))
+    batch = padded_batch(np.ones((2, 6), np.int32), np.array([6, 4]), np.zeros((2, 6), np.int64))
+    x = jax.random.normal(jax.random.key(1), (2, 6, 8))
+
+    def dense(q, k, v):
+        q, k, v = (np.asarray(y, np.float64) for y in (q, k, v))
+        out = np.zeros(v.shape)
+        for row, length in enumerate((6, 4)):
+            for i in range(length):
+                for head in range(2):
+                    weight = np.exp(k[row, : i + 1, head] @ q[row, i, head] / np.sqrt(3))
+                    out[row, i, head] = weight / weight.sum() @ v[row, : i + 1, head]
+        return jnp.asarray(out, jnp.float32)
+
+    real = batch.segment[..., None] != 0
+    found = jnp.where(real, block(x, batch, key=None), 0)
+    np.testing.assert_allclose(found, jnp.where(real, block.around(x, dense), 0), atol=1e-5)
+
+
+def test_the_softmax_rival_has_no_bias():
+    with pytest.raises(ConfigError, match="model.bias='both'.*none for model.kind=hstu_softmax"):
+        ModelConfig(kind="hstu_softmax")

@@ -1,0 +1,147 @@
+"""Runs of retrieval, seed by seed, kept as one file each: what the experiments on public data have in common.
+
+A run is a folder of experiments/results, a name and a seed: NAME-SEED.json there holds command, config, versions, wall
+time, the validation curve, and the metrics of both splits by the checkpoint that validation picked; NAME-SEED.npz the
+rank of every user's test item, of which paired tests across users are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from gr_jax.data import pipeline
+from gr_jax.data.popularity import popularity_ranks
+from gr_jax.training import metrics
+from gr_jax.training.evaluation import make_judge
+from gr_jax.training.trained import open_trained
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments/results"
+SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexity")
+
+
+def run(experiment: str, name: str, seed: int, config: str, change: list[str], args: argparse.Namespace) -> None:
+    """Trains by the command that a reader would use, resumed where it stopped, and keeps what came out.
+
+    Args:
+      experiment: folder of results.
+      name: of the run.
+      seed: of the run.
+      config: file and variant.
+      change: more of the command line.
+      args: `quick`: one epoch, nothing is kept; `path`: the raw log.
+    """
+    file = RESULTS / experiment / f"{name}-{seed}.json"
+    if file.exists() and not args.quick:
+        return
+    workdir = ROOT / f"runs/{experiment}/{name}-{seed}{'-quick' * args.quick}"
+    said = [f"--config={config}", f"--config.seed={seed}", *change]
+    command = [sys.executable, "-m", "gr_jax.train", *said, f"--workdir={workdir}"]
+    command += [f"--config.data.path={Path(args.path).absolute()}"] * bool(args.path)
+    command += ["--config.train.epochs=1", "--config.train.validate_every=1"] * args.quick
+    subprocess.run(command, check=True, cwd=ROOT)
+    found, rank = outcome(workdir)
+    if args.quick:
+        print(json.dumps(found["test"]))
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(file.with_suffix(".npz"), rank=rank)
+    file.write_text(json.dumps({"command": " ".join(["python -m gr_jax.train", *said])} | found, indent=1) + "\n")
+
+
+def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
+    """What a finished run is and reached, with the metrics of popularity; and the rank of each user's test item."""
+    result = json.loads((workdir / "result.json").read_text())
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    valid = [line for line in lines if line["split"] == "valid"]
+    steps = [line["step_ms"] for line in lines if "step_ms" in line]
+    config = json.loads((workdir / "config.json").read_text())
+    del result["dataset"]["source"], config["data"]["path"], config["data"]["prepared"]
+    run, params = open_trained(workdir)
+    rows = pipeline.evaluation_rows(
+        run.dataset,
+        run.config.data,
+        "test",
+        run.stream,
+        batch_users=run.config.evaluate.batch_users,
+        exclude=run.config.evaluate.exclude,
+        row_multiple=run.row_multiple,
+    )
+    found = make_judge(run.graphdef, run.config, num_items=run.dataset.num_items, mesh=run.mesh)(params, rows)
+    rank = found.rank[np.argsort(found.user)].astype(np.int32)
+    if abs(float(np.mean(rank <= 10)) - result["test"]["hr@10"]) > 1e-3:
+        raise RuntimeError(f"{workdir}: the ranks made again are not those that training found")
+    popular = popularity_ranks(run.dataset.offsets, run.dataset.item, run.dataset.num_items, held_out=1)
+    return {
+        "hardware": f"{os.cpu_count()} CPU cores, shared with other work",
+        **result,
+        "popularity": metrics.rank_means(popular),
+        "last_epoch": valid[-1]["epoch"],
+        "median_step_ms": round(statistics.median(steps), 1),
+        "validation": [[line["epoch"], round(line["hr@10"], 4), round(line["ndcg@10"], 4)] for line in valid],
+        "config": {name: config[name] for name in ("data", "model", "loss", "optimizer", "train", "evaluate")},
+    }, rank
+
+
+def kept(experiment: str, name: str) -> dict[int, dict]:
+    """The results of a run's seeds, by seed."""
+    files = sorted((RESULTS / experiment).glob(f"{name}-[0-9].json"))
+    return {int(file.stem.rsplit("-", 1)[1]): json.loads(file.read_text()) for file in files}
+
+
+def ndcg(rank: np.ndarray, k: int = 10) -> np.ndarray:
+    """NDCG@k of each user: 1 / log2(rank + 1) up to rank k."""
+    return np.where(rank <= k, 1 / np.log2(rank + 1.0), 0)
+
+
+def significance(experiment: str, better: str, worse: str) -> dict | None:
+    """Paired t-test of NDCG@10 over users, of each the mean over the seeds that both runs have; None without any."""
+    seeds = sorted(set(kept(experiment, better)) & set(kept(experiment, worse)))
+    if not seeds:
+        return None
+    means = []
+    for name in (better, worse):
+        files = [RESULTS / experiment / f"{name}-{seed}.npz" for seed in seeds]
+        means.append(np.mean([ndcg(np.load(file)["rank"]) for file in files], axis=0))
+    gain = float(means[0].mean() / means[1].mean() - 1)
+    p = float(stats.ttest_rel(*means).pvalue)
+    return {"better": better, "worse": worse, "seeds": seeds, "ndcg@10_gain": gain, "p": p}
+
+
+def table(experiment: str, names: list[str]) -> str:
+    """Mean and standard deviation over the seeds of each run."""
+
+    def cell(values: list[float]) -> str:
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.4f}{spread}"
+
+    lines = [f"| run | seeds | {' | '.join(SHOWN)} |", "| --- " * (len(SHOWN) + 2) + "|"]
+    for name in names:
+        if runs := [run["test"] for run in kept(experiment, name).values()]:
+            cells = [cell([run[metric] for run in runs]) for metric in SHOWN]
+            lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments that all of these experiments have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--path", default="", help="raw log; downloaded when not given")
+    parser.add_argument("--quick", action="store_true", help="one epoch and one seed; no results are kept")
+    parser.add_argument("change", nargs="*", help="more of the command line of training, after --")
+    return parser
+
+
+def seeds_of(args: argparse.Namespace) -> list[int]:
+    """The seeds that the command line asks for."""
+    return [0] if args.quick else [int(seed) for seed in args.seeds.split(",")]
