@@ -13,8 +13,8 @@ from gr_jax.config import Config
 from gr_jax.data import tokens
 from gr_jax.data.batch import Impressions
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.pipeline import WHOLE, Share
 from gr_jax.data.ranking_rows import Labels
+from gr_jax.data.share import WHOLE, Share
 
 
 def fill_impressions(

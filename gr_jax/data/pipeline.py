@@ -19,24 +19,7 @@ from gr_jax.data import packing, sequences, stochastic_length, tokens
 from gr_jax.data.batch import Batch, Queries
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.sequences import Spans
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of every batch that a process holds: of `count` equal parts the one with number `index`."""
-
-    index: int = 0
-    count: int = 1
-    multiple: int = 1  # empty rows fill a batch up to a multiple of this, itself a multiple of `count`
-
-    def of(self, batch_rows: int) -> tuple[int, int, int]:
-        """First row of the part, the row after its last that is not filled up, and its size with the empty ones."""
-        size = -(-batch_rows // self.multiple) * self.multiple // self.count
-        first = min(self.index * size, batch_rows)
-        return first, min(first + size, batch_rows), size
-
-
-WHOLE = Share()
+from gr_jax.data.share import WHOLE, Share
 
 
 @runtime_checkable

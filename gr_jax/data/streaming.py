@@ -17,8 +17,9 @@ from gr_jax.config import Config, ConfigError
 from gr_jax.data import packing, tokens
 from gr_jax.data.batch import Batch
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.pipeline import WHOLE, Share, causal_pairs
+from gr_jax.data.pipeline import causal_pairs
 from gr_jax.data.sequences import Spans, labels_between, windows
+from gr_jax.data.share import WHOLE, Share
 
 
 def session_spans(

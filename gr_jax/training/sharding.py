@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import Int
 
 from gr_jax.config import ConfigError, MeshConfig, ShardingRules
-from gr_jax.data.pipeline import Share
+from gr_jax.data.share import Share
 
 
 def make_mesh(config: MeshConfig) -> Mesh:

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gr_jax.data import impressions, tokens
-from gr_jax.data.pipeline import Share
+from gr_jax.data.share import Share
 from tests.data.ranking_log import random_dataset
 
 N = 4

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gr_jax.config import DataConfig
 from gr_jax.data import pipeline, sequences
 from gr_jax.data.dataset import Dataset
+from gr_jax.data.share import Share
 
 CONFIG = DataConfig(max_length=8, row_length=16)
 
@@ -130,7 +131,7 @@ def test_processes_share_the_rows_of_the_same_global_batch():
     rows = pipeline.train_rows(dataset, CONFIG, batch_users=8, row_multiple=4)
     assert rows.batch_rows % 4 == 0
     whole = rows.batch(2)
-    parts = [rows.batch(2, pipeline.Share(p, 4)) for p in range(4)]
+    parts = [rows.batch(2, Share(p, 4)) for p in range(4)]
     for name in ("item", "time", "query_time", "position", "segment", "label"):
         np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
 
@@ -141,7 +142,7 @@ def test_a_batch_filled_up_to_more_devices_has_the_same_rows_and_empty_ones_afte
     assert rows.batch_rows % 4
     for step in range(rows.steps(0)):
         whole = rows.batch(step)
-        parts = [rows.batch(step, pipeline.Share(p, 2, multiple=4)) for p in range(2)]
+        parts = [rows.batch(step, Share(p, 2, multiple=4)) for p in range(2)]
         assert len({len(part.item) for part in parts}) == 1 and 2 * len(parts[0].item) % 4 == 0
         for name in ("item", "time", "query_time", "position", "segment", "label"):
             filled = np.concatenate([getattr(part, name) for part in parts])

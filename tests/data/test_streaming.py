@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gr_jax.config import Config, ConfigError, DataConfig, TrainConfig
 from gr_jax.data import streaming, tokens
-from gr_jax.data.pipeline import Share
+from gr_jax.data.share import Share
 from tests.data.ranking_log import random_dataset
 
 STREAM = tokens.Stream("interleave", True, -1, ("liked",), 0, 0)

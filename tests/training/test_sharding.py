@@ -1,5 +1,8 @@
 import dataclasses
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +21,7 @@ from gr_jax.config import (
 )
 from gr_jax.data import pipeline
 from gr_jax.data.dataset import Dataset
+from gr_jax.data.share import Share
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import make_optimizer
@@ -26,6 +30,7 @@ from gr_jax.training.step import make_train_step
 from tests.training.random_log import random_log
 
 ITEMS, USERS = 300, 64
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_log() -> Dataset:
@@ -171,7 +176,7 @@ def test_a_mesh_that_leaves_devices_of_a_process_unused_is_an_error(monkeypatch)
 def test_a_process_fills_the_rows_of_its_devices(data, model, shares):
     owner = np.repeat(np.arange(4), 2).reshape(data, model)
     found = [sharding.share_of_rows(owner, process) for process in range(4)]
-    assert found == [pipeline.Share(index, count, multiple=data) for index, count in shares]
+    assert found == [Share(index, count, multiple=data) for index, count in shares]
 
 
 def test_rows_that_do_not_divide_among_processes_are_an_error():
@@ -185,3 +190,9 @@ def test_a_dimension_that_does_not_divide_is_an_error_that_names_it():
     config = dataclasses.replace(config, data=DataConfig(max_length=15, row_length=32))
     with pytest.raises(ConfigError, match="position_table has a dimension of 15, which 4 devices"):
         start(config)
+
+
+def test_a_step_can_be_made_where_grain_and_polars_are_not_installed():
+    code = "import sys; sys.modules['grain'] = sys.modules['polars'] = None; "
+    code += "import gr_jax.training.step, gr_jax.training.sharding, gr_jax.training.state, gr_jax.planning.compiled"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
