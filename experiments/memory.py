@@ -1,7 +1,8 @@
 """Bytes of activations that a layer keeps of a token, HSTU against a Transformer: XLA's buffer assignment for an H100.
 
-    python -m experiments.memory            # about 4 minutes; results/memory.json and .png
-    python -m experiments.memory --quick    # two depths, width 128: to see that it runs; no results are kept
+    python -m experiments.memory             # about 4 minutes; results/memory.json
+    python -m experiments.memory --figure    # draws results/memory.png of it
+    python -m experiments.memory --quick     # two depths, width 128: to see that it runs; no results are kept
 
 Forward and gradients of a stack of blocks with dropout are compiled for an H100 that is not there, at several depths:
 what the temporary memory grows by for a layer more is what a layer keeps. The paper counts 14 d for HSTU and 33 d for a
@@ -43,7 +44,7 @@ from gr_jax.planning import compiled  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 
 RESULT = ROOT / "experiments/results/memory.json"
-ROWS, LENGTH, HEADS = 16, 256, 4
+ROWS, LENGTH, HEADS = 256, 256, 4  # so many tokens that sums of weights are small beside them
 PAPER = {"hstu": 14, "transformer": 33}  # bytes of a token and layer, in widths
 BUDGETS = (16, 40, 80)  # GB of a device
 TOKENS = 131_072  # of a device, for the deepest model
@@ -144,7 +145,11 @@ def draw(cases: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small; no results are kept")
+    parser.add_argument("--figure", action="store_true", help="draw the results that are there")
     args = parser.parse_args()
+    if args.figure:
+        draw(json.loads(RESULT.read_text())["cases"], RESULT.with_suffix(".png"))
+        return
     topology = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=TARGET, topology="1x1x1")
     mesh = topologies.make_mesh(topology, (1,), ("x",))
     depths, width = ((1, 2), 128) if args.quick else ((2, 4, 8), 256)
@@ -163,7 +168,6 @@ def main() -> None:
         about = {"command": " ".join(["python -m experiments.memory", *sys.argv[1:]]), "jax": jax.__version__}
         about |= {"target": "NVIDIA H100 80GB HBM3, not there", "tokens_of_a_device": TOKENS, "paper_widths": PAPER}
         RESULT.write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
-        draw(cases, RESULT.with_suffix(".png"))
 
 
 if __name__ == "__main__":

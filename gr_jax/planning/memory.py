@@ -55,11 +55,13 @@ class Backend(NamedTuple):
 
 # Fitted to XLA's buffer assignments. XLA on a CPU finds the forward pass again in the backward pass and keeps its
 # results, unless blocks are scanned, so there `remat` saves nothing, and bfloat16 little; on a GPU both do.
-CPU = Backend(Held(3.1, 8.4, 3.3, 1.5, 1.5, 2.95, 0.35), Held(12.7, 0, 0), 4.0)
-# Rows beyond 512 tokens; fitted before windows ended with their group of chunks, now a fifth to a quarter too low.
-CPU_LONG = Backend(Held(2.5, 8.7, 3.6, 2.0, 2.0), Held(10.3, 1.0, 0, 0, 0, 0.5), 3.2)
+CPU = Backend(Held(1.4, 9.7, 1.3, 0, 1.35, 3.1, 1.55), Held(11.5, 0, 0.8, 0, 1.5, 0, 0.7), 4.0)
 CPU_SCAN = Backend(Held(2.0, 5.0, 3.4), Held(9.0, 6.0, 4.0, 2.0, 2.0, 3.1, 0.35), 4.0)
 CPU_SCAN_REMAT = Backend(Held(1.2, 0, 0), Held(9.0, 9.5, 6.0, 2.0, 2.0, 3.1, 0.35), 4.0)
+# Rows beyond 512 tokens: attention keeps padded keys and values besides, and has one chunk of pairs at a time.
+LONG = Backend(Held(4.0, 8.0, 4.6, 2.4), Held(4.1, 0.8, 2.8, 0, 0, 4.6), 3.3)
+LONG_SCAN = Backend(Held(1.1, 2.5, 3.5, 0.8, 1.6), Held(3.0, 1.0, 4.0, 0.3, 1.0, 10.1, 1.7), 3.5)
+LONG_SCAN_REMAT = Backend(Held(1.2, 0, 0), Held(8.5, 10.4, 7.0, 0, 0, 3.65, 0.35), 3.3)
 GPU = Backend(Held(1.2, 5.2, 2.0), Held(6.3, 0.5, 0.4), 2)
 GPU_REMAT = Backend(Held(1.0, 0, 0), Held(6.3, 5.0, 2.3), 2)
 DROPOUT = 1.0  # [T, H V] of a block, and [T, D] besides, that are not there without dropout and input dropout
@@ -70,9 +72,10 @@ def backend(config: Config, platform: str) -> Backend:
     model = config.model
     if platform == "gpu":
         return GPU_REMAT if model.remat else GPU
-    if model.scan_blocks:
-        return CPU_SCAN_REMAT if model.remat else CPU_SCAN
-    return CPU_LONG if config.data.row_length > CHUNK * MAX_UNROLLED else CPU
+    plain, scan, remat = CPU, CPU_SCAN, CPU_SCAN_REMAT
+    if config.data.row_length > CHUNK * MAX_UNROLLED:
+        plain, scan, remat = LONG, LONG_SCAN, LONG_SCAN_REMAT
+    return plain if not model.scan_blocks else remat if model.remat else scan
 
 
 def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[Part, ...]:
@@ -116,7 +119,7 @@ def _rows_on_their_way(config: Config, sizes: Sizes, devices: int, platform: str
         return 0.0, "none: one device, or all_to_all"
     if is_row_wise(config):
         return 8.0 * touched_rows(config, sizes) * config.model.width, "2 x 4 D (rows named by all devices)"
-    arrays = 4 if platform == "cpu" else 1.5  # fitted as the numbers above; the GPU's from one program of eight devices
+    arrays = 2.3 if platform == "cpu" else 1.5  # fitted as the numbers above; the GPU's from one program of eight devices
     return 4.0 * arrays * sizes.tokens * config.model.width, f"{arrays:g} x 4 D (tokens of all devices)"
 
 
@@ -150,13 +153,21 @@ def _gradients(config: Config, sizes: Sizes, state: Any) -> tuple[float, float]:
 
 
 def window_sizes(config: Config, rows: float) -> tuple[float, float]:
-    """Keys in the windows of all chunks of XLA's attention, and pairs of a query and a key of its window."""
+    """Keys in the windows of XLA's attention, and pairs of a query and a key of its window.
+
+    Of rows beyond 512 tokens: keys of the padded copy that the later chunks cut their windows from, pairs of a chunk.
+    """
     length, back = config.data.row_length, config.data.max_length - 1
-    if length > CHUNK * MAX_UNROLLED:  # chunks in turn: the keys once, padded; the pairs of one chunk
-        return rows * (-(-length // CHUNK) * CHUNK + back), rows * CHUNK * (back + CHUNK)
-    starts = range(0, length, CHUNK)
-    keys = sum(min(low + CHUNK, length) - max(0, low - back) for low in starts)
-    return rows * keys, rows * CHUNK * keys
+    chunks = -(-length // CHUNK)
+    if chunks <= MAX_UNROLLED:
+        starts = range(0, length, CHUNK)
+        keys = sum(min(low + CHUNK, length) - max(0, low - back) for low in starts)
+        return rows * keys, rows * CHUNK * keys
+    near = min(chunks, back // CHUNK + 1)  # chunks whose windows begin with the row, where these are most of them
+    near = near if 2 * near > chunks else 0
+    if near == chunks:
+        return 0.0, rows * CHUNK * length
+    return rows * (chunks * CHUNK + back), rows * CHUNK * max(near * CHUNK, back + CHUNK)
 
 
 def _activations(
@@ -206,6 +217,9 @@ def _loss(config: Config, sizes: Sizes, state: Any, devices: int) -> Part:
         rows = table_rows(sizes.num_items)
         if 4 * rows <= sizes.tokens // group * loss.negatives:  # where `sampled_softmax` normalises the whole table
             size, formula = size + 8.0 * rows / devices * width, f"{formula} + 8 X D"
+    if not sizes.num_tasks:  # the last hidden states, unit vectors, rows of labels, and the gradients of these
+        data = jax.tree.leaves(state)[0].sharding.mesh.shape["data"]
+        size, formula = size + 20.0 * sizes.tokens / data * width, f"{formula} + 20 T D"
     return Part("gradients, loss", tables + size, f"{_TABLES} + {formula}")
 
 
