@@ -66,16 +66,15 @@ def temporaries(config: ModelConfig, depth: int, remat: bool, mesh: Mesh) -> int
     stack = [block_type(config, LENGTH, rngs=nnx.Rngs(i)) for i in range(depth)]
     graphdef, parameters = nnx.split(stack)
 
-    def loss(parameters: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+    def loss(parameters: Any, x: jax.Array, batch: Any, key: jax.Array) -> jax.Array:
         for number, block in enumerate(nnx.merge(graphdef, parameters)):
-            # The kernels are lowered for rows of a batch that is known here.
             call = lambda x, block=block, number=number: block(x, batch, key=jax.random.fold_in(key, number))
             x = jax.checkpoint(call)(x) if remat else call(x)
         return jnp.sum(jnp.square(x.astype(jnp.float32)))
 
     whole = NamedSharding(mesh, PartitionSpec())
     x = jax.ShapeDtypeStruct((ROWS, LENGTH, config.width), config.compute_dtype)
-    shapes = parameters, x, jax.eval_shape(lambda: jax.random.key(0))
+    shapes = parameters, x, batch, jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
     attention = transformer.softmax_attention
     again = lambda *args, **options: jax.checkpoint(lambda *args: attention(*args, **options))(*args)
@@ -88,7 +87,11 @@ def temporaries(config: ModelConfig, depth: int, remat: bool, mesh: Mesh) -> int
 
 
 def measure(kind: str, width: int, dtype: str, remat: bool, depths: tuple[int, ...], mesh: Mesh) -> dict:
-    """Temporary bytes by depth, and the slope for a token in bytes and in widths."""
+    """Temporary bytes by depth, and the slope for a token in bytes and in widths.
+
+    Recomputed layers keep so little that the block at work is most of a shallow stack: those are taken twice as deep.
+    """
+    depths = tuple(2 * depth for depth in depths) if remat else depths
     config = config_of(kind, width, dtype)
     found = [temporaries(config, depth, remat, mesh) for depth in depths]
     slope, fixed = np.polyfit(depths, found, 1)

@@ -87,7 +87,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
         "popularity": metrics.rank_means(popular),
         "last_epoch": valid[-1]["epoch"],
         "median_step_ms": round(statistics.median(steps), 1),
-        "validation": [[line["epoch"], round(line["hr@10"], 4), round(line["ndcg@10"], 4)] for line in valid],
+        "validation": [[line[name] for name in ("epoch", "hr@10", "ndcg@10", "log_perplexity")] for line in valid],
         "config": {name: config[name] for name in ("data", "model", "loss", "optimizer", "train", "evaluate")},
     }, rank
 
