@@ -1,11 +1,11 @@
 """The memory that `gr_jax.plan` foretells against what XLA allocates for the same training step, on a CPU.
 
-    python experiments/plan_check.py                  # 16 random configs that the numbers were not fitted to
+    python experiments/plan_check.py                  # 32 random configs that the numbers were not fitted to
     python experiments/plan_check.py --seed=4 --cases=4 --json=FILE
 
 Each config (width, heads, depth, row length, reach, loss, catalogue, dropout, remat, scan, bfloat16) is compiled from
-shapes alone; about 20 s each on an idle core. Seeds 0 to 2 and others fitted the numbers in
-`gr_jax/planning/memory.py`.
+shapes alone; about 5 s each. Other seeds fitted the numbers in `gr_jax/planning/memory.py`. Blocks that are scanned
+(`model.scan_blocks`) are summed up apart: the compiler shares their buffers in ways that the formulas follow less well.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Buffers are assigned before machine code is made: it need not be good code.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -31,6 +33,7 @@ from gr_jax.planning.sizes import Sizes  # noqa: E402
 from gr_jax.training import sharding  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results") / "plan_check.json"
+KINDS = ("unrolled", "scanned")
 
 
 def random_case(rng: random.Random) -> tuple[Config, Sizes]:
@@ -67,12 +70,21 @@ def compare(config: Config, sizes: Sizes) -> dict:
     planned = {part.what: part.bytes for part in parts}
     return {
         "config": describe(config, sizes),
+        "scanned": config.model.scan_blocks,
         "planned": planned,
         "allocated": allocated,
         "error": sum(planned.values()) / allocated["peak"] - 1,
         "arguments_error": sum(part.bytes for part in parts[:3]) / allocated["argument"] - 1,
         "compile_s": time.perf_counter() - start,
     }
+
+
+def summary(cases: list[dict]) -> dict:
+    """How many are within 10 %, and the mean and largest error."""
+    errors = [abs(case["error"]) for case in cases]
+    within = sum(error <= 0.1 for error in errors)
+    mean, worst = (float(f(errors)) if errors else None for f in (np.mean, np.max))
+    return {"cases": len(cases), "within_10_percent": within, "mean_error": mean, "largest_error": worst}
 
 
 def describe(config: Config, sizes: Sizes) -> str:
@@ -88,11 +100,11 @@ def describe(config: Config, sizes: Sizes) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=3, help="of the configs")
-    parser.add_argument("--cases", type=int, default=16, help="how many")
+    parser.add_argument("--seed", type=int, default=13, help="of the configs")
+    parser.add_argument("--cases", type=int, default=32, help="how many")
     parser.add_argument("--json", default=str(RESULTS), help="file for the results")
     args = parser.parse_args()
-    rng, cases = random.Random(args.seed), []
+    rng, cases, about = random.Random(args.seed), [], {}
     for _ in range(args.cases):
         cases.append(compare(*random_case(rng)))
         last = cases[-1]
@@ -100,13 +112,11 @@ def main() -> int:
         peak = last["allocated"]["peak"] / 2**20
         print(f"{last['error']:+6.1%} {total:8.1f} MiB planned {peak:8.1f} allocated", end="")
         print(f"  {last['config']}", flush=True)
-        errors = [abs(case["error"]) for case in cases]
-        about = {"command": " ".join(sys.argv), "jax": jax.__version__, "seed": args.seed}
-        about |= {"largest_error": max(errors), "mean_error": float(np.mean(errors))}
-        about |= {"within_10_percent": sum(error <= 0.1 for error in errors), "cases": cases}
-        Path(args.json).write_text(json.dumps(about, indent=1) + "\n")
-    within = sum(error <= 0.1 for error in errors)
-    print(f"{within} of {len(cases)} within 10 %, mean {np.mean(errors):.1%}, worst {max(errors):.1%}")
+        about = {"command": f"python {' '.join(sys.argv)}", "jax": jax.__version__, "seed": args.seed}
+        about |= {kind: summary([c for c in cases if c["scanned"] == (kind == "scanned")]) for kind in KINDS}
+        Path(args.json).write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
+    for kind in KINDS:
+        print(kind, about[kind])
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ _CALLEE = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]|replica_groups=\{\{([\d,]*)\}")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")  # sizes of all axes, and those of a group
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ def _times(bodies: dict[str, list[str]], entry: str) -> Counter[str]:
 
 def _group(rest: str, devices: int) -> int:
     """Devices of one replica group; all where none is named."""
+    if match := _MESH_GROUPS.search(rest):
+        sizes = dict(axis.split("=") for axis in match[1].split(","))
+        return math.prod(int(sizes[axis]) for axis in match[2].split(","))
     match = _GROUPS.search(rest)
     if match is None:
         return devices

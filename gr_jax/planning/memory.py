@@ -56,12 +56,12 @@ class Backend(NamedTuple):
 # Fitted to XLA's buffer assignments. XLA on a CPU finds the forward pass again in the backward pass and keeps its
 # results, unless blocks are scanned, so there `remat` saves nothing, and bfloat16 little; on a GPU both do.
 CPU = Backend(Held(1.4, 9.7, 1.3, 0, 1.35, 3.1, 1.55), Held(11.5, 0, 0.8, 0, 1.5, 0, 0.7), 4.0)
-CPU_SCAN = Backend(Held(2.0, 5.0, 3.4), Held(9.0, 6.0, 4.0, 2.0, 2.0, 3.1, 0.35), 4.0)
-CPU_SCAN_REMAT = Backend(Held(1.2, 0, 0), Held(9.0, 9.5, 6.0, 2.0, 2.0, 3.1, 0.35), 4.0)
+CPU_SCAN = Backend(Held(0.1, 2.5, 0.2, 1.8, 0.7), Held(7.7, 3.7, 12.6, 0, 0, 2.8, 3.6), 4.0)
+CPU_SCAN_REMAT = Backend(Held(0.1, 0, 0), Held(10.8, 10.7, 4.9, 0, 0, 3.2, 2.1), 4.0)
 # Rows beyond 512 tokens: attention keeps padded keys and values besides, and has one chunk of pairs at a time.
 LONG = Backend(Held(4.0, 8.0, 4.6, 2.4), Held(4.1, 0.8, 2.8, 0, 0, 4.6), 3.3)
-LONG_SCAN = Backend(Held(1.1, 2.5, 3.5, 0.8, 1.6), Held(3.0, 1.0, 4.0, 0.3, 1.0, 10.1, 1.7), 3.5)
-LONG_SCAN_REMAT = Backend(Held(1.2, 0, 0), Held(8.5, 10.4, 7.0, 0, 0, 3.65, 0.35), 3.3)
+LONG_SCAN = Backend(Held(1.2, 1.9, 5.0, 1.4, 0.9), Held(1.0, 7.5, 0, 0, 0, 8.9, 1.65), 4.0)
+LONG_SCAN_REMAT = Backend(Held(0.25, 0, 0, 0.6), Held(8.3, 3.5, 1.8, 5.4, 1.0, 8.5, 2.3), 2.8)
 GPU = Backend(Held(1.2, 5.2, 2.0), Held(6.3, 0.5, 0.4), 2)
 GPU_REMAT = Backend(Held(1.0, 0, 0), Held(6.3, 5.0, 2.3), 2)
 DROPOUT = 1.0  # [T, H V] of a block, and [T, D] besides, that are not there without dropout and input dropout
@@ -102,7 +102,7 @@ def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[
         Part("activations kept", kept, kept_formula),
         Part("rows on their way", *_rows_on_their_way(config, sizes, mesh.size, platform)),
         max(  # the loss is done when the blocks' backward passes begin
-            _loss(config, sizes, state, mesh.size),
+            _loss(config, sizes, state, mesh.size, platform),
             _block_at_work(config, sizes, state, tokens, platform),
             key=lambda part: part.bytes,
         ),
@@ -119,7 +119,7 @@ def _rows_on_their_way(config: Config, sizes: Sizes, devices: int, platform: str
         return 0.0, "none: one device, or all_to_all"
     if is_row_wise(config):
         return 8.0 * touched_rows(config, sizes) * config.model.width, "2 x 4 D (rows named by all devices)"
-    arrays = 2.3 if platform == "cpu" else 1.5  # fitted as the numbers above; the GPU's from one program of eight devices
+    arrays = 2.3 if platform == "cpu" else 1.5  # fitted as those above; the GPU's to one program
     return 4.0 * arrays * sizes.tokens * config.model.width, f"{arrays:g} x 4 D (tokens of all devices)"
 
 
@@ -167,7 +167,8 @@ def window_sizes(config: Config, rows: float) -> tuple[float, float]:
     near = near if 2 * near > chunks else 0
     if near == chunks:
         return 0.0, rows * CHUNK * length
-    return rows * (chunks * CHUNK + back), rows * CHUNK * max(near * CHUNK, back + CHUNK)
+    keys = chunks * CHUNK + back + near * CHUNK  # those of the near chunks are not cut from the copy
+    return rows * keys, rows * CHUNK * max(near * CHUNK, back + CHUNK)
 
 
 def _activations(
@@ -201,7 +202,7 @@ def _block_at_work(config: Config, sizes: Sizes, state: Any, tokens: float, plat
     return Part("gradients, a block at work", size + dense + tables, f"4 (dense parameters) + {_TABLES} + {formula}")
 
 
-def _loss(config: Config, sizes: Sizes, state: Any, devices: int) -> Part:
+def _loss(config: Config, sizes: Sizes, state: Any, devices: int, platform: str) -> Part:
     """Gradients, and what the loss has in memory besides: the logits of a chunk of tokens, the rows they need."""
     loss, width = config.loss, config.model.width
     _, tables = _gradients(config, sizes, state)
@@ -219,7 +220,8 @@ def _loss(config: Config, sizes: Sizes, state: Any, devices: int) -> Part:
             size, formula = size + 8.0 * rows / devices * width, f"{formula} + 8 X D"
     if not sizes.num_tasks:  # the last hidden states, unit vectors, rows of labels, and the gradients of these
         data = jax.tree.leaves(state)[0].sharding.mesh.shape["data"]
-        size, formula = size + 20.0 * sizes.tokens / data * width, f"{formula} + 20 T D"
+        each = 20 if platform == "cpu" else 10
+        size, formula = size + each * sizes.tokens / data * width, f"{formula} + {each} T D"
     return Part("gradients, loss", tables + size, f"{_TABLES} + {formula}")
 
 

@@ -38,3 +38,15 @@ def test_collectives_are_found_with_their_group_bytes_and_number_of_runs():
 def test_an_all_reduce_sends_what_a_reduce_scatter_and_an_all_gather_do():
     parts = wire_bytes("reduce-scatter", 1000.0, 8) + wire_bytes("all-gather", 1000.0, 8)
     assert wire_bytes("all-reduce", 1000.0, 8) == parts == 1750.0
+
+
+def test_groups_may_be_named_by_axes_of_a_mesh():
+    program = """ENTRY %main (p0: f32[4]) -> f32[4] {
+  %a = f32[2]{0} reduce-scatter(f32[8]{0} %x), replica_groups=mesh['data'=4,'model'=2] {'data'}, to_apply=%add
+  %b = f32[3]{0} all-reduce(f32[3]{0} %y), replica_groups=mesh['data'=4,'model'=2] {'data','model'}, to_apply=%add
+}
+"""
+    assert [(c.kind, c.devices, c.payload) for c in collectives(program, 8)] == [
+        ("reduce-scatter", 4, 32.0),
+        ("all-reduce", 8, 12.0),
+    ]
