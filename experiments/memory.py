@@ -132,14 +132,14 @@ def draw(cases: list[dict], path: Path) -> None:
         kib = np.array(case["temporary_bytes"]) / (ROWS * LENGTH) / 2**10
         left.plot(case["depths"], kib, style, color=colour, label=label)
     left.set(xlabel="layers", ylabel="temporary memory, KiB a token", title=f"bfloat16, width {shown[0]['width']}")
-    left.legend()
+    left.legend(loc="upper left")
     kept = [case for case in shown if not case["remat"]]
     place = np.arange(len(kept))
     right.bar(place - 0.2, [case["in_widths"] for case in kept], 0.4, label="XLA, compiled for an H100")
     right.bar(place + 0.2, [PAPER[case["model"]] for case in kept], 0.4, label="paper's count")
     right.set_xticks(place, [case["model"] for case in kept])
     right.set(ylabel="bytes of a token and layer / width", title="kept by a layer")
-    right.legend()
+    right.legend(loc="upper left")
     for axis in (left, right):
         axis.grid(alpha=0.3, axis="y")
     figure.savefig(path, dpi=120)

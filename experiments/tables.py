@@ -169,9 +169,46 @@ def sparse_step() -> str:
     return markdown(("rows", "dense AdamW", *rules[1:], "temporaries: dense, adamw, adagrad"), rows)
 
 
+def layer_memory() -> str:
+    """Bytes that a layer keeps of a token, in widths, and the deepest models, by the compiler for an H100."""
+    results, rows = read("memory"), []
+    for case in results["cases"]:
+        name = f"{case['model']}, {case['dtype']}{', blocks recomputed' * case['remat']}"
+        paper = str(results["paper_widths"][case["model"]]) if case["dtype"] == "bfloat16" and not case["remat"] else ""
+        rows.append((name, f"{case['in_widths']:.1f}", paper, *map(str, case["deepest"].values())))
+    budgets = (f"layers in {budget}" for budget in results["cases"][0]["deepest"])
+    return markdown(("model", "bytes of a token and layer / d", "paper", *budgets), rows)
+
+
+def intensity() -> str:
+    """Hit rates on the paper's streaming data, smaller: mean over seeds, and ratios to HSTU with softmax."""
+    results = read("synthetic_intensity")
+    names = {"transformer": "Transformer", "hstu_softmax": "HSTU with softmax", "hstu": "HSTU"}
+    tests = {name: [run for run in results["runs"] if run["model"] == name] for name in names}
+    means = {n: [statistics.mean(run[m] for run in runs) for m in ("hr@10", "hr@50")] for n, runs in tests.items()}
+    rows = []
+    for name, shown in names.items():
+        ratios = [f"{x[0] / y[0]:.2f}" for x, y in ((f[name], f["hstu_softmax"]) for f in (means, results["paper"]))]
+        rows.append((shown, str(len(tests[name])), *map(figure, means[name]), *ratios))
+    best = [statistics.mean(oracle[m] for oracle in results["oracle"].values()) for m in ("hr@10", "hr@50")]
+    rows.append(("best possible", str(len(results["oracle"])), *map(figure, best), "", ""))
+    return markdown(("model", "seeds", "HR@10", "HR@50", "HR@10 over softmax HSTU", "paper's ratio"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (retrieval, ranking, train_speed, sparsity, length_speed, length_quality, m_falcon, sparse_step)
+    for f in (
+        retrieval,
+        ranking,
+        train_speed,
+        sparsity,
+        length_speed,
+        length_quality,
+        m_falcon,
+        sparse_step,
+        layer_memory,
+        intensity,
+    )
 }
 
 
