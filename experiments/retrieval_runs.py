@@ -105,7 +105,10 @@ def ndcg(rank: np.ndarray, k: int = 10) -> np.ndarray:
 
 def significance(experiment: str, better: str, worse: str) -> dict | None:
     """Paired t-test of NDCG@10 over users, of each the mean over the seeds that both runs have; None without any."""
-    seeds = sorted(set(kept(experiment, better)) & set(kept(experiment, worse)))
+    has_ranks = lambda name: {
+        seed for seed in kept(experiment, name) if (RESULTS / experiment / f"{name}-{seed}.npz").exists()
+    }
+    seeds = sorted(has_ranks(better) & has_ranks(worse))
     if not seeds:
         return None
     means = []
