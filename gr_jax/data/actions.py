@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -88,7 +88,7 @@ def bits(events: pl.DataFrame, actions: Sequence[Action], columns: Mapping[Actio
       columns: the column of `events` that each action with a condition looks at.
 
     Raises:
-      ConfigError: an action compares a column without any value, or one that `events` does not have.
+      ConfigError: an action looks at a column that `events` does not have, or compares one that has no numbers.
     """
     terms = [pl.lit(0, pl.Int32)]
     for i, action in enumerate(actions):
@@ -98,6 +98,13 @@ def bits(events: pl.DataFrame, actions: Sequence[Action], columns: Mapping[Actio
             happened = _condition(events, action, columns[action])
         terms.append(happened.fill_null(False).cast(pl.Int32) * (1 << i))
     return events.with_columns(pl.sum_horizontal(terms).cast(pl.Int32).alias("action"))
+
+
+def check_filled(actions: Sequence[Action], columns: Mapping[Action, str], filled: Collection[str]) -> None:
+    """Raises a ConfigError where an action compares a column that is not `filled`: without any value in the log."""
+    for action in actions:
+        if action.compare and columns[action] not in filled:
+            raise ConfigError(f"data.actions: {action.name!r} compares {action.column!r}, which is empty in this log")
 
 
 def _condition(events: pl.DataFrame, action: Action, column: str) -> pl.Expr:
@@ -111,7 +118,5 @@ def _condition(events: pl.DataFrame, action: Action, column: str) -> pl.Expr:
         return pl.col(column) == 1
     if not values.dtype.is_numeric():
         raise ConfigError(f"data.actions: {action.name!r} compares {action.column!r}, which is not a column of numbers")
-    if events.height and values.null_count() == events.height:
-        raise ConfigError(f"data.actions: {action.name!r} compares {action.column!r}, which is empty in this log")
     number = pl.lit(action.number, values.dtype if values.dtype.is_float() else pl.Float64)
     return _COMPARE[action.compare](pl.col(column), number) & ~pl.col(column).is_null()

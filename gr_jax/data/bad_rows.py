@@ -29,6 +29,7 @@ def sift(
     shown: Path,
     expected: int,
     on_bad_row: str,
+    before: int = 0,
 ) -> tuple[pl.DataFrame, Counter]:
     """Typed events of frames of rows, and the number of bad rows by reason.
 
@@ -36,6 +37,7 @@ def sift(
       plain: the text file to quote a line from; None = the rows have no lines.
       shown: the file to name in errors.
       expected: fields of a good row.
+      before: lines or rows of the shown file before the first of `frames`.
 
     Raises:
       BadRow: at the first bad row, if on_bad_row is "error".
@@ -47,7 +49,7 @@ def sift(
         bad = reason.is_not_null()
         if on_bad_row == "error" and bad.any():
             first = int(bad.arg_max())  # type: ignore[arg-type]
-            raise _bad_row(rows.row(first, named=True), str(reason[first]), layout, plain, shown, expected)
+            raise _bad_row(rows.row(first, named=True), str(reason[first]), layout, plain, shown, expected, before)
         skipped.update(reason.drop_nulls().to_list())
         chunks.append(_typed(rows.filter(~bad), layout))
     return pl.concat(chunks), skipped
@@ -55,7 +57,7 @@ def sift(
 
 def text_rows(plain: Path, layout: Layout, names: tuple[str, ...]) -> Iterator[pl.DataFrame]:
     """Frames of rows of a delimited text file whose columns are `names`."""
-    if layout.quoted and _has_quote(plain):
+    if layout.quoted and has_quote(plain):
         yield from _frames(_quoted_rows(plain, layout, names), layout, len(names))
         return
     roles = list(layout.columns)
@@ -79,7 +81,8 @@ def text_rows(plain: Path, layout: Layout, names: tuple[str, ...]) -> Iterator[p
         yield rows.filter(pl.col("number") > skip).select("number", "found", *chosen)
 
 
-def _has_quote(plain: Path) -> bool:
+def has_quote(plain: Path) -> bool:
+    """Whether a double quote is anywhere in the file."""
     with open(plain, "rb") as file:
         return any(b'"' in block for block in iter(lambda: file.read(_CHUNK_BYTES), b""))
 
@@ -186,14 +189,16 @@ def _typed(rows: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     return rows.select(*(casts | {"timestamp": integer_time(pl.col("timestamp"))}).values())
 
 
-def _bad_row(row: dict, reason: str, layout: Layout, plain: Path | None, shown: Path, expected: int) -> BadRow:
+def _bad_row(
+    row: dict, reason: str, layout: Layout, plain: Path | None, shown: Path, expected: int, before: int
+) -> BadRow:
     number = row["number"]
     if plain is None:
-        where, content = f"{shown}: row {number}", repr([row[name] for name in layout.columns])
+        where, content = f"{shown}: row {before + number}", repr([row[name] for name in layout.columns])
     else:
         with open(plain, encoding="utf-8-sig", errors="replace", newline="\n") as lines:
             content = repr(next(itertools.islice(lines, number - 1, None)).rstrip("\r\n"))
-        where = f"{shown}:{number}"
+        where = f"{shown}:{before + number}"
     content = content if len(content) <= 200 else f"{content[:200]}..."
     remedy = "correct the row or set data.on_bad_row=skip"
     if row["found"] != expected:

@@ -25,11 +25,12 @@ and, where the config names features, whose values 1..V have one vocabulary (0 =
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -296,11 +297,13 @@ def _counts(columns: Mapping[str, np.ndarray], items: int) -> dict:
     }
 
 
-def prepare(config: DataConfig, *, progress: bool = False) -> Dataset:
+def prepare(config: DataConfig, *, progress: bool = False, build: Callable[..., Dataset] | None = None) -> Dataset:
     """The prepared dataset of `config`: opened when it is there, else made from the raw log.
 
     Args:
       progress: show a bar while downloading, on a terminal.
+      build: makes it of (config, raw files, folder, entries of meta.json); None = in the memory of this process,
+        `beam_prepare.build` = by Apache Beam, to the same dataset.
 
     Raises:
       ConfigError: no raw log, a bad row, nothing left by the filter, or `data.prepared` was made otherwise.
@@ -324,9 +327,8 @@ def prepare(config: DataConfig, *, progress: bool = False) -> Dataset:
         dataset = open_dataset(folder)
         provenance.check_same(folder, dataset.meta, made_from)
         return dataset
-    log = _generate(config) if config.source == "synthetic" else sources.read(config, files)
     meta = {"source": config.source, "fingerprint": fingerprint, "made_from": made_from}
-    return _build(log, config, folder, meta)
+    return (build or _build)(config, files, folder, meta)
 
 
 def _generate(config: DataConfig) -> sources.Log:
@@ -336,9 +338,10 @@ def _generate(config: DataConfig) -> sources.Log:
     return sources.with_actions(generate(config.synthetic), actions.parse(config.actions))
 
 
-def _build(log: sources.Log, config: DataConfig, folder: Path, meta: dict) -> Dataset:
-    """Filters and sorts the log, numbers its users and items and writes it."""
-    events = log.events
+def _build(config: DataConfig, files: Sequence[Path], folder: Path, meta: dict) -> Dataset:
+    """Reads, filters and sorts the log, numbers its users and items and writes it."""
+    log = _generate(config) if config.source == "synthetic" else sources.read(config, files)
+    events, log = log.events, dataclasses.replace(log, events=log.events.clear())
     user, raw_users = ids.encode(events["user"])
     item, raw_items = ids.encode(events["item"])
     names = ("timestamp", "rating", "action")
@@ -349,28 +352,44 @@ def _build(log: sources.Log, config: DataConfig, folder: Path, meta: dict) -> Da
         user, item = user[keep], item[keep]
         columns = {name: column[keep] for name, column in columns.items()}
     if not len(user):
-        filtered = f" after data.filter={config.filter} with data.min_events={config.min_events}"
-        skipped = "".join(f"; {count:,} rows skipped: {reason}" for reason, count in log.skipped.items())
-        raise ConfigError(f"data.source={config.source}: no events{filtered * (config.filter != 'none')}{skipped}")
+        raise no_events(config, log)
     user, kept_users = ids.compact(user, len(raw_users))
     item, kept_items = ids.compact(item, len(raw_items))
-    order = _order(user, columns["timestamp"])
+    order = stable_order(user, columns["timestamp"])
     columns = {name: column[order] for name, column in columns.items()}
     if log.unit == "ms":  # only now: milliseconds order events that share a second
         columns["timestamp"] = columns["timestamp"] // 1000
     columns["item"] = (item + 1)[order]
     columns["offsets"] = np.concatenate([[0], np.cumsum(np.bincount(user))])
-    raw_items, raw_users = raw_items.gather(kept_items), raw_users.gather(kept_users)
+    return write_log(folder, log, columns, raw_users.gather(kept_users), raw_items.gather(kept_items), meta)
+
+
+def no_events(config: DataConfig, log: sources.Log) -> ConfigError:
+    """What there is to say of a log of which nothing is left."""
+    filtered = f" after data.filter={config.filter} with data.min_events={config.min_events}"
+    skipped = "".join(f"; {count:,} rows skipped: {reason}" for reason, count in log.skipped.items())
+    return ConfigError(f"data.source={config.source}: no events{filtered * (config.filter != 'none')}{skipped}")
+
+
+def write_log(
+    folder: Path,
+    log: sources.Log,
+    columns: Mapping[str, np.ndarray],
+    raw_users: pl.Series,
+    raw_items: pl.Series,
+    meta: Mapping,
+) -> Dataset:
+    """Writes `columns` with all that the log tells of its users and items; its events are not looked at."""
     titles = None
     if log.titles is not None:
         first = log.titles.unique("item", keep="first")
         titles = raw_items.to_frame("item").join(first, on="item", how="left", maintain_order="left")["title"]
     encoded = features.encode(log.attributes, raw_users, raw_items, unit=log.unit)
-    meta = meta | {"actions": list(log.actions)} | encoded.meta
+    meta = {**meta, "actions": list(log.actions), **encoded.meta}
     meta["skipped"] = log.skipped | encoded.meta.get("skipped", {})
     return write(
         folder,
-        columns=columns | encoded.columns,
+        columns={**columns, **encoded.columns},
         raw_users=raw_users,
         raw_items=raw_items,
         titles=titles,
@@ -379,7 +398,7 @@ def _build(log: sources.Log, config: DataConfig, folder: Path, meta: dict) -> Da
     )
 
 
-def _order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
+def stable_order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
     """The stable order by (user, timestamp): ties keep the order of the file."""
     first, span = int(timestamp.min()), int(timestamp.max()) - int(timestamp.min()) + 1
     if (int(user.max()) + 1) * span >= 2**63:

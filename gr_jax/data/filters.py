@@ -10,8 +10,8 @@ def k_core(user: Int[np.ndarray, " E"], item: Int[np.ndarray, " E"], *, k: int) 
     """The events of the k-core: users and items with under `k` events leave until nothing changes."""
     keep = np.ones(len(user), bool)
     while True:
-        kept = keep & _frequent(item, keep, k=k)
-        kept &= _frequent(user, kept, k=k)
+        kept = keep & frequent(item, keep, k=k)
+        kept &= frequent(user, kept, k=k)
         if (kept == keep).all():
             return keep
         keep = kept
@@ -24,10 +24,10 @@ def one_pass(user: Int[np.ndarray, " E"], item: Int[np.ndarray, " E"], *, k: int
     This is the rule behind the published Amazon Books numbers.
     """
     everything = np.ones(len(user), bool)
-    keep = _frequent(item, everything, k=k) & _frequent(user, everything, k=k)
-    return keep & _frequent(user, keep, k=k)
+    keep = frequent(item, everything, k=k) & frequent(user, everything, k=k)
+    return keep & frequent(user, keep, k=k)
 
 
-def _frequent(code: np.ndarray, among: np.ndarray, *, k: int) -> np.ndarray:
+def frequent(code: np.ndarray, among: np.ndarray, *, k: int) -> np.ndarray:
     """Whether each event's code occurs at least `k` times in `code[among]`."""
     return (np.bincount(code[among], minlength=int(code.max(initial=-1)) + 1) >= k)[code]

@@ -9,18 +9,29 @@ import polars as pl
 def encode(raw: pl.Series) -> tuple[np.ndarray, pl.Series]:
     """int32 codes 0.. of the values, and their distinct strings, in numeric order if all are integers."""
     distinct = in_order(raw.unique())
+    return codes(raw, distinct), distinct.cast(pl.String)
+
+
+def codes(raw: pl.Series, distinct: pl.Series) -> np.ndarray:
+    """int32 places of the values in `distinct`, which has them all."""
     table = pl.DataFrame({"raw": distinct, "code": np.arange(len(distinct), dtype=np.int32)})
-    codes = raw.to_frame("raw").join(table, on="raw", how="left", maintain_order="left")["code"]
-    return codes.to_numpy(), distinct.cast(pl.String)
+    return raw.to_frame("raw").join(table, on="raw", how="left", maintain_order="left")["code"].to_numpy()
 
 
 def in_order(distinct: pl.Series) -> pl.Series:
     """Distinct values in numeric order if all are integers, else sorted as text."""
-    number = distinct.cast(pl.Int64, strict=False) if distinct.dtype == pl.String else distinct
-    # "007" and "7" are two ids, so digits that do not print back the same sort as text.
-    if not number.null_count() and (number.cast(pl.String) == distinct.cast(pl.String)).all():
-        return distinct.gather(number.arg_sort())
-    return distinct.sort()
+    return distinct.gather(arg_order(distinct, integers=are_integers(distinct)))
+
+
+def arg_order(distinct: pl.Series, *, integers: bool) -> pl.Series:
+    """Where the values stand that come first, second, ..: by number if they are `integers`, else as text."""
+    return (distinct.cast(pl.Int64) if integers else distinct).arg_sort()
+
+
+def are_integers(distinct: pl.Series) -> bool:
+    """Whether all values are integers as they print: "007" and "7" are two ids, so those are text."""
+    number = distinct.cast(pl.Int64, strict=False)
+    return not number.null_count() and bool((number.cast(pl.String) == distinct.cast(pl.String)).all())
 
 
 def compact(code: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

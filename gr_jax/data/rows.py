@@ -17,12 +17,15 @@ from gr_jax.data.layout import PER_SECOND, Layout
 _CHUNK_BYTES = 1 << 22
 
 
-def read_text(plain: Path, layout: Layout, *, shown: Path, on_bad_row: str) -> tuple[pl.DataFrame, Counter]:
+def read_text(
+    plain: Path, layout: Layout, *, shown: Path, on_bad_row: str, before: int = 0
+) -> tuple[pl.DataFrame, Counter]:
     """Events of a delimited text file, and the number of rows skipped by reason.
 
     Args:
-      plain: the uncompressed file.
+      plain: the uncompressed file, or a piece of one: whole lines.
       shown: the file to name in errors.
+      before: lines of that file before the piece.
 
     Returns:
       Columns user and item (Int64 if the layout says integers, else String), timestamp (Int64, in the
@@ -40,11 +43,13 @@ def read_text(plain: Path, layout: Layout, *, shown: Path, on_bad_row: str) -> t
             events = None
         if events is not None and _is_sound(events, layout):
             return events, Counter()
-    rows = bad_rows.text_rows(plain, layout, names)
-    return bad_rows.sift(rows, layout, plain=plain, shown=shown, expected=len(names), on_bad_row=on_bad_row)
+    rows, quoted = bad_rows.text_rows(plain, layout, names), {"plain": plain, "shown": shown, "before": before}
+    return bad_rows.sift(rows, layout, **quoted, expected=len(names), on_bad_row=on_bad_row)
 
 
-def read_jsonl(plain: Path, layout: Layout, *, shown: Path, on_bad_row: str) -> tuple[pl.DataFrame, Counter]:
+def read_jsonl(
+    plain: Path, layout: Layout, *, shown: Path, on_bad_row: str, before: int = 0
+) -> tuple[pl.DataFrame, Counter]:
     """As `read_text`, of a file with one JSON object a line."""
     columns = layout.columns
     schema = _types(columns, layout)
@@ -55,17 +60,23 @@ def read_jsonl(plain: Path, layout: Layout, *, shown: Path, on_bad_row: str) -> 
         events = None
     if events is not None and _is_sound(events, layout):
         return events, Counter()
-    rows = bad_rows.json_rows(plain, layout)
-    return bad_rows.sift(rows, layout, plain=plain, shown=shown, expected=len(columns), on_bad_row=on_bad_row)
+    rows, quoted = bad_rows.json_rows(plain, layout), {"plain": plain, "shown": shown, "before": before}
+    return bad_rows.sift(rows, layout, **quoted, expected=len(columns), on_bad_row=on_bad_row)
 
 
-def read_parquet(file: Path, layout: Layout, *, on_bad_row: str) -> tuple[pl.DataFrame, Counter]:
-    """As `read_text`, of a Parquet file; date-times become the layout's unit; errors name the row from 1."""
+def read_parquet(
+    file: Path, layout: Layout, *, on_bad_row: str, before: int = 0, rows: int | None = None
+) -> tuple[pl.DataFrame, Counter]:
+    """As `read_text`, of a Parquet file; date-times become the layout's unit; errors name the row from 1.
+
+    Args:
+      before, rows: leave out so many rows, and read so many; None = all.
+    """
     try:
         names = pl.read_parquet_schema(file)
         check_columns(tuple(names), layout, file)
         chosen = [pl.col(name).alias(role) for role, name in layout.columns.items()]
-        raw = pl.scan_parquet(file).select(chosen).collect()
+        raw = pl.scan_parquet(file).select(chosen).slice(before, rows).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ConfigError(f"{file}: not a readable Parquet file ({_first_line(error)})") from None
     raw = raw.with_columns(integer_times(raw["timestamp"], layout))
@@ -82,8 +93,8 @@ def read_parquet(file: Path, layout: Layout, *, on_bad_row: str) -> tuple[pl.Dat
     if events is not None and _is_sound(events, layout):
         return events, Counter()
     width = len(layout.columns)
-    rows = raw.cast(pl.String).with_row_index("number", offset=1).with_columns(found=pl.lit(width))
-    return bad_rows.sift([rows], layout, plain=None, shown=file, expected=width, on_bad_row=on_bad_row)
+    texts = raw.cast(pl.String).with_row_index("number", offset=1).with_columns(found=pl.lit(width))
+    return bad_rows.sift([texts], layout, plain=None, shown=file, expected=width, on_bad_row=on_bad_row, before=before)
 
 
 def header(plain: Path, layout: Layout) -> list[str]:

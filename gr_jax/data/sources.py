@@ -39,6 +39,16 @@ class Log:
 
 
 @dataclass(frozen=True)
+class RawFiles:
+    """The files of a log, out of their archive but not decompressed."""
+
+    layout: Layout  # of the format; `resolved` tells that of one file
+    logs: tuple[Path, ...]  # in file order
+    titles: Path | None
+    beside: Path  # folder that the files of attributes are relative to
+
+
+@dataclass(frozen=True)
 class _Format:
     layout: Layout
     logs: tuple[str, ...]  # names of the files with events, as shell patterns
@@ -188,28 +198,55 @@ def read(config: DataConfig, files: Sequence[Path]) -> Log:
       ConfigError: a missing column, a damaged file, no log in an archive, or all times in another unit.
       BadRow: a row that cannot be used, unless config.on_bad_row is "skip".
     """
-    format, beside = _format(config), files[0].parent
     with tempfile.TemporaryDirectory(prefix="gr_jax-") as scratch:
-        if unpack.is_archive(files[0]):
-            files = _extract(files[0], format, Path(scratch), also=attributes.official_files(config))
-        logs = [file for file in files if file.name != format.titles]
-        parts, layouts, bad = zip(*(_read_log(config, log, format.layout, Path(scratch)) for log in logs), strict=True)
-        layout, skipped = layouts[0], sum(bad, Counter())
-        if any(other.actions != layout.actions for other in layouts):
-            raise ConfigError(f"{logs[0].parent}: the logs have different action columns")
-        log = with_actions(_check_unit(_concat(parts), layout, logs[0]), layout.actions, layout.action_columns)
-        found = attributes.find(config, beside=beside, official=logs[0].parent)
-        titles, files = attributes.titles(config, found, layout), [f for f in files if f.name == format.titles]
-        if titles is None and files:
-            titles = _titles(config.source, files[0])
-        return dataclasses.replace(
-            log,
-            events=_drop_empty_rating(log.events),
-            unit=layout.unit,
-            titles=titles,
-            skipped=dict(sorted(skipped.items())),
-            attributes=attributes.read(config, found, layout),
-        )
+        raw = unpacked(config, files, Path(scratch))
+        parts, layouts, bad = zip(*(_read_log(config, log, raw.layout, Path(scratch)) for log in raw.logs), strict=True)
+        layout, events = common_layout(layouts, raw), _concat(parts)
+        check_unit(events["timestamp"].max(), layout, raw)  # type: ignore[arg-type]
+        log = with_actions(events, layout.actions, layout.action_columns)
+        log = dataclasses.replace(log, events=_drop_empty_rating(log.events))
+        return described(log, config, raw, layout, sum(bad, Counter()))
+
+
+def unpacked(config: DataConfig, files: Sequence[Path], scratch: Path) -> RawFiles:
+    """The files that `find` returned, those of an archive unpacked into `scratch`."""
+    format, beside = _format(config), files[0].parent
+    if unpack.is_archive(files[0]):
+        files = _extract(files[0], format, scratch, also=attributes.official_files(config))
+    logs = tuple(file for file in files if file.name != format.titles)
+    titles = next((file for file in files if file.name == format.titles), None)
+    return RawFiles(format.layout, logs, titles, beside)
+
+
+def common_layout(layouts: Sequence[Layout], raw: RawFiles) -> Layout:
+    """The layout of the first log; raises a ConfigError if another one has other actions."""
+    if any(other.actions != layouts[0].actions for other in layouts):
+        raise ConfigError(f"{raw.logs[0].parent}: the logs have different action columns")
+    return layouts[0]
+
+
+def check_unit(last: int | None, layout: Layout, raw: RawFiles) -> None:
+    """Raises a ConfigError if the last time of the log says that its times are seconds, not milliseconds."""
+    # Every time of a log of today, read as milliseconds when it is seconds, falls in the first weeks of 1970.
+    if layout.unit == "ms" and last is not None and 0 < last < 5_000_000_000:
+        remedy = "data.source=csv reads those with data.time_unit=s"
+        shown = f"{raw.logs[0]}: as milliseconds its last time, {last}, is in 1970"
+        raise ConfigError(f"{shown}: it looks like seconds; {remedy}")
+
+
+def described(log: Log, config: DataConfig, raw: RawFiles, layout: Layout, skipped: Counter) -> Log:
+    """`log` with its unit, the rows skipped, and what other files tell of its users and items."""
+    found = attributes.find(config, beside=raw.beside, official=raw.logs[0].parent)
+    titles = attributes.titles(config, found, layout)
+    if titles is None and raw.titles is not None:
+        titles = _titles(config.source, raw.titles)
+    return dataclasses.replace(
+        log,
+        unit=layout.unit,
+        titles=titles,
+        skipped=dict(sorted(skipped.items())),
+        attributes=attributes.read(config, found, layout),
+    )
 
 
 def with_actions(
@@ -223,11 +260,21 @@ def with_actions(
     Raises:
       ConfigError: an action looks at a column that is not there or has no numbers.
     """
+    columns = columns or {action: action.column for action in happens}
+    empty = [name for name in events.columns if events.height and events[name].null_count() == events.height]
+    told = usual_columns(events, happens, columns)
+    actions.check_filled(happens, columns, set(events.columns) - set(empty))
+    return Log(told, actions=tuple(action.name for action in happens))
+
+
+def usual_columns(
+    events: pl.DataFrame, happens: Sequence[actions.Action], columns: Mapping[actions.Action, str]
+) -> pl.DataFrame:
+    """user, item, timestamp, rating if there is one, and action, if any can happen, of some or all events of a log."""
     if happens:
-        events = actions.bits(events, happens, columns or {action: action.column for action in happens})
+        events = actions.bits(events, happens, columns)
     usual = ("user", "item", "timestamp", "rating", "action")
-    names = tuple(action.name for action in happens)
-    return Log(events.select(name for name in usual if name in events.columns), actions=names)
+    return events.select(name for name in usual if name in events.columns)
 
 
 def _extract(archive: Path, format: _Format, scratch: Path, *, also: Sequence[str]) -> list[Path]:
@@ -245,22 +292,34 @@ def _read_log(config: DataConfig, file: Path, layout: Layout, scratch: Path) -> 
     if config.source == "parquet":
         events, skipped = rows.read_parquet(file, layout, on_bad_row=config.on_bad_row)
         return events, layout, skipped
-    plain, truncated = file, 0
-    if file.suffix == ".gz":
-        plain = scratch / file.stem
-        truncated = unpack.gunzip(file, plain, on_bad_row=config.on_bad_row)
+    plain, truncated = decompressed(config, file, scratch)
     try:
-        if config.source == "amazon-2014" and "timestamp" in rows.header(plain, layout):
-            layout = dataclasses.replace(layout, names=())  # re-packed with a header line, as the k-cores are
-        if layout.actions and not config.actions:
-            present = set(rows.header(plain, layout))
-            layout = dataclasses.replace(layout, actions=tuple(a for a in layout.actions if a.column in present))
+        layout = resolved(config, plain, layout)
         read = rows.read_jsonl if plain.suffix == ".jsonl" else rows.read_text
         events, skipped = read(plain, layout, shown=file, on_bad_row=config.on_bad_row)
     finally:
         if plain != file:
             plain.unlink()
-    return events, layout, skipped + Counter({"truncated gzip file": truncated})
+    return events, layout, skipped + truncated
+
+
+def decompressed(config: DataConfig, file: Path, scratch: Path) -> tuple[Path, Counter]:
+    """The text file itself, or that of a gzip file in `scratch`; and what had to be left out of it."""
+    if file.suffix != ".gz":
+        return file, Counter()
+    plain = scratch / file.stem
+    truncated = unpack.gunzip(file, plain, on_bad_row=config.on_bad_row)
+    return plain, Counter({"truncated gzip file": truncated})
+
+
+def resolved(config: DataConfig, plain: Path, layout: Layout) -> Layout:
+    """The layout of one text file of the format: some have a header line, and not all have all actions."""
+    if config.source == "amazon-2014" and "timestamp" in rows.header(plain, layout):
+        layout = dataclasses.replace(layout, names=())  # re-packed with a header line, as the k-cores are
+    if layout.actions and not config.actions:
+        present = set(rows.header(plain, layout))
+        layout = dataclasses.replace(layout, actions=tuple(a for a in layout.actions if a.column in present))
+    return layout
 
 
 def _concat(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -269,15 +328,6 @@ def _concat(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
         if len({part[name].dtype for part in parts}) > 1:
             parts = [part.with_columns(pl.col(name).cast(pl.String)) for part in parts]
     return pl.concat(parts)
-
-
-def _check_unit(events: pl.DataFrame, layout: Layout, file: Path) -> pl.DataFrame:
-    # Every time of a log of today, read as milliseconds when it is seconds, falls in the first weeks of 1970.
-    last = events["timestamp"].max()
-    if layout.unit == "ms" and isinstance(last, int) and 0 < last < 5_000_000_000:
-        remedy = "data.source=csv reads those with data.time_unit=s"
-        raise ConfigError(f"{file}: as milliseconds its last time, {last}, is in 1970: it looks like seconds; {remedy}")
-    return events
 
 
 def _drop_empty_rating(events: pl.DataFrame) -> pl.DataFrame:

@@ -60,9 +60,9 @@ def test_times_too_wide_for_one_sort_key_sort_the_same():
     rng = np.random.default_rng(0)
     user = rng.integers(0, 2**31 - 1, 1000).astype(np.int32) // 2**27
     time = rng.integers(0, 5, 1000)
-    narrow = dataset_module._order(user, time)
+    narrow = dataset_module.stable_order(user, time)
     user[0] = 2**31 - 2
-    wide = dataset_module._order(user, time * 2**33)
+    wide = dataset_module.stable_order(user, time * 2**33)
     assert (wide[wide != 0] == narrow[narrow != 0]).all() and wide[-1] == 0
 
 
