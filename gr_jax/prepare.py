@@ -3,6 +3,8 @@
     python -m gr_jax.prepare --config=configs/ml_1m.py --config.data.path=ml-1m
     python -m gr_jax.prepare --source=csv --path=clicks.csv.gz --user-column=visitor --out=data/clicks
     python -m gr_jax.prepare --source=ml-1m --actions="liked=rating>=4,loved=rating>=5" --user-features=gender,age
+    python -m gr_jax.prepare --source=parquet --path=/shared/clicks --out=/shared/prepared \\
+        --runner=beam --beam-options="--runner=FlinkRunner --flink_master=host:8081 --parallelism=64"
 
 What is already prepared from the same files with the same settings is only summarised.
 """
@@ -10,11 +12,13 @@ What is already prepared from the same files with the same settings is only summ
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from datetime import UTC, datetime
 
 from gr_jax import cli
 from gr_jax.config import SOURCES, ConfigError, DataConfig
+from gr_jax.data import beam_prepare
 from gr_jax.data.dataset import Dataset, prepare
 from gr_jax.overrides import comments
 
@@ -49,6 +53,12 @@ def main(argv: list[str]) -> None:
     about = comments(DataConfig())
     flags: dict[str, cli.Flag] = {name: (kind, None, about[name]) for name, kind in _FIELDS.items()}
     flags["out"] = (str, None, about["prepared"])
+    flags["runner"] = (
+        ("polars", "beam"),
+        "polars",
+        "polars = in this process | beam = by Apache Beam, on many machines",
+    )
+    flags["beam_options"] = (str, "", "of Beam, in quotes; without --runner among them it runs in this process")
     args = cli.parse(argv, doc=__doc__, flags=flags, config="optional")
     if args.config is None and args.source is None:
         raise ConfigError("give --config=FILE, or --source=NAME and --path=RAW; --help tells more")
@@ -56,8 +66,11 @@ def main(argv: list[str]) -> None:
     if args.out is not None:
         given["prepared"] = args.out
     config = dataclasses.replace(args.config.data if args.config else DataConfig(), **given)
+    if args.beam_options and args.runner != "beam":
+        raise ConfigError("--beam-options is only for --runner=beam")
+    build = functools.partial(beam_prepare.build, options=args.beam_options) if args.runner == "beam" else None
     start = time.perf_counter()
-    dataset = prepare(config, progress=True)
+    dataset = prepare(config, progress=True, build=build)
     print(summary(dataset, seconds=time.perf_counter() - start))
 
 

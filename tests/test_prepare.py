@@ -111,3 +111,18 @@ def test_the_module_runs_as_a_command(clicks):
     command = [sys.executable, "-m", "gr_jax.prepare", "--source=csv", f"--path={clicks}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=100)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_beam_has_to_be_installed_and_needs_a_log(clicks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    argv = [f"--out={tmp_path}/out", "--source=csv", f"--path={clicks}", *OWN]
+    cases = {
+        "--runner=beam": "pip install 'gr-jax[beam]'",
+        "--beam-options=--runner=FlinkRunner": "--beam-options is only for --runner=beam",
+    }
+    for flag, expected in cases.items():
+        assert run(monkeypatch, [*argv, flag]) == 2
+        assert expected in capsys.readouterr().err
+    assert run(monkeypatch, [argv[0], "--source=synthetic", "--runner=beam"]) == 2
+    assert "data.source=synthetic is generated" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
