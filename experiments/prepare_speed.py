@@ -1,9 +1,11 @@
 """Time and memory of preparing a log of MovieLens-20M's format and size. Bar: 60 s and 3 GiB on 2 cores.
 
     python experiments/prepare_speed.py [--rows=20000000] [--filter=none]
+    python experiments/prepare_speed.py --ml-1m=FOLDER --runner=both --json=experiments/results/beam_prepare.json
 
 The log is made up (nothing is downloaded): 138,493 users with log-normal history lengths, 26,744 items with
-Zipf popularity, rows in the order of the official file (by user, then movie). Prints JSON.
+Zipf popularity, rows in the order of the official file (by user, then movie). Prints JSON. With --runner=both polars
+and Apache Beam, in one process, prepare the same log, each in a process of its own, and their files are compared.
 """
 
 from __future__ import annotations
@@ -27,20 +29,41 @@ USERS, ITEMS = 138_493, 26_744
 
 
 def main(argv: list[str]) -> None:
-    """Writes the log, prepares it in a fresh process, and prints what that took."""
+    """Writes the log, prepares it in a fresh process per runner, and prints what that took."""
     flags: dict[str, cli.Flag] = {
         "rows": (int, 20_000_000, "events in the log"),
+        "ml-1m": (str, "", "folder of MovieLens-1M, to prepare that instead"),
         "filter": (str, "none", "as data.filter"),
-        "child": (str, "", "prepare this folder and print; used by the script itself"),
+        "runner": (("polars", "beam", "both"), "polars", "what prepares it"),
+        "json": (Path, None, "write the result here too"),
+        "child": (str, "", "prepare into this folder and print; used by the script itself"),
     }
+    flags = {name.replace("-", "_"): flag for name, flag in flags.items()}
     args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
     if args.child:
-        prepare_and_print(Path(args.child), args.filter)
+        prepare_and_print(Path(args.child), args.filter, args.ml_1m, args.runner)
         return
+    runners = ("polars", "beam") if args.runner == "both" else (args.runner,)
     with tempfile.TemporaryDirectory() as folder:
-        write_log(Path(folder) / "ratings.csv", args.rows)
-        command = [sys.executable, __file__, f"--child={folder}", f"--filter={args.filter}"]
-        subprocess.run(command, check=True)
+        if not args.ml_1m:
+            write_log(Path(folder) / "ratings.csv", args.rows)
+        result = {}
+        for runner in runners:
+            command = [sys.executable, __file__, f"--child={folder}", f"--runner={runner}", f"--filter={args.filter}"]
+            done = subprocess.run([*command, f"--ml-1m={args.ml_1m}"], check=True, stdout=subprocess.PIPE)
+            result[runner] = json.loads(done.stdout)
+        if len(runners) > 1:
+            result["same_bytes"] = contents(Path(folder) / "polars") == contents(Path(folder) / "beam")
+    shown = [word for word in argv if not word.startswith("--ml")] + ["--ml-1m=FOLDER"] * bool(args.ml_1m)
+    text = json.dumps({"command": " ".join(["experiments/prepare_speed.py", *shown]), **result}, indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a dataset."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def write_log(file: Path, rows: int) -> None:
@@ -60,13 +83,16 @@ def write_log(file: Path, rows: int) -> None:
     pl.DataFrame(columns).write_csv(file)
 
 
-def prepare_and_print(folder: Path, filter: str) -> None:
-    """Prepares `folder/ratings.csv` in this process."""
+def prepare_and_print(folder: Path, filter: str, ml_1m: str, runner: str) -> None:
+    """Prepares `folder/ratings.csv`, or MovieLens-1M, in this process."""
+    from gr_jax.data import beam_prepare
     from gr_jax.data.dataset import prepare
 
+    source, path = ("ml-1m", ml_1m) if ml_1m else ("ml-20m", str(folder))
     load, start, cpu = os.getloadavg()[0], time.perf_counter(), time.process_time()
-    config = DataConfig(source="ml-20m", path=str(folder), prepared=str(folder / "prepared"), filter=filter)
-    dataset = prepare(config)
+    config = DataConfig(source=source, path=path, prepared=str(folder / runner), filter=filter)
+    dataset = prepare(config, build=beam_prepare.build if runner == "beam" else None)
+    raw = Path(ml_1m) / "ratings.dat" if ml_1m else folder / "ratings.csv"
     result = {
         "rows": dataset.num_events,
         "users": dataset.num_users,
@@ -75,7 +101,7 @@ def prepare_and_print(folder: Path, filter: str) -> None:
         "seconds": round(time.perf_counter() - start, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),  # Linux: KiB
-        "csv_mib": round((folder / "ratings.csv").stat().st_size / 2**20),
+        "log_mib": round(raw.stat().st_size / 2**20),
         "cores": os.cpu_count(),
         "load_before": round(load, 1),
     }

@@ -3,9 +3,10 @@
     files -> split -> pieces -> read -> events by hash of the user -> shards -> (filter) -> one dataset
 
 Workers and the launching process see the raw log and the output folder at the same paths, as on a shared file system,
-and have gr_jax installed. A worker holds one piece (64 MiB of text), or one shard, or the raw ids of all items before
-the filter; the launching process the raw ids of all items and of the users that stay, what is known of them, and a few
-million events. The shards and the decompressed log are beside the output until it is complete.
+and have gr_jax installed. In memory a worker has one piece (64 MiB of text, or a whole file of text with quotes), or
+one shard and the raw ids of all items of the log. The launching process has those ids too, the raw ids of the users
+that stay, what is known of users and items, and a few million events. On disk, beside the output until it is complete,
+are the decompressed log, the shards, the shards filtered, and the merged columns.
 """
 
 from __future__ import annotations

@@ -15,12 +15,6 @@ from gr_jax.data.dataset import prepare
 
 pytest.importorskip("apache_beam", reason="the extra [beam], in an environment of its own: see .ci/run")
 
-# Of Beam's own code and of what it imports.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:apache_beam"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
-
 
 def lines(seed: int, events: int = 120) -> list[str]:
     """Events of few users, with many ties and a rating that tells them apart."""

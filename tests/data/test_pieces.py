@@ -13,7 +13,7 @@ from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import pieces, sources
 from gr_jax.data.layout import BadRow
 
-SIZES = (1, 40, 1 << 20)
+SIZES = (30, 1 << 20)
 
 
 def rows(seed: int, number: int = 60) -> list[str]:
