@@ -179,6 +179,37 @@ class ModelConfig:
 
 @typing.no_type_check
 @dataclass(frozen=True)
+class VocabularyConfig:
+    """Which rows of the item table an item has."""
+
+    kind: str = (
+        "catalogue"  # a row for each item | hashed: rows by hashes of its raw id | admitted: own rows are earned
+    )
+    rows: int = 0  # hashed: rows of the table | admitted: rows that one item owns at a time, besides shared_rows
+    hashes: int = 2  # k: independent hashes of a raw id; an item's vector is the sum of its k rows / sqrt(k)
+    shared_rows: int = 0  # admitted: rows that items without an own one share, by their hashes
+    admit_after: int = 3  # admitted: steps that name an item before it may own a row
+    evict_after: int = 0  # admitted: steps in a row that do not name an item, after which it loses its row; 0 = never
+    update_every: int = 100  # admitted: steps between the moments at which rows are given and taken
+
+    def __post_init__(self):
+        _check_types(self, "vocabulary.")
+        _check_choice("vocabulary.kind", self.kind, ("catalogue", "hashed", "admitted"))
+        for name, kinds in (("rows", ("hashed", "admitted")), ("shared_rows", ("admitted",))):
+            value, used = getattr(self, name), self.kind in kinds
+            rule = "at least 1" if used else f"0 with vocabulary.kind={self.kind}; it belongs to {' and '.join(kinds)}"
+            _check(value >= 1 if used else value == 0, f"vocabulary.{name}", value, rule)
+        for name in ("hashes", "admit_after", "update_every"):
+            _check(getattr(self, name) >= 1, f"vocabulary.{name}", getattr(self, name), "at least 1")
+        _check(self.evict_after >= 0, "vocabulary.evict_after", self.evict_after, "at least 0")
+
+    def table_ids(self, num_items: int) -> int:
+        """Rows of the item table for a catalogue of so many items, without row 0, which is padding."""
+        return num_items if self.kind == "catalogue" else self.rows + self.shared_rows
+
+
+@typing.no_type_check
+@dataclass(frozen=True)
 class LossConfig:
     """Next-item loss over the catalogue."""
 
@@ -350,6 +381,7 @@ class Config:
     seed: int = 0  # of initialisation, shuffling, dropout and negatives
     data: DataConfig = field(default_factory=DataConfig)  # raw log and layout
     model: ModelConfig = field(default_factory=ModelConfig)  # encoder
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)  # rows of the item table
     loss: LossConfig = field(default_factory=LossConfig)  # training objective of retrieval
     ranking: RankingConfig = field(default_factory=RankingConfig)  # tasks of ranking; with none the run is retrieval
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # AdamW

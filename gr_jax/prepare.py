@@ -6,7 +6,8 @@
     python -m gr_jax.prepare --source=parquet --path=/shared/clicks --out=/shared/prepared \\
         --runner=beam --beam-options="--runner=FlinkRunner --flink_master=host:8081 --parallelism=64"
 
-What is already prepared from the same files with the same settings is only summarised.
+What is already prepared from the same files with the same settings is only summarised. Where the config hashes item
+ids to rows (`config.vocabulary`), the summary tells how many items collide.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import time
 from datetime import UTC, datetime
 
 from gr_jax import cli
-from gr_jax.config import SOURCES, ConfigError, DataConfig
-from gr_jax.data import beam_prepare
+from gr_jax.config import SOURCES, Config, ConfigError, DataConfig
+from gr_jax.data import beam_prepare, hashing
 from gr_jax.data.dataset import Dataset, prepare
 from gr_jax.overrides import comments
 
@@ -71,11 +72,11 @@ def main(argv: list[str]) -> None:
     build = functools.partial(beam_prepare.build, options=args.beam_options) if args.runner == "beam" else None
     start = time.perf_counter()
     dataset = prepare(config, progress=True, build=build)
-    print(summary(dataset, seconds=time.perf_counter() - start))
+    print(summary(dataset, args.config or Config(), seconds=time.perf_counter() - start))
 
 
-def summary(dataset: Dataset, *, seconds: float) -> str:
-    """A table of what the dataset holds."""
+def summary(dataset: Dataset, config: Config, *, seconds: float) -> str:
+    """A table of what the dataset holds, and of how its items fit the vocabulary of `config`."""
     meta = dataset.meta
     days = [datetime.fromtimestamp(meta[name], UTC).strftime("%Y-%m-%d") for name in ("time_min", "time_max")]
     length = f"mean {meta['mean_length']:.1f}, median {meta['median_length']:.0f}, max {meta['max_length']:,}"
@@ -88,6 +89,7 @@ def summary(dataset: Dataset, *, seconds: float) -> str:
         "events a user": length,
         "time": f"{days[0]} to {days[1]}",
         **_known(dataset),
+        **_collisions(dataset, config),
         "bad rows skipped": skipped or "0",
         "seconds": f"{seconds:.1f}",
         "folder": str(dataset.folder),
@@ -110,6 +112,21 @@ def _known(dataset: Dataset) -> dict[str, str]:
     if dataset.series_value is not None:
         known["series"] += f": {len(dataset.series_value):,} entries"
     return known
+
+
+def _collisions(dataset: Dataset, config: Config) -> dict[str, str]:
+    """How many items share rows with others; nothing where each has its own."""
+    vocabulary = config.vocabulary
+    if vocabulary.kind == "catalogue":
+        return {}
+    row, rows = hashing.rows_of_items(dataset.item_table["raw"], vocabulary, seed=config.seed)
+    found = hashing.collisions(row, rows)
+    kind = "rows" if vocabulary.kind == "hashed" else "shared rows"
+    return {
+        "vocabulary": f"{vocabulary.kind}, {vocabulary.hashes} hashes of each item to {rows:,} {kind}",
+        "one row shared": f"by {found.one:.2%} of the items ({found.one_expected:.2%} expected)",
+        "all rows shared": f"by {found.all:.2%} of the items ({found.all_expected:.2%} expected)",
+    }
 
 
 if __name__ == "__main__":

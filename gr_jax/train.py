@@ -34,6 +34,7 @@ from gr_jax.training.run import Run, claim_workdir, open_run
 from gr_jax.training.speed import SpeedMeter
 from gr_jax.training.task import Batches, Task
 from gr_jax.training.tasks import task_of
+from gr_jax.training.vocabulary import Revision, catalogue_maker, make_update
 
 
 class Diverged(ValueError):
@@ -155,6 +156,7 @@ def loop(
     out_shardings = shardings, sharding.replicated(run.mesh)
     train_step = jax.jit(task.train_step(), donate_argnums=0, out_shardings=out_shardings)
     train_step = sharding.on_mesh(run.mesh, train_step)
+    update_vocabulary = make_update(config.vocabulary, run.vocabulary, shardings, run.mesh)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     meter = make_meter(session.batches)
     greatest_everywhere = processes.greatest_everywhere(run.mesh)
@@ -167,6 +169,9 @@ def loop(
         batch = sharding.put(batch, sharding.batch_sharding(run.mesh))
         train_state, values = train_step(train_state, batch, key)
         step += 1
+        train_state, revision = update_vocabulary(train_state, step)
+        if revision is not None:
+            say(vocabulary_line(step, session.epoch_at(step), revision))
         # All processes stop after the same step, because all know of a signal when they see its number here.
         pending.append((step, values | {"signal": greatest_everywhere(interruption.signal)}))
         losses, signal = fetch(pending, leave=1)  # one step late: the device never waits for the host
@@ -186,7 +191,7 @@ def loop(
             check_finite(step, train_state.params)
             before = progress
             if validates:
-                result = task.validate(train_state.params, epochs_done)
+                result = task.validate(catalogue_maker(run.mesh)(train_state), epochs_done)
                 score = processes.of_first(task.score(result, epochs_done))
                 progress = progress.after_validation(step, score)
                 if result is not None:
@@ -265,7 +270,8 @@ def finish(session: Session, train_state: state.TrainState, progress: Progress) 
         train_state = best[0]
     else:  # a run cut short by a lower train.steps, before its first validation
         progress = dataclasses.replace(progress, best_step=int(train_state.step))
-    results = {"valid": valid_result(session, train_state.params), "test": task.evaluate(train_state.params, "test")}
+    params = catalogue_maker(session.run.mesh)(train_state)
+    results = {"valid": valid_result(session, params), "test": task.evaluate(params, "test")}
     processes.first_then_others(lambda: report(session, results, progress) if processes.is_first() else None)
 
 
@@ -340,6 +346,12 @@ def train_line(step: int, epoch: float, values: dict[str, float]) -> str:
         line += f"  {values['step_ms']:.0f} ms/step  {values['users_per_second']:,.0f} users/s"
         line += f"  {values['tokens_per_second']:,.0f} tokens/s  mfu {values['mfu']:.1%}"
     return line
+
+
+def vocabulary_line(step: int, epoch: float, revision: Revision) -> str:
+    """The console line of rows given and taken."""
+    changes = f"{revision.admitted} admitted, {revision.evicted} evicted, {revision.waiting} wait"
+    return f"step {step:>6}  epoch {epoch:6.2f}  rows of items: {changes}"
 
 
 def valid_line(step: int, epoch: float, result: dict[str, float], headline: Sequence[str], *, is_best: bool) -> str:

@@ -126,3 +126,17 @@ def test_beam_has_to_be_installed_and_needs_a_log(clicks, tmp_path, monkeypatch,
     assert run(monkeypatch, [argv[0], "--source=synthetic", "--runner=beam"]) == 2
     assert "data.source=synthetic is generated" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_hashes_ids_is_told_how_many_items_collide(clicks, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from gr_jax.config import *\n"
+        "def get_config():\n"
+        f"    data = DataConfig(path={str(clicks)!r}, user_column='who', item_column='what', time_column='when')\n"
+        "    return Config(data=data, vocabulary=VocabularyConfig(kind='hashed', rows=1, hashes=2))\n"
+    )
+    assert run(monkeypatch, [f"--config={file}", "--on_bad_row=skip", f"--out={tmp_path / 'out'}"]) == 0
+    shown = {line[:17].strip(): line[17:].strip() for line in capsys.readouterr().out.splitlines()}
+    assert shown["vocabulary"] == "hashed, 2 hashes of each item to 1 rows"
+    assert shown["one row shared"] == shown["all rows shared"] == "by 100.00% of the items (100.00% expected)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,7 +16,7 @@ from gr_jax.data.batch import Batch
 from gr_jax.models.recommender import functional
 from gr_jax.planning import hlo
 from gr_jax.planning.sizes import Sizes
-from gr_jax.training import sharding, state
+from gr_jax.training import sharding, state, vocabulary
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.row_optimizer import cast_tables
 from gr_jax.training.step import make_train_step
@@ -47,7 +48,9 @@ def abstract_batch(sizes: Sizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
 
 def abstract_state(config: Config, sizes: Sizes, mesh: Mesh | AbstractMesh) -> state.TrainState:
     """Shapes, dtypes and shardings of the training state."""
-    shapes = _shapes(config.model, config.optimizer, tuple(sizes.model().items()))
+    model = sizes.model() | {"num_items": config.vocabulary.table_ids(sizes.num_items)}
+    shapes = _shapes(config.model, config.optimizer, tuple(model.items()))
+    shapes = dataclasses.replace(shapes, vocabulary=vocabulary.shapes(config.vocabulary, sizes.num_items))
     placements = sharding.by_path(shapes, config.mesh.rules, mesh)
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, placements)
 

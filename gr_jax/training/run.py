@@ -16,7 +16,7 @@ from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.data.dataset import Dataset, prepare
 from gr_jax.data.tokens import Stream, stream_of
 from gr_jax.models.recommender import functional
-from gr_jax.training import processes, sharding, state
+from gr_jax.training import processes, sharding, state, vocabulary
 from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.optimizer import Optimizer, make_optimizer
 from gr_jax.training.row_optimizer import cast_tables
@@ -47,6 +47,7 @@ class Run:
     init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
     optimizer: Optimizer
     batch_multiple: int  # rows of a training batch are a multiple of this: the devices that the run began on
+    vocabulary: vocabulary.Vocabulary | None = None  # rows of the items before the first step; None: row = item id
 
     @property
     def row_multiple(self) -> int:
@@ -56,7 +57,10 @@ class Run:
     def fresh_state(self) -> tuple[state.TrainState, state.TrainState]:
         """The state at step 0, sharded, and its shardings."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
-        return state.create(self.init_params, self.optimizer, key, mesh=self.mesh, rules=self.config.mesh.rules)
+        rules = self.config.mesh.rules
+        return state.create(
+            self.init_params, self.optimizer, key, mesh=self.mesh, rules=rules, vocabulary=self.vocabulary
+        )
 
 
 def open_run(config: Config, workdir: Path) -> Run:
@@ -76,7 +80,8 @@ def open_run(config: Config, workdir: Path) -> Run:
     graphdef, init_params = functional(config.model, **model_sizes(config, dataset, stream))
     fresh = lambda key: cast_tables(init_params(key), config.optimizer.table_dtype)
     optimizer = make_optimizer(config.optimizer)
-    return Run(config, workdir, dataset, stream, mesh, graphdef, fresh, optimizer, mesh.shape["data"])
+    rows = vocabulary.initial(config, dataset)
+    return Run(config, workdir, dataset, stream, mesh, graphdef, fresh, optimizer, mesh.shape["data"], rows)
 
 
 def _without_paths(config: DataConfig) -> DataConfig:
@@ -87,7 +92,7 @@ def _without_paths(config: DataConfig) -> DataConfig:
 def model_sizes(config: Config, dataset: Dataset, stream: Stream) -> dict[str, int]:
     """What the data decide of the model: arguments of `functional`."""
     return {
-        "num_items": dataset.num_items,
+        "num_items": config.vocabulary.table_ids(dataset.num_items),
         "max_length": stream.max_tokens(config.data.max_length),
         "num_actions": len(dataset.meta["actions"]) if stream.with_actions else 0,
         "num_feature_values": dataset.num_feature_values,

@@ -26,6 +26,7 @@ class TrainState:
     step: Any  # int32 scalar: optimizer steps taken
     params: dict  # nested dict of float32 arrays; row-wise tables may be bfloat16
     opt_state: Any  # of the optimizer, same sharding as the parameters it belongs to
+    vocabulary: Any = None  # rows of the items, and counts of these; see `training.vocabulary`. None: row = item id
 
 
 def create(
@@ -35,19 +36,22 @@ def create(
     *,
     mesh: jax.sharding.Mesh,
     rules: ShardingRules,
+    vocabulary: Any = None,
 ) -> tuple[TrainState, TrainState]:
     """A fresh state and its shardings; no device ever holds an unsharded copy of a sharded parameter.
+
+    vocabulary: host arrays, None = row = item id.
 
     Returns:
       The state, and a TrainState of NamedShardings with the same structure.
     """
 
-    def init(key: PRNGKeyArray) -> TrainState:
+    def init(key: PRNGKeyArray, vocabulary: Any) -> TrainState:
         params = init_params(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), vocabulary)
 
-    shardings = sharding.by_path(jax.eval_shape(init, key), rules, mesh)
-    return jax.jit(init, out_shardings=shardings)(key), shardings
+    shardings = sharding.by_path(jax.eval_shape(init, key, vocabulary), rules, mesh)
+    return jax.jit(init, out_shardings=shardings)(key, vocabulary), shardings
 
 
 def abstract(state: TrainState) -> TrainState:

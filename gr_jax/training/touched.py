@@ -42,14 +42,14 @@ def touched(
         elif isinstance(batch, Impressions) and batch.item_side is not None:
             held["item_side"] = batch.item_side.at[rows["item_table"]].get(mode="clip")
         held = {name: ids for name, ids in held.items() if ids is not None}
-        rows[table], numbered = _number(held, size, parts)
-        changed |= numbered
+        rows[table], fields = numbered(held, size, parts)
+        changed |= fields
     negatives = changed.pop("negatives", None)
     return Touched(dataclasses.replace(batch, **changed), negatives, rows)
 
 
-def _number(held: dict[str, Array], size: int, parts: int) -> tuple[Array, dict[str, Array]]:
-    """Distinct ids of all arrays together in each part, and the arrays with numbers of these."""
+def numbered(held: dict[str, Array], size: int, parts: int) -> tuple[Int[Array, "S U"], dict[str, Array]]:
+    """Distinct ids of all arrays together in each part, 0 first, and the arrays with numbers of these."""
     flat = [jnp.zeros((parts, 1), jnp.int32)] + [ids.reshape(parts, -1) for ids in held.values()]
     ids = jnp.concatenate(flat, axis=1)
     count = min(ids.shape[1], size)

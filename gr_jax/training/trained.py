@@ -12,10 +12,13 @@ from gr_jax.training import state
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.row_optimizer import cast_tables
 from gr_jax.training.run import Run, open_run
+from gr_jax.training.vocabulary import catalogue_maker
 
 
 def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False) -> tuple[Run, dict]:
     """The run in `workdir` and the parameters of its best checkpoint, in float32 also where a table is not.
+
+    Their item table has a row for each item of the catalogue, whatever vocabulary the run has.
 
     Args:
       workdir: folder of a run with at least one validation.
@@ -50,7 +53,7 @@ def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False)
             raise no_checkpoint
         best = checkpoints.restore(target, step=progress.best_step)
         assert best is not None
-        return run, cast_tables(best[0].params, "float32")
+        return run, cast_tables(catalogue_maker(run.mesh)(best[0]), "float32")
     finally:
         checkpoints.close()
 
