@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 HEREDOC = re.compile(r"^cat > (configs/\w+\.py) <<'END'\n(.*?)^END$", re.MULTILINE | re.DOTALL)
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FIELD = re.compile(r"`((?:data|model|loss|ranking|train|evaluate|mesh|optimizer)\.(?!py|yaml)[a-z_]+)[`=]")
+FIELD = re.compile(r"`((?:data|model|vocabulary|loss|ranking|train|evaluate|mesh|optimizer)\.(?!py|yaml)[a-z_]+)[`=]")
 FILE = re.compile(r"[`( ]((?:[\w.]+/)*\w+\.(?:py|json|sh|md))(?:[`:) ,]|$)", re.MULTILINE)
 COMMAND = re.compile(r"python -m ((?:gr_jax|pallas_kernels)\.\w+)((?: +[^\s`|&#;),]+)*)")
 

@@ -28,7 +28,8 @@ class ContentEmbeddings(nnx.Module):
       item_table: [rows, D]; row = item id; also the output table of the retrieval head.
       feature_table: [rows, D]; row = feature value id; None without features.
         In a sparse training step both hold the rows that the batch touches, ids being numbers of these
-        (`training.touched`); over several devices [S, rows, D], see `lookup.take_rows`.
+        (`training.touched`); over several devices [S, rows, D], see `lookup.take_rows`. Where items share rows, the
+        model is given a table of their vectors (`models.vocabulary`), row = item id again.
       action_table: [actions + 1, D]; row 0 = the token tells an action, row 1 + i = it was action i; None without.
     """
 

@@ -108,10 +108,11 @@ def _row_exchange(config: Config, sizes: Sizes, data: int, model: int) -> list[E
 def touched_rows(config: Config, sizes: Sizes) -> float:
     """Most rows of the tables that a global batch names."""
     loss, tokens = config.loss, sizes.tokens
+    of_item = 1 if config.vocabulary.kind == "catalogue" else config.vocabulary.hashes
     if sizes.num_tasks:
-        return tokens * (1 + sizes.item_values)
+        return tokens * (of_item + sizes.item_values)
     group = loss.group if loss.kind == "group" else 1
-    return tokens * (2 + sizes.item_values + loss.negatives / group)
+    return tokens * (of_item * (2 + loss.negatives / group) + sizes.item_values)
 
 
 def _blocks(config: Config, sizes: Sizes, data: int, model: int) -> list[Exchange]:

@@ -99,6 +99,7 @@ def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[
         Part("parameters", local_bytes(state.params), "each array / its shards"),
         Part("optimizer state", local_bytes(state.opt_state), "each array / its shards"),
         Part("batch", batch_bytes(sizes) / mesh.shape["data"], "4 T for each field of a token"),
+        *_vocabulary(config, sizes, state, mesh.size),
         Part("activations kept", kept, kept_formula),
         Part("rows on their way", *_rows_on_their_way(config, sizes, mesh.size, platform)),
         max(  # the loss is done when the blocks' backward passes begin
@@ -107,6 +108,20 @@ def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[
             key=lambda part: part.bytes,
         ),
     )
+
+
+def _vocabulary(config: Config, sizes: Sizes, state: Any, devices: int) -> tuple[Part, ...]:
+    """The map from items to rows, on every device; with a dense rule also the vectors of all items, one hash at a time.
+
+    Measured on a CPU: as many arrays of their size as hashes, and one.
+    """
+    if state.vocabulary is None:
+        return ()
+    size, formula = local_bytes(state.vocabulary), "4 (k + 2 if admitted) X"
+    if config.optimizer.table == "dense":
+        size += 4.0 * (config.vocabulary.hashes + 1) * table_rows(sizes.num_items) / devices * config.model.width
+        formula += " + 4 (k + 1) X D"
+    return (Part("vocabulary", size, formula),)
 
 
 def _rows_on_their_way(config: Config, sizes: Sizes, devices: int, platform: str) -> tuple[float, str]:

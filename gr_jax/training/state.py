@@ -15,7 +15,6 @@ from gr_jax.training import sharding
 from gr_jax.training.optimizer import Optimizer
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
     """A point in a training run. The data position is `step` itself: batch i is a function of (seed, i).
@@ -27,6 +26,15 @@ class TrainState:
     params: dict  # nested dict of float32 arrays; row-wise tables may be bfloat16
     opt_state: Any  # of the optimizer, same sharding as the parameters it belongs to
     vocabulary: Any = None  # rows of the items, and counts of these; see `training.vocabulary`. None: row = item id
+
+
+def _fields(state: TrainState) -> tuple[list[tuple[jax.tree_util.GetAttrKey, Any]], tuple[str, ...]]:
+    # Without a vocabulary there is no such node: a checkpoint is what it was before there were any.
+    names = ("step", "params", "opt_state") + (("vocabulary",) if state.vocabulary is not None else ())
+    return [(jax.tree_util.GetAttrKey(name), getattr(state, name)) for name in names], names
+
+
+jax.tree_util.register_pytree_with_keys(TrainState, _fields, lambda names, values: TrainState(*values))
 
 
 def create(

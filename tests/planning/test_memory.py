@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gr_jax.config import FSDP, Config, ConfigError, DataConfig, LossConfig, MeshConfig, ModelConfig
+from gr_jax.config import FSDP, Config, ConfigError, DataConfig, LossConfig, MeshConfig, ModelConfig, VocabularyConfig
 from gr_jax.planning import compiled, memory
 from gr_jax.planning.plan import abstract_mesh, with_row_wise_tables
 from gr_jax.planning.sizes import Sizes
@@ -16,12 +16,19 @@ def planned(config: Config, sizes: Sizes, data: int = 1, model: int = 1, platfor
     return {part.what: part.bytes for part in memory.memory(config, sizes, state, platform=platform)}
 
 
+def hashed(made: tuple[Config, Sizes]) -> tuple[Config, Sizes]:
+    config, sizes = made
+    rows = VocabularyConfig(kind="hashed", rows=20_000, hashes=2)
+    return dataclasses.replace(config, vocabulary=rows), sizes
+
+
 CASES = {
     "unrolled": small(rows=8, length=256, width=64, num_blocks=2, qk_width=32, v_width=32),
     "scanned and recomputed": small(
         width=64, num_blocks=2, qk_width=32, v_width=32, items=2000, remat=True, scan_blocks=True
     ),
     "large catalogue": small(rows=8, items=100_000),
+    "hashed": hashed(small(rows=8, items=100_000)),
 }
 
 
@@ -31,6 +38,8 @@ def test_planned_memory_is_within_ten_percent_of_what_xla_allocates(name):
     allocated = compiled.allocated(compiled.compile_step(config, sizes, sharding.make_mesh(config.mesh)))
     parts = planned(config, sizes)
     given = parts["parameters"] + parts["optimizer state"] + parts["batch"]
+    if config.vocabulary.kind == "hashed":
+        given += 4 * 2 * 100_096  # the map
     assert abs(given - allocated["argument"]) < 64  # the key and the step besides
     assert abs(sum(parts.values()) / allocated["peak"] - 1) < 0.1
 
