@@ -227,6 +227,8 @@ TABLES: dict[str, Callable[[], str]] = {
         sparse_step,
         layer_memory,
         intensity,
+        open_vocabulary,
+        vocabulary_step,
     )
 }
 

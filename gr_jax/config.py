@@ -182,9 +182,7 @@ class ModelConfig:
 class VocabularyConfig:
     """Which rows of the item table an item has."""
 
-    kind: str = (
-        "catalogue"  # a row for each item | hashed: rows by hashes of its raw id | admitted: own rows are earned
-    )
+    kind: str = "catalogue"  # a row for each item | hashed: rows by hashes of raw ids | admitted: own rows are earned
     rows: int = 0  # hashed: rows of the table | admitted: rows that one item owns at a time, besides shared_rows
     hashes: int = 2  # k: independent hashes of a raw id; an item's vector is the sum of its k rows / sqrt(k)
     shared_rows: int = 0  # admitted: rows that items without an own one share, by their hashes

@@ -28,7 +28,7 @@ class TrainState:
     vocabulary: Any = None  # rows of the items, and counts of these; see `training.vocabulary`. None: row = item id
 
 
-def _fields(state: TrainState) -> tuple[list[tuple[jax.tree_util.GetAttrKey, Any]], tuple[str, ...]]:
+def _fields(state: TrainState) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
     # Without a vocabulary there is no such node: a checkpoint is what it was before there were any.
     names = ("step", "params", "opt_state") + (("vocabulary",) if state.vocabulary is not None else ())
     return [(jax.tree_util.GetAttrKey(name), getattr(state, name)) for name in names], names
