@@ -214,6 +214,23 @@ def intensity() -> str:
     return markdown(("model", "seeds", "HR@10", "HR@50", "HR@10 over softmax HSTU", "paper's ratio"), rows)
 
 
+def open_vocabulary() -> str:
+    """Quality by vocabulary and share of rows: clicks on a log whose ids are renewed."""
+    runs = read("open_vocabulary")["stream"]["runs"]
+    metrics = ("windows_ne", "ne", "auc")
+    rows = [(run["case"], f"{100 * run['share']:.0f} %", *(figure(run[name]) for name in metrics)) for run in runs]
+    return markdown(("vocabulary", "rows", "NE, windows", "NE, test", "AUC, test"), rows)
+
+
+def vocabulary_step() -> str:
+    """Time and temporary memory of a step by vocabulary."""
+    rows = []
+    for case in read("open_vocabulary")["step"]["cases"]:
+        cells = f"{case['rows']:,}", f"{case['ms']:.0f} ms", f"{case['temporary_mib']:.0f} MiB"
+        rows.append((case["case"], *cells))
+    return markdown(("vocabulary", "rows", "step", "temporaries"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
