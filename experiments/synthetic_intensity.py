@@ -120,8 +120,9 @@ def oracle(world: World, records: slice) -> dict[str, float]:
 def batch_of(item: Int[np.ndarray, "R N"]) -> Batch:
     """Records as rows, each token but the last labelled with the next item; there are no times."""
     rows: Any = item.astype(np.int32)
-    zeros, position = np.zeros_like(rows), np.broadcast_to(np.arange(LENGTH, dtype=np.int32), rows.shape)
-    return Batch(rows, zeros, zeros, position, zeros + 1, np.pad(rows[:, 1:], ((0, 0), (0, 1))))
+    position: Any = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), rows.shape)
+    zeros, label = rows * 0, np.pad(rows[:, 1:], ((0, 0), (0, 1)))
+    return Batch(rows, zeros, zeros, position, zeros + 1, label)  # pyright: ignore[reportArgumentType]
 
 
 def train(world: World, model: ModelConfig, seed: int, steps: int) -> dict:
