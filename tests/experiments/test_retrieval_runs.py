@@ -1,0 +1,52 @@
+import json
+
+import numpy as np
+import pytest
+
+from experiments import retrieval_runs
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval_runs, "RESULTS", tmp_path)
+    folder = tmp_path / "some"
+    folder.mkdir()
+
+    def keep(name: str, seed: int, rank: list[int] | None) -> None:
+        test = dict.fromkeys(retrieval_runs.SHOWN, 0.1 * seed)
+        (folder / f"{name}-{seed}.json").write_text(json.dumps({"test": test}))
+        if rank is not None:
+            np.savez(folder / f"{name}-{seed}.npz", rank=np.array(rank))
+
+    return keep
+
+
+def test_ndcg_of_a_rank_is_that_of_one_relevant_item():
+    np.testing.assert_allclose(retrieval_runs.ndcg(np.array([1, 3, 10, 11])), [1, 0.5, 1 / np.log2(11), 0])
+
+
+def test_runs_are_compared_by_user_over_the_seeds_that_both_have_ranks_of(results):
+    results("ours", 0, [1, 1, 1, 3])
+    results("ours", 1, [1, 1, 3, 3])
+    results("ours", 2, [11, 11, 11, 11])  # the rival has no such seed
+    results("rival", 0, [3, 3, 3, 11])
+    results("rival", 1, [3, 3, 3, 11])
+    results("rival", 2, None)
+    found = retrieval_runs.significance("some", "ours", "rival")
+    assert found is not None and found["seeds"] == [0, 1]
+    assert found["ndcg@10_gain"] == pytest.approx((1 + 1 + 0.75 + 0.5) / (0.5 * 3) - 1)
+    difference = np.array([0.5, 0.5, 0.25, 0.5])
+    t = difference.mean() / (difference.std(ddof=1) / 2)
+    assert t == pytest.approx(7.0) and found["p"] == pytest.approx(0.00599, abs=1e-5)  # of Student's t, 3 degrees
+
+
+def test_a_name_that_begins_as_another_is_another_run(results):
+    results("hstu", 0, None)
+    results("hstu-large", 0, None)
+    assert list(retrieval_runs.kept("some", "hstu")) == [0]
+    assert "| hstu | 1 |" in retrieval_runs.table("some", ["hstu", "hstu-large", "absent"])
+
+
+def test_without_a_common_seed_nothing_is_compared(results):
+    results("ours", 0, [1])
+    assert retrieval_runs.significance("some", "ours", "rival") is None
