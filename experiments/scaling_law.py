@@ -8,8 +8,10 @@
 The learning rate is constant, so the validation after epoch e of a run is the result of a budget of e epochs: one run
 of each width gives all its budgets. Retrieval: natural log of the perplexity of the next item over the whole catalogue;
 ranking: normalised entropy of clicks. FLOPs are those of the mathematics on real tokens (`gr_jax.training.speed`).
-The fit is linear in ln C over the frontier, the runs that no other beats with fewer FLOPs, as the paper's figure 7
-is; the uncertainty is the standard error of least squares. Runs go to runs/scaling_law/ and resume.
+The fit is L = l + k C^-b over the frontier, the runs that no other beats with fewer FLOPs, from the third epoch on:
+before that a run has hardly begun to learn, whatever its width. Uncertainties are standard errors of least squares.
+The paper's figure 7 is linear in ln C, far from the end of what its log has to give; these budgets are not, so l is
+needed. Runs go to runs/scaling_law/ and resume.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy import optimize
 
 from experiments.figures import pyplot
 from gr_jax import config_files
@@ -31,6 +34,7 @@ from gr_jax.training.tasks import task_of
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "experiments/results/scaling_law.json"
 WIDTHS = (8, 16, 32, 64)
+SKIPPED = 2  # epochs of each run that the fit leaves out
 TASKS = {  # task -> config, what is measured on validation, more of the command line
     "retrieval": (
         "configs/synthetic.py",
@@ -92,14 +96,21 @@ def frontier(points: list[dict]) -> list[dict]:
     return kept
 
 
+def law(flops: np.ndarray, least: float, k: float, b: float) -> np.ndarray:
+    """least + k C^-b, C in PetaFLOPs."""
+    return least + k * (flops / 1e15) ** -b
+
+
 def fit(points: list[dict]) -> dict:
-    """value = a + b ln C by least squares, C in PetaFLOPs, with standard errors and the share of variance explained."""
-    x, y = np.log([p["flops"] / 1e15 for p in points]), np.array([p["value"] for p in points])
-    (b, a), covariance = np.polyfit(x, y, 1, cov=True)
-    residual = y - (a + b * x)
-    se_b, se_a = np.sqrt(np.diag(covariance))
-    r2 = 1 - residual.var() / y.var()
-    return {"a": a, "a_se": se_a, "b": b, "b_se": se_b, "r2": r2, "points": len(points)}
+    """`law` of the points by least squares: parameters with standard errors, and the share of variance explained."""
+    x, y = (np.array([p[name] for p in points]) for name in ("flops", "value"))
+    start = (0.9 * y.min(), (y[0] - 0.9 * y.min()) * (x[0] / 1e15) ** 0.5, 0.5)
+    found, covariance = optimize.curve_fit(law, x, y, p0=start, bounds=(0, (y.min(), np.inf, 5)))
+    errors = np.sqrt(np.diag(covariance))
+    names = ("least", "k", "b")
+    values = dict(zip(names, map(float, found), strict=True))
+    values |= {f"{name}_se": float(error) for name, error in zip(names, errors, strict=True)}
+    return values | {"r2": float(1 - (y - law(x, *found)).var() / y.var()), "points": len(points)}
 
 
 def draw(found: dict, path: Path) -> None:
@@ -108,16 +119,15 @@ def draw(found: dict, path: Path) -> None:
     tasks = [task for task in TASKS if any(p["task"] == task for p in found["points"])]
     figure, axes = pyplot().subplots(1, len(tasks), figsize=(5 * len(tasks), 4), constrained_layout=True, squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
-        points = [p for p in found["points"] if p["task"] == task]
+        points = [p for p in found["points"] if p["task"] == task and p["epoch"] > SKIPPED]
         for width in sorted({p["width"] for p in points}):
             of_width = [p for p in points if p["width"] == width]
             axis.plot([p["flops"] for p in of_width], [p["value"] for p in of_width], "o-", label=f"width {width}")
         line = found["fits"][task]
         least, *_, most = (p["flops"] for p in frontier(points))
         flops = np.geomspace(least, most, 50)
-        values = line["a"] + line["b"] * np.log(flops / 1e15)
-        label = f"{line['a']:.3f} {line['b']:+.4f} (±{line['b_se']:.4f}) ln C"
-        axis.plot(flops, values, "k--", label=label)
+        label = f"{line['least']:.2f} (±{line['least_se']:.2f}) + k C^-{line['b']:.2f} (±{line['b_se']:.2f})"
+        axis.plot(flops, law(flops, line["least"], line["k"], line["b"]), "k--", label=label)
         axis.set_xscale("log")
         axis.set(xlabel="training FLOPs C", ylabel=f"validation {names[task]}", title=task)
         axis.grid(alpha=0.3)
@@ -143,7 +153,7 @@ def main() -> None:
                 "\n".join(f"{task} width {width}: {p['flops']:.3e} FLOPs {p['value']:.4f}" for p in points), flush=True
             )
     for task in {p["task"] for p in found["points"]}:
-        on_frontier = frontier([p for p in found["points"] if p["task"] == task])
+        on_frontier = frontier([p for p in found["points"] if p["task"] == task and p["epoch"] > SKIPPED])
         if len(on_frontier) > 3:
             found["fits"][task] = fit(on_frontier)
             print(task, json.dumps(found["fits"][task]))

@@ -231,6 +231,19 @@ def vocabulary_step() -> str:
     return markdown(("vocabulary", "rows", "step", "temporaries"), rows)
 
 
+def scaling_law() -> str:
+    """Fits of loss against training FLOPs, and the budgets that they are of."""
+    results, rows = read("scaling_law"), []
+    names = {"retrieval": "retrieval, log perplexity", "ranking": "ranking, normalised entropy"}
+    for task, shown in names.items():
+        law, points = results["fits"][task], [p for p in results["points"] if p["task"] == task]
+        widths = ", ".join(str(width) for width in sorted({p["width"] for p in points}))
+        budget = " to ".join(f"{f(p['flops'] for p in points):.1e}" for f in (min, max))
+        cells = (f"{law[name]:.2f} ± {law[f'{name}_se']:.2f}" for name in ("least", "b"))
+        rows.append((shown, widths, budget, f"{min(p['value'] for p in points):.3f}", *cells, f"{law['r2']:.3f}"))
+    return markdown(("task", "widths", "FLOPs", "best", "l", "b", "variance explained"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -246,6 +259,7 @@ TABLES: dict[str, Callable[[], str]] = {
         intensity,
         open_vocabulary,
         vocabulary_step,
+        scaling_law,
     )
 }
 
