@@ -222,6 +222,13 @@ def open_vocabulary() -> str:
     return markdown(("vocabulary", "rows", "NE, windows", "NE, test", "AUC, test"), rows)
 
 
+def vocabulary_retrieval() -> str:
+    """Hit rates by vocabulary and share of rows: next items of the generated log, where each item matters."""
+    runs = read("open_vocabulary")["retrieval"]["runs"]
+    rows = [(run["case"], f"{100 * run['share']:.0f} %", figure(run["hr@10"]), figure(run["ndcg@10"])) for run in runs]
+    return markdown(("vocabulary", "rows", "HR@10", "NDCG@10"), rows)
+
+
 def vocabulary_step() -> str:
     """Time and temporary memory of a step by vocabulary."""
     rows = []
@@ -258,6 +265,7 @@ TABLES: dict[str, Callable[[], str]] = {
         layer_memory,
         intensity,
         open_vocabulary,
+        vocabulary_retrieval,
         vocabulary_step,
         scaling_law,
     )
