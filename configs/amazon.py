@@ -19,9 +19,9 @@ an epoch; books-large about four times that. Beauty: 168 steps an epoch; until e
 minutes, 79 (beauty-sasrec) in 60, on 2 CPU cores that other jobs kept busy.
 
 Expected test metric, full catalogue: Beauty HR@10 / NDCG@10 of .0894 / .0514 (beauty, seed 0, best validation at epoch
-20) and .0855 / .0500 (beauty-sasrec, seed 0, epoch 69; `experiments/public_retrieval.py`). Books: not measured here; the paper reports .0404 / .0219 (books) and .0469 /
-.0257 (books-large) under its own protocol (Zhai et al. 2024, table 4), its public code later .0416 / .0227 and .0478 /
-.0262. The paper has no Beauty.
+20) and .0855 / .0500 (beauty-sasrec, seed 0, epoch 69; `experiments/public_retrieval.py`). Books: not measured here;
+the paper reports .0404 / .0219 (books) and .0469 / .0257 (books-large) under its own protocol (Zhai et al. 2024, table
+4), its public code later .0416 / .0227 and .0478 / .0262. The paper has no Beauty.
 """
 
 from dataclasses import replace
