@@ -27,6 +27,7 @@ from experiments.figures import pyplot
 from experiments.sparse_step import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
 from gr_jax.data.batch import Batch
+from gr_jax.training.host_memory import keep_freed_memory
 
 RESULT = Path(__file__).with_name("results") / "throughput.json"
 ITEMS = 10_000
@@ -56,6 +57,7 @@ def batch_of(length: int, users: int) -> Batch:
 
 def measure(cases: list[tuple[str, int, int, int]], rounds: int) -> list[dict]:
     """Median step of both models in each case, in turn."""
+    keep_freed_memory()  # as training does: else a step pays for the pages that a larger one before it gave back
     key, runs = jax.random.key(0), []
     for sweep, length, depth, users in cases:
         for name, model in MODELS.items():
