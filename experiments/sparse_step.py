@@ -3,6 +3,7 @@
     python experiments/sparse_step.py                        # 0.1, 1 and 10 million rows
     python experiments/sparse_step.py --rows=695763          # the catalogue of Amazon Books alone
     python experiments/sparse_step.py --interleaved          # times alone, all sizes in one process in turn
+    python experiments/sparse_step.py --table                # the same of the table's part of the step
     python experiments/sparse_step.py --figure               # table and figure from the results
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python experiments/sparse_step.py --meshes
 
@@ -11,7 +12,8 @@ loss.kind=group) on 128 users whose lengths are those of Amazon Books, items dra
 ids to updated parameters, batches ready on the device. Each case runs in its own process, for its peak memory, which
 is that of making the first parameters; temporaries are those of XLA's `memory_analysis`. --interleaved takes one step
 of each case in turn, so that a slow spell of the machine meets all, and tells times alone; the smallest dense table is
-the cost of the model without one.
+the cost of the model without one. --table does that with the same batches and negatives but no model: rows are looked
+up, their gradients (of a sum of squares) are made and the table is updated, so that what the rules differ in is seen.
 
 --meshes trains 50 small steps on every shape of mesh over 1, 2, 4 and 8 virtual devices, dense and sparse, and tells
 the largest relative difference of a loss from one device.
@@ -30,9 +32,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import figures
@@ -40,11 +43,15 @@ from experiments.train_speed import USERS, generated_log
 from gr_jax import config_files
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from gr_jax.data import pipeline
+from gr_jax.data.batch import Batch
 from gr_jax.data.dataset import Dataset
+from gr_jax.models.lookup import take_rows
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
+from gr_jax.training.descent import descend
 from gr_jax.training.host_memory import keep_freed_memory
-from gr_jax.training.optimizer import make_optimizer
+from gr_jax.training.losses import draw_negatives
+from gr_jax.training.optimizer import Optimizer, make_optimizer
 from gr_jax.training.step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,15 +87,33 @@ class Training:
         return sharding.put(batch, sharding.batch_sharding(self.mesh))
 
 
-def start(config: Config, items: int) -> Training:
-    """A training at step 0."""
+def start(config: Config, items: int, *, table_alone: bool = False) -> Training:
+    """A training at step 0; `table_alone`: of `table_step`."""
     mesh = sharding.make_mesh(config.mesh)
     graphdef, init = functional(config.model, num_items=items, max_length=config.data.max_length)
     optimizer = make_optimizer(config.optimizer)
     fresh, shardings = state.create(init, optimizer, jax.random.key(0), mesh=mesh, rules=config.mesh.rules)
     step = make_train_step(graphdef, optimizer, config, num_items=items, item_log_q=None)
+    step = table_step(optimizer, config, items) if table_alone else step
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     return Training(mesh, fresh, step)
+
+
+def table_step(optimizer: Optimizer, config: Config, items: int) -> Any:
+    """A step down the sum of squares of all rows that a batch of retrieval names, with their negatives."""
+
+    def objective(params: dict, batch: Batch, negatives: Any, _: Any) -> tuple[jax.Array, dict]:
+        table, named = params["embeddings"]["item_table"], cast(tuple, (batch.item, batch.label, negatives))
+        return sum((jnp.square(take_rows(table, ids)).sum() for ids in named), jnp.zeros(())), {}
+
+    def step(now: state.TrainState, batch: Batch, key: jax.Array) -> tuple[state.TrainState, dict]:
+        key = jax.random.fold_in(key, now.step)
+        label: Any = batch.label
+        weights = (label != 0).astype(jnp.float32)
+        negatives = draw_negatives(key, label, weights, config=config.loss, num_items=items)
+        return descend(objective, optimizer, now, batch, key, exchange=config.mesh.exchange, negatives=negatives)
+
+    return step
 
 
 def measure(rule: str, rows: int, steps: int) -> dict:
@@ -128,14 +153,14 @@ IN_TURN = (
 )
 
 
-def interleave(steps: int) -> None:
+def interleave(steps: int, *, table_alone: bool) -> None:
     """One step of each case in turn; adds medians, and ratios to the dense step before, to the results."""
     keep_freed_memory()
     key, runs = jax.random.key(1), []
     for rule, rows in sorted(IN_TURN, key=lambda case: -case[1]):  # the largest first: making it takes most memory
         config = books_config(rule)
         plan = pipeline.train_rows(log_of(config, rows - 1), config.data, batch_users=USERS)
-        training = start(config, rows - 1)
+        training = start(config, rows - 1, table_alone=table_alone)
         batches = [training.on_device(plan.batch(i)) for i in range(BATCHES)]
         compiled = training.step.lower(training.state, batches[0], key).compile()
         runs.append(
@@ -163,7 +188,8 @@ def interleave(steps: int) -> None:
         cases.append(case)
         print(case, flush=True)
     found: dict = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": []}
-    found["interleaved"] = {"command": f"python {' '.join(sys.argv)}", "steps": steps, "cases": cases}
+    part = "table_alone" if table_alone else "interleaved"
+    found[part] = {"command": f"python {' '.join(sys.argv)}", "steps": steps, "cases": cases}
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
 
 
@@ -206,9 +232,10 @@ def show() -> None:
     for c in found["interleaved"]["cases"]:
         ratio = f"{c['times_faster']:.1f}" if "times_faster" in c else "-"
         print(f"| {c['rows']:,} | {c['rule']} | {c['ms']:.0f} | {c['min_ms']:.0f} | {ratio} |")
-    figure, axes = figures.pyplot().subplots(1, 2, figsize=(9, 3.6))
+    figure, axes = figures.pyplot().subplots(1, 3, figsize=(13, 3.6))
     panels = (
         (found["interleaved"]["cases"], "ms", "ms per step, interleaved"),
+        (found["table_alone"]["cases"], "ms", "the table's part alone, ms"),
         (found["cases"], "temporary_mib", "temporaries, MiB"),
     )
     for axis, (cases, field, label) in zip(axes, panels, strict=True):
@@ -275,6 +302,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps in each round")
     parser.add_argument("--figure", action="store_true", help="only draw")
     parser.add_argument("--interleaved", action="store_true", help="only times, in one process")
+    parser.add_argument("--table", action="store_true", help="only times of the table's part, in one process")
     parser.add_argument("--meshes", action="store_true", help="only compare losses on meshes")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -282,8 +310,8 @@ def main() -> None:
         print(json.dumps(measure(args.one, int(args.rows), args.steps)))
     elif args.meshes:
         sweep_meshes()
-    elif args.interleaved:
-        interleave(args.steps)
+    elif args.interleaved or args.table:
+        interleave(args.steps, table_alone=args.table)
     else:
         if not args.figure:
             compare([int(rows) for rows in args.rows.split(",")], args.rounds, args.steps)

@@ -179,13 +179,17 @@ def sparse_step() -> str:
     """Time and temporary memory of a step by rows of the item table and its optimizer."""
     rules, results = ("dense", "rowwise_adamw", "rowwise_adagrad"), read("sparse_step")
     together = {(case["rule"], case["rows"]): f"{case['ms']:.0f}" for case in results["interleaved"]["cases"]}
+    table = {(case["rule"], case["rows"]): f"{case['ms']:.0f}" for case in results["table_alone"]["cases"]}
     alone = {(case["rule"], case["rows"]): case for case in results["cases"]}
     rows = []
     for size in sorted({rows for _, rows in alone}):
         times = [together.get((rule, size)) or f"{alone[rule, size]['ms']:.0f} (by itself)" for rule in rules]
+        times += [table.get((rule, size), "") for rule in rules]
         memory = ", ".join(f"{alone[rule, size]['temporary_mib']:.0f}" for rule in rules)
         rows.append((f"{size:,}", *times, memory))
-    return markdown(("rows", "dense AdamW", *rules[1:], "temporaries: dense, adamw, adagrad"), rows)
+    head = ("dense AdamW", *rules[1:])
+    head = (*head, *(f"table alone: {name}" for name in head))
+    return markdown(("rows", *head, "temporaries: dense, adamw, adagrad"), rows)
 
 
 def layer_memory() -> str:
@@ -251,6 +255,19 @@ def scaling_law() -> str:
     return markdown(("task", "widths", "FLOPs", "best", "l", "b", "variance explained"), rows)
 
 
+def throughput() -> str:
+    """Training users a second by length, depth and batch, HSTU and Transformer."""
+    cases: dict[tuple, dict[str, dict]] = {}
+    for row in read("throughput")["rows"]:
+        key = row["sweep"], row["length"], row["blocks"], row["users"]
+        cases.setdefault(key, {})[row["model"]] = row
+    rows = []
+    for (_, *sizes), models in cases.items():
+        speeds = (f"{models[name]['users_per_second']:,.0f}" for name in ("hstu", "transformer"))
+        rows.append((*map(str, sizes), *speeds, f"{models['hstu']['transformer_over_hstu']:.1f}x"))
+    return markdown(("events", "blocks", "users of a batch", "HSTU users/s", "Transformer users/s", "ratio"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -268,6 +285,7 @@ TABLES: dict[str, Callable[[], str]] = {
         vocabulary_retrieval,
         vocabulary_step,
         scaling_law,
+        throughput,
     )
 }
 
