@@ -64,6 +64,7 @@ LONG_SCAN = Backend(Held(1.2, 1.9, 5.0, 1.4, 0.9), Held(1.0, 7.5, 0, 0, 0, 8.9, 
 LONG_SCAN_REMAT = Backend(Held(0.25, 0, 0, 0.6), Held(8.3, 3.5, 1.8, 5.4, 1.0, 8.5, 2.3), 2.8)
 GPU = Backend(Held(1.2, 5.2, 2.0), Held(6.3, 0.5, 0.4), 2)
 GPU_REMAT = Backend(Held(1.0, 0, 0), Held(6.3, 5.0, 2.3), 2)
+SMALL = 1.1  # on a CPU, of batches under 4096 tokens: XLA fuses less of them
 DROPOUT = 1.0  # [T, H V] of a block, and [T, D] besides, that are not there without dropout and input dropout
 
 
@@ -134,7 +135,9 @@ def _rows_on_their_way(config: Config, sizes: Sizes, devices: int, platform: str
         return 0.0, "none: one device, or all_to_all"
     if is_row_wise(config):
         return 8.0 * touched_rows(config, sizes) * config.model.width, "2 x 4 D (rows named by all devices)"
-    arrays = 2.3 if platform == "cpu" else 1.5  # fitted as those above; the GPU's to one program
+    arrays = 1.5  # fitted to one program for GPUs
+    if platform == "cpu":
+        arrays = 0.3 if config.loss.kind == "full" and not sizes.num_tasks else 2.3
     return 4.0 * arrays * sizes.tokens * config.model.width, f"{arrays:g} x 4 D (tokens of all devices)"
 
 
@@ -198,15 +201,17 @@ def _activations(
     size = 4 if m.compute_dtype == "float32" else numbers.bfloat16
     heads_v, heads_a, heads = (m.num_heads * width / model for width in (m.v_width, m.qk_width, 1))
     keys, pairs = window_sizes(config, tokens / config.data.row_length)
-    each = size * (
+    factor = SMALL if platform == "cpu" and tokens < 4096 else 1.0
+    each = factor * size * (
         tokens * (held.width * m.width + held.values * heads_v + held.keys * heads_a)
         + keys * (held.window_values * heads_v + held.window_keys * heads_a)
-    ) + 4 * pairs * (held.scores * heads + held.pairs)
+    ) + factor * 4 * pairs * (held.scores * heads + held.pairs)
     terms = [(held.width, "T D"), (held.values, "T HV"), (held.keys, "T HA"), (held.window_values, "W HV")]
     terms += [(held.window_keys, "W HA")]
     formula = f"{size:g} ({' + '.join(f'{n:g} {what}' for n, what in terms if n)})"
     if held.scores:
         formula += f" + 4 S ({held.scores:g} H + {held.pairs:g})"
+    formula = formula if factor == 1 else f"{factor:g} ({formula})"
     return (each * m.num_blocks, f"{m.num_blocks} x {formula}") if kept else (each, formula)
 
 

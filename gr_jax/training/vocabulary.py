@@ -27,9 +27,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, Int32
 
 from gr_jax.config import Config, VocabularyConfig
-from gr_jax.data import hashing
 from gr_jax.data.batch import Batch, Impressions
-from gr_jax.data.dataset import Dataset
 from gr_jax.models.embeddings import table_rows
 from gr_jax.models.lookup import ambient_devices
 from gr_jax.models.vocabulary import catalogue_table, item_vectors
@@ -37,6 +35,7 @@ from gr_jax.training import sharding
 from gr_jax.training.touched import FIELDS, numbered
 
 if TYPE_CHECKING:
+    from gr_jax.data.dataset import Dataset
     from gr_jax.training.state import TrainState
 
 # rows [X1, k]: of each item, 0 = none; seen [X1]: steps that named it; last [X1]: the number of the last of them, from
@@ -49,6 +48,8 @@ def initial(config: Config, dataset: Dataset) -> Vocabulary | None:
     vocabulary = config.vocabulary
     if vocabulary.kind == "catalogue":
         return None
+    from gr_jax.data import hashing  # with polars, which a step does without
+
     rows = np.zeros((table_rows(dataset.num_items), vocabulary.hashes), np.int32)
     row, _ = hashing.rows_of_items(dataset.item_table["raw"], vocabulary, seed=config.seed)
     rows[1 : dataset.num_items + 1] = row
