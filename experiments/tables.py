@@ -39,6 +39,12 @@ def figure(value: float) -> str:
     return re.sub(r"^0", "", f"{value:.4f}")
 
 
+def spread(values: Sequence[float]) -> str:
+    """Their mean as a figure and, of two and more, their standard deviation."""
+    mean = figure(statistics.mean(values))
+    return mean if len(values) < 2 else f"{mean} ± {figure(statistics.stdev(values))}"
+
+
 def bold_best(columns: Sequence[Sequence[float]], cells: list[list[str]], *, lowest: Sequence[bool]) -> None:
     """Makes the best figure of each column bold; `columns` are the values behind `cells`, both by column."""
     for values, texts, low in zip(columns, cells, lowest, strict=True):
@@ -61,14 +67,9 @@ def retrieval() -> str:
     for dataset, shown in datasets.items():
         found = {m: [json.loads(f.read_text()) for f in folder.glob(f"{dataset}-{m}-[0-9].json")] for m in models}
         found = {model: runs for model, runs in found.items() if runs}
-        columns = [
-            [statistics.mean(run["test"][metric] for run in runs) for runs in found.values()] for metric in metrics
-        ]
-        cells = [[figure(value) for value in column] for column in columns]
-        for metric, column in zip(metrics, cells, strict=True):
-            for i, runs in enumerate(found.values()):
-                if len(runs) > 1:
-                    column[i] += f" ± {figure(statistics.stdev(run['test'][metric] for run in runs))}"
+        tests = [[[run["test"][metric] for run in runs] for runs in found.values()] for metric in metrics]
+        columns = [[statistics.mean(values) for values in column] for column in tests]
+        cells = [[spread(values) for values in column] for column in tests]
         bold_best(columns, cells, lowest=(False, False))
         for i, (model, runs) in enumerate(found.items()):
             config = re.search(r"--config=(\S+)", runs[0]["command"])
@@ -91,11 +92,9 @@ def ranking() -> str:
     results, models = read("ranking_quality"), {}
     for name, shown in (("ranking", "HSTU, paired tokens"), ("ranking-dlrm", "DLRM")):
         models[f"{shown}, `configs/ml_1m.py:{name}`"] = [run["test"] for run in results["models"][name]]
-    columns = [[statistics.mean(test[m] for test in tests) for tests in models.values()] for m in metrics]
-    cells = [
-        [f"{figure(mean)} ± {figure(statistics.stdev(test[m] for test in tests))}" for mean, tests in column]
-        for m, column in zip(metrics, (zip(c, models.values(), strict=True) for c in columns), strict=True)
-    ]
+    values = [[[test[m] for test in tests] for tests in models.values()] for m in metrics]
+    columns = [[statistics.mean(of_model) for of_model in column] for column in values]
+    cells = [[spread(of_model) for of_model in column] for column in values]
     bold_best(columns, cells, lowest=(True, False, True, False, True))
     rows = [(name, str(len(tests)), *(c[i] for c in cells)) for i, (name, tests) in enumerate(models.items())]
     baselines = {"logistic regression on counts": "regression on counts", "constant rate": "constant rate"}

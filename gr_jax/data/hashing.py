@@ -15,6 +15,7 @@ import polars as pl
 from jaxtyping import Int, Int32, UInt64
 
 from gr_jax.config import VocabularyConfig
+from gr_jax.data import ids
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
@@ -45,9 +46,8 @@ def fnv1a(text: pl.Series) -> UInt64[np.ndarray, " n"]:
 
 def keys(raw: pl.Series) -> UInt64[np.ndarray, " n"]:
     """64 bits of each raw id: a number as it is, in two's complement, and text by `fnv1a`."""
-    number = raw.cast(pl.Int64, strict=False)
-    is_number = (number.cast(pl.String) == raw).fill_null(False).to_numpy()  # "007" and "7" are two ids
-    found = number.fill_null(0).to_numpy().astype(np.uint64)
+    is_number = ids.prints_as_integer(raw).to_numpy()
+    found = raw.cast(pl.Int64, strict=False).fill_null(0).to_numpy().astype(np.uint64)
     found[~is_number] = fnv1a(raw.filter(~is_number))
     return found
 

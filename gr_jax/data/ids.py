@@ -29,9 +29,13 @@ def arg_order(distinct: pl.Series, *, integers: bool) -> pl.Series:
 
 
 def are_integers(distinct: pl.Series) -> bool:
-    """Whether all values are integers as they print: "007" and "7" are two ids, so those are text."""
-    number = distinct.cast(pl.Int64, strict=False)
-    return not number.null_count() and bool((number.cast(pl.String) == distinct.cast(pl.String)).all())
+    """Whether all values are integers as they print."""
+    return bool(prints_as_integer(distinct).all())
+
+
+def prints_as_integer(raw: pl.Series) -> pl.Series:
+    """Whether each value is a 64-bit integer that prints as it stands: "007" and "7" are two ids, so "007" is text."""
+    return (raw.cast(pl.Int64, strict=False).cast(pl.String) == raw.cast(pl.String)).fill_null(False)
 
 
 def compact(code: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
