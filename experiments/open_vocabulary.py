@@ -35,6 +35,7 @@ import numpy as np
 import polars as pl
 
 from experiments import sparse_step
+from experiments.started import start
 from gr_jax import config_files, train
 from gr_jax.config import (
     Config,
@@ -51,10 +52,7 @@ from gr_jax.data import pipeline, synthetic_actions
 from gr_jax.data.dataset import prepare
 from gr_jax.data.synthetic import START
 from gr_jax.models.embeddings import table_rows
-from gr_jax.models.recommender import functional
-from gr_jax.training import sharding, state, vocabulary
-from gr_jax.training.optimizer import make_optimizer
-from gr_jax.training.step import make_train_step
+from gr_jax.training import sharding, vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments/results/open_vocabulary.json"
@@ -175,18 +173,12 @@ def step(rounds: int) -> Iterator[dict]:
     batches = [sharding.put(plan.batch(i), sharding.batch_sharding(sharding.make_mesh(base.mesh))) for i in range(4)]
     for name, rows in cases.items():
         config = dataclasses.replace(base, vocabulary=rows)
-        mesh, optimizer = sharding.make_mesh(config.mesh), make_optimizer(config.optimizer)
-        ids = config.vocabulary.table_ids(ITEMS)
-        graphdef, init = functional(config.model, num_items=ids, max_length=config.data.max_length)
         first = vocabulary.initial(config, log)
-        settings: dict[str, Any] = {"mesh": mesh, "rules": config.mesh.rules, "vocabulary": first}
-        now, shardings = state.create(init, optimizer, jax.random.key(0), **settings)
-        made = make_train_step(graphdef, optimizer, config, num_items=ITEMS, item_log_q=None)
-        made = jax.jit(made, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-        compiled = made.lower(now, batches[0], key).compile()
+        training = start(config, ITEMS, vocabulary=first)
+        compiled = training.step.lower(training.state, batches[0], key).compile()
         memory = compiled.memory_analysis()
         assert memory is not None
-        steps[name] = [compiled, now, memory.temp_size_in_bytes / 2**20, first]
+        steps[name] = [compiled, training.state, memory.temp_size_in_bytes / 2**20, first]
     for number in range(2 + rounds):
         for name, case in steps.items():
             begin = time.perf_counter()

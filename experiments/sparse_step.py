@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import figures
+from experiments.started import retrieval_step, start
 from experiments.train_speed import USERS, generated_log
 from gr_jax import config_files
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -46,13 +47,11 @@ from gr_jax.data import pipeline
 from gr_jax.data.batch import Batch
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.lookup import take_rows
-from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
 from gr_jax.training.descent import descend
 from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.losses import draw_negatives
-from gr_jax.training.optimizer import Optimizer, make_optimizer
-from gr_jax.training.step import make_train_step
+from gr_jax.training.optimizer import Optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments/results/sparse_step.json"
@@ -74,32 +73,7 @@ def log_of(config: Config, items: int) -> Dataset:
     return dataclasses.replace(log, item=item.astype(np.int32), meta={"items": items})
 
 
-@dataclasses.dataclass
-class Training:
-    """A state, its jitted step and the mesh they are on."""
-
-    mesh: jax.sharding.Mesh
-    state: state.TrainState
-    step: Any
-
-    def on_device(self, batch: Any) -> Any:
-        """The batch where the step wants it."""
-        return sharding.put(batch, sharding.batch_sharding(self.mesh))
-
-
-def start(config: Config, items: int, *, table_alone: bool = False) -> Training:
-    """A training at step 0; `table_alone`: of `table_step`."""
-    mesh = sharding.make_mesh(config.mesh)
-    graphdef, init = functional(config.model, num_items=items, max_length=config.data.max_length)
-    optimizer = make_optimizer(config.optimizer)
-    fresh, shardings = state.create(init, optimizer, jax.random.key(0), mesh=mesh, rules=config.mesh.rules)
-    step = make_train_step(graphdef, optimizer, config, num_items=items, item_log_q=None)
-    step = table_step(optimizer, config, items) if table_alone else step
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    return Training(mesh, fresh, step)
-
-
-def table_step(optimizer: Optimizer, config: Config, items: int) -> Any:
+def table_step(_: Any, optimizer: Optimizer, config: Config, items: int) -> Any:
     """A step down the sum of squares of all rows that a batch of retrieval names, with their negatives."""
 
     def objective(params: dict, batch: Batch, negatives: Any, _: Any) -> tuple[jax.Array, dict]:
@@ -160,7 +134,7 @@ def interleave(steps: int, *, table_alone: bool) -> None:
     for rule, rows in sorted(IN_TURN, key=lambda case: -case[1]):  # the largest first: making it takes most memory
         config = books_config(rule)
         plan = pipeline.train_rows(log_of(config, rows - 1), config.data, batch_users=USERS)
-        training = start(config, rows - 1, table_alone=table_alone)
+        training = start(config, rows - 1, make_step=table_step if table_alone else retrieval_step)
         batches = [training.on_device(plan.batch(i)) for i in range(BATCHES)]
         compiled = training.step.lower(training.state, batches[0], key).compile()
         runs.append(

@@ -33,12 +33,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from experiments.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from gr_jax.data.batch import Batch
-from gr_jax.models.recommender import functional
-from gr_jax.training import metrics, sharding, state
-from gr_jax.training.optimizer import make_optimizer
-from gr_jax.training.step import make_train_step
+from gr_jax.training import metrics
 
 RESULT = Path(__file__).with_name("results") / "synthetic_intensity.json"
 RECORDS, LENGTH, ITEMS, CATEGORIES, OF_A_RECORD = 20_000, 128, 4_000, 100, 5
@@ -129,23 +127,20 @@ def train(world: World, model: ModelConfig, seed: int, steps: int) -> dict:
     """One pass over the records that train; hit rates on the others."""
     loss = LossConfig(kind="group", negatives=128, group=LENGTH)
     config = Config(data=DataConfig(max_length=LENGTH, row_length=LENGTH), model=model, loss=loss, seed=seed)
-    mesh = sharding.make_mesh(config.mesh)
-    graphdef, init = functional(model, num_items=ITEMS, max_length=LENGTH)
-    optimizer = make_optimizer(config.optimizer)
-    now, shardings = state.create(init, optimizer, jax.random.key(seed), mesh=mesh, rules=config.mesh.rules)
-    step = make_train_step(graphdef, optimizer, config, num_items=ITEMS, item_log_q=None)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    training = start(config, ITEMS)
     begin, losses, key = time.perf_counter(), [], jax.random.key(seed)
     for number in range(steps):
-        now, values = step(now, batch_of(world.item[BATCH * number : BATCH * (number + 1)]), key)
+        batch = batch_of(world.item[BATCH * number : BATCH * (number + 1)])
+        training.state, values = training.step(training.state, batch, key)
         losses.append(values["loss"])
         if number % 200 == 199:
             recent = float(np.mean(losses[-200:]))
             print(f"step {number + 1} of {steps}  loss {recent:.4f}  {time.perf_counter() - begin:.0f} s", flush=True)
-    size = sum(leaf.size for leaf in jax.tree.leaves(now.params))
+    params = training.state.params
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
     tested = world.item[int(TRAIN * len(world.item)) :]
     seconds = time.perf_counter() - begin
-    return judge(now.params, graphdef, tested) | {"parameters": size, "seconds": seconds}
+    return judge(params, training.graphdef, tested) | {"parameters": size, "seconds": seconds}
 
 
 def judge(params: dict, graphdef: nnx.GraphDef, item: Int[np.ndarray, "B N"]) -> dict[str, float]:

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from experiments.figures import pyplot
-from experiments.sparse_step import start
+from experiments.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
 from gr_jax.data.batch import Batch
 from gr_jax.training.host_memory import keep_freed_memory

@@ -24,15 +24,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.started import start
 from gr_jax import config_files
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig
 from gr_jax.data import pipeline
 from gr_jax.data.dataset import Dataset
-from gr_jax.models.recommender import functional
-from gr_jax.training import sharding, state
 from gr_jax.training.host_memory import keep_freed_memory
-from gr_jax.training.optimizer import make_optimizer
-from gr_jax.training.step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 USERS = 128  # mean users of a batch
@@ -85,21 +82,11 @@ def measure(case: str, steps: int, *, keep_memory: bool) -> dict:
     model = case.split("/")[0]
     dataset = generated_log(config.data, model, users=20 * USERS)
     rows = pipeline.train_rows(dataset, config.data, batch_users=USERS)
-    mesh = sharding.make_mesh(config.mesh)
-    graphdef, init = functional(config.model, num_items=dataset.num_items, max_length=config.data.max_length)
-    optimizer = make_optimizer(config.optimizer)
-    key = jax.random.key(0)
-    train_state, shardings = state.create(init, optimizer, key, mesh=mesh, rules=config.mesh.rules)
-    step = jax.jit(
-        make_train_step(graphdef, optimizer, config, num_items=dataset.num_items, item_log_q=None),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(mesh)),
-    )
+    training, key = start(config, dataset.num_items), jax.random.key(0)
     batches = pipeline.train_batches(rows, 0, 3 + steps)
     marks, losses = [], []
     for batch in batches:
-        placed = sharding.put(batch, sharding.batch_sharding(mesh))
-        train_state, metrics = step(train_state, placed, key)
+        training.state, metrics = training.step(training.state, training.on_device(batch), key)
         losses.append(float(metrics["loss"]))
         marks.append(time.perf_counter())
     seconds = np.diff(marks)[2:]  # the first steps compile and warm up

@@ -27,14 +27,12 @@ import jax  # noqa: E402
 
 from experiments.figures import pyplot  # noqa: E402
 from experiments.gpu_train_step import random_batch  # noqa: E402
+from experiments.started import start  # noqa: E402
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig  # noqa: E402
-from gr_jax.models.recommender import functional  # noqa: E402
 from gr_jax.planning.devices import DEVICES  # noqa: E402
 from gr_jax.planning.from_data import sizes_of  # noqa: E402
 from gr_jax.planning.plan import make_plan, with_row_wise_tables  # noqa: E402
-from gr_jax.training import sharding, state  # noqa: E402
-from gr_jax.training.optimizer import make_optimizer  # noqa: E402
-from gr_jax.training.step import make_train_step  # noqa: E402
+from gr_jax.training import sharding  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
@@ -80,21 +78,14 @@ def measured(devices: int, steps: int) -> dict:
         mesh=MeshConfig(data=devices),
     )
     items = 20_000
-    mesh = sharding.make_mesh(config.mesh)
-    graphdef, init = functional(config.model, num_items=items, max_length=200)
-    optimizer, key = make_optimizer(config.optimizer), jax.random.key(0)
-    train_state, shardings = state.create(init, optimizer, key, mesh=mesh, rules=config.mesh.rules)
-    batch = random_batch(replace(SPECS["ml_1m-base-bias"], rows=ROWS * devices), items)
-    batch = sharding.put(batch, sharding.batch_sharding(mesh))
-    step = make_train_step(graphdef, optimizer, config, num_items=items, item_log_q=None)
-    out_shardings = shardings, sharding.replicated(mesh)
-    step = sharding.on_mesh(mesh, jax.jit(step, donate_argnums=0, out_shardings=out_shardings))
-    times = []
+    training, key = start(config, items), jax.random.key(0)
+    batch = training.on_device(random_batch(replace(SPECS["ml_1m-base-bias"], rows=ROWS * devices), items))
+    step, times = sharding.on_mesh(training.mesh, training.step), []
     for _ in range(steps + 2):
-        start = time.perf_counter()
-        train_state, metrics = step(train_state, batch, key)
+        begin = time.perf_counter()
+        training.state, metrics = step(training.state, batch, key)
         jax.block_until_ready(metrics)
-        times.append(time.perf_counter() - start)
+        times.append(time.perf_counter() - begin)
     seconds = statistics.median(times[2:])
     return {"devices": devices, "step_s": seconds, "tokens_per_second": ROWS * LENGTH * devices / seconds}
 
