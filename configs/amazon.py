@@ -15,11 +15,11 @@ and as many items are left. Beauty: counted until nothing changes (5-core): 198,
     add --config.loss.kind=group --config.optimizer.table=rowwise_adamw to update only the rows that a batch names
 
 Cost: Books is made for a GPU: 5,429 steps an epoch, estimated at 0.3 s each on 2 CPU cores (group loss), half an hour
-an epoch; books-large about four times that. Beauty: 168 steps an epoch; until early stopping 30 epochs (beauty) in 26
-minutes, 79 (beauty-sasrec) in 60, on 2 CPU cores that other jobs kept busy.
+an epoch; books-large about four times that. Beauty, 168 steps an epoch, on 2 CPU cores that other jobs kept busy:
+beauty 30 to 34 epochs in 26 to 27 minutes and beauty-sasrec 79 epochs in 60 minutes, ended by validation.
 
-Expected test metric, full catalogue: Beauty HR@10 / NDCG@10 of .0906 / .0514 (beauty, mean of seeds 0 and 1, best
-validation at epochs 20 and 24) and .0855 / .0500 (beauty-sasrec, seed 0, epoch 69; `experiments/public_retrieval.py`).
+Expected test metric, full catalogue: Beauty HR@10 / NDCG@10 of .0906 / .0514 (beauty, mean of two seeds) and .0855 /
+.0500 (beauty-sasrec, one seed; `experiments/public_retrieval.py`).
 Books: not measured here; the paper reports .0404 / .0219 (books) and .0469 / .0257 (books-large) under its own protocol
 (Zhai et al. 2024, table 4), its public code later .0416 / .0227 and .0478 / .0262. The paper has no Beauty.
 """

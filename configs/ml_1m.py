@@ -14,13 +14,12 @@ The ranking variants also read `users.dat` and `movies.dat` beside the ratings: 
 digit of the zip code of a user; genres and year of a film. They train on the first 81 % of the events by time, the next
 9 % pick the checkpoint, the last 10 % test.
 
-Cost, on 2 CPU cores with the full softmax, 47 steps an epoch: base about 0.5 s a step, 46 minutes to epoch 60 on a
-machine that was also doing other work; sasrec 0.6 s a step, 46 minutes to epoch 38 there; large 1.2 s a step, its
-full run not measured. Early stopping may take base beyond epoch 60. Ranking 15 minutes, ranking-dlrm 12 to 27
-minutes, on a machine that was also doing other work.
+Cost, on 2 CPU cores with the full softmax, 47 steps an epoch, beside other jobs: base 60 epochs in 46 minutes, sasrec
+38 epochs in 46 minutes (both ended by hand); ranking 15 to 16 minutes and ranking-dlrm 12 to 27 minutes, on a machine
+that was also doing other work.
 
-Expected test metric, full catalogue, one seed each: HR@10 / NDCG@10 of .3343 / .1975 (base, epoch 60) and .2813 / .1628
-(sasrec, epoch 34); large is not measured. The paper reports .3097 / .1720 (base), .3294 / .1893 (large) and .2853 /
+Expected test metric, full catalogue: HR@10 / NDCG@10 of .3343 / .1975 (base, one seed) and .2813 / .1628 (sasrec, one
+seed); large is not measured. The paper reports .3097 / .1720 (base), .3294 / .1893 (large) and .2853 /
 .1603 (sasrec), under a protocol that removes only the visible 200 items and looks at the test split every epoch
 (Zhai et al. 2024, table 4). Ranking: NE .755 and AUC .815 of liked, NE .753 and AUC .835 of loved (three seeds);
 ranking-dlrm NE .772 and AUC .806 of liked (three seeds; `experiments/ranking_quality.py`).

@@ -5,7 +5,7 @@
 Popularity and the Markov chains are fitted on all but the last two events of each user. The two `best`
 rankings know the generator and where each user stands, without and with the time of the request: no model can
 do better.
-Ends with one JSON line; takes seconds.
+Takes seconds.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,6 +23,7 @@ from gr_jax.config import SyntheticConfig
 from gr_jax.data.popularity import popularity_ranks
 from gr_jax.data.synthetic import World, ceilings, generate, simulate
 
+FILE = Path(__file__).resolve().parent / "results/synthetic_structure.json"
 TOP = 10
 HELD_OUT = 2  # events at the end of each user's log that nothing is fitted on
 
@@ -89,12 +92,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(SyntheticConfig):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
-    config = SyntheticConfig(**vars(parser.parse_args()))
+    parser.add_argument("--json", default=str(FILE), help="file for the result")
+    args = vars(parser.parse_args())
+    file = Path(args.pop("json"))
+    config = SyntheticConfig(**args)
     measured = measure(config)
     print(f"{'ranking':<26}HR@{TOP}")
     for name, value in measured.items():
         print(f"{name.replace('_', ' '):<26}{value:.3f}")
-    print(json.dumps({"config": dataclasses.asdict(config), f"hr@{TOP}": measured}))
+    command = " ".join(["python experiments/synthetic_structure.py", *sys.argv[1:]])
+    result = {"command": command, "config": dataclasses.asdict(config), f"hr@{TOP}": measured}
+    file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def retrieval() -> str:
         popular = [run["popularity"] for runs in found.values() for run in runs if "popularity" in run]
         if popular:
             rows.append((shown, "popularity", "-", *(figure(popular[0][metric]) for metric in metrics), "", ""))
-    test = read("synthetic_quality")["test"]
+    test = read("synthetic_quality")["runs"]["base"]["test"]
     generated = (figure(test["hr@10"]), figure(test["ndcg@10"]))
     rows.append(("generated log", "HSTU, `configs/synthetic.py`", "1", *generated, "", ""))
     return markdown(("dataset", "model", "seeds", "HR@10", "NDCG@10", "paper HR@10", "paper NDCG@10"), rows)
@@ -171,6 +171,23 @@ def m_falcon() -> str:
             ratios = [f"{row[name]:,.0f}x" for name in ("naive_over_cached", "naive_over_cold")]
             rows.append((str(row["n"]), str(row["b"]), *times, *ratios))
     head = ("history", "micro-batch", "cached", "cold", "one forward each", "cached: less by", "cold: less by")
+    return markdown(head, rows)
+
+
+def serving() -> str:
+    """Latency and requests a second of the server by clients: retrieval, and ranking of 200 candidates."""
+    asked, rows = (("retrieval", "/recommend"), ("ranking", "/score")), []
+    results = read("serving_load")
+    for clients in (1, 8, 32):
+        cells = []
+        for kind, path in asked:
+            cases = (
+                c for c in results[kind]["cases"] if (c["path"], c["way"], c["clients"]) == (path, "user", clients)
+            )
+            case = next(cases)
+            cells += [f"{case['p50_ms']:.0f} ms, {case['p99_ms']:.0f} ms", f"{case['requests_per_second']:.0f} /s"]
+        rows.append((str(clients), *cells))
+    head = ("clients", "retrieval base, `/recommend` k=10: p50, p99", "", "ranking, `/score` of 200: p50, p99", "")
     return markdown(head, rows)
 
 
@@ -277,6 +294,7 @@ TABLES: dict[str, Callable[[], str]] = {
         length_speed,
         length_quality,
         m_falcon,
+        serving,
         sparse_step,
         layer_memory,
         intensity,
