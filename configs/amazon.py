@@ -10,6 +10,7 @@ and as many items are left. Beauty: counted until nothing changes (5-core): 198,
     python -m gr_jax.train --config=configs/amazon.py:books-large     # 16 blocks of 8 heads
     python -m gr_jax.train --config=configs/amazon.py:beauty          # as books, on the small data
     python -m gr_jax.train --config=configs/amazon.py:beauty-sasrec   # the softmax baseline, also books-sasrec
+    python -m gr_jax.train --config=configs/amazon.py:beauty-transformer    # its feed-forward layer four times as wide
     python -m gr_jax.plan --config=configs/amazon.py:trillion --devices=256 --device=h100
     add --config.loss.kind=group to share the 512 negatives among 32 neighbouring positions: faster on a CPU
     add --config.loss.kind=group --config.optimizer.table=rowwise_adamw to update only the rows that a batch names
@@ -47,6 +48,7 @@ MODELS = {
     "books-sasrec": SASREC,
     "beauty": BASE,
     "beauty-sasrec": SASREC,
+    "beauty-transformer": replace(SASREC, ffn_width=256),
 }
 
 

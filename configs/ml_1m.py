@@ -6,6 +6,7 @@ point `--config.data.path` at a folder that has it).
     python -m gr_jax.train --config=configs/ml_1m.py             # base: 2 blocks of 1 head
     python -m gr_jax.train --config=configs/ml_1m.py:large       # 8 blocks of 2 heads
     python -m gr_jax.train --config=configs/ml_1m.py:sasrec      # the softmax baseline, same loss
+    python -m gr_jax.train --config=configs/ml_1m.py:transformer     # its feed-forward layer four times as wide
     python -m gr_jax.train --config=configs/ml_1m.py:ranking     # is a film liked (4 or 5), loved (5), and its rating
     python -m gr_jax.train --config=configs/ml_1m.py:ranking-dlrm    # the same by DIN and DCN-v2, the usual baseline
     add --config.loss.kind=per_token for the paper's own loss of retrieval (128 negatives per position)
@@ -40,6 +41,7 @@ MODELS = {
     "base": ModelConfig(num_blocks=2, num_heads=1, qk_width=50, v_width=50),
     "large": ModelConfig(num_blocks=8, num_heads=2, qk_width=25, v_width=25),
     "sasrec": ModelConfig(kind="sasrec", num_blocks=2, num_heads=1, ffn_width=50),
+    "transformer": ModelConfig(kind="sasrec", num_blocks=2, num_heads=1, ffn_width=200),
 }
 RANKERS = {
     "ranking": ModelConfig(width=64, num_blocks=2, num_heads=1, qk_width=64, v_width=64),

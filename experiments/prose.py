@@ -125,7 +125,7 @@ def smaller() -> dict[str, str]:
 def retrieval() -> dict[str, str]:
     """Of public_retrieval: test metrics, seeds, epochs and minutes of each run."""
     runs: dict[str, list[dict]] = {}
-    for file in sorted((ROOT / "experiments/results/public_retrieval").glob("*.json")):
+    for file in sorted((ROOT / "experiments/results/public_retrieval").glob("*-[0-9].json")):
         name = file.stem.rpartition("-")[0].replace("-", "_")
         runs.setdefault(name, []).append(json.loads(file.read_text()))
     found, seeds = {}, {1: "one seed", 2: "mean of two seeds", 3: "mean of three seeds"}

@@ -1,4 +1,4 @@
-"""Retrieval on public data, seed by seed: HSTU against SASRec and popularity, with the significance of the difference.
+"""Retrieval on public data, seed by seed: HSTU against SASRec, a Transformer of more FLOPs, and popularity.
 
     python -m experiments.public_retrieval --dataset=beauty --path=ratings_Beauty.csv
     python -m experiments.public_retrieval --dataset=ml-1m --models=hstu,sasrec,hstu-large --path=ml-1m
@@ -7,7 +7,7 @@
 
 Every run goes to runs/public_retrieval/ and resumes where it stopped; one that has its file in
 experiments/results/public_retrieval/ (DATASET-MODEL-SEED.json, see `retrieval_runs`) is not repeated. Prints the table
-of all seeds, and a paired t-test over users.
+of all seeds and writes significance.json there: paired t-tests over users of HSTU against the others.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ CONFIGS = {  # dataset -> model -> config file and variant
         "hstu": "configs/ml_1m.py",
         "hstu-large": "configs/ml_1m.py:large",
         "sasrec": "configs/ml_1m.py:sasrec",
+        "transformer": "configs/ml_1m.py:transformer",
     },
-    "beauty": {"hstu": "configs/amazon.py:beauty", "sasrec": "configs/amazon.py:beauty-sasrec"},
+    "beauty": {
+        "hstu": "configs/amazon.py:beauty",
+        "sasrec": "configs/amazon.py:beauty-sasrec",
+        "transformer": "configs/amazon.py:beauty-transformer",
+    },
     "ml-20m": {
         "hstu": "configs/ml_20m.py",
         "hstu-large": "configs/ml_20m.py:large",
@@ -50,8 +55,16 @@ def main() -> None:
         for model in args.models.split(","):
             retrieval_runs.run(NAME, f"{args.dataset}-{model}", seed, configs[model], args.change, args)
             print(retrieval_runs.table(NAME, names), flush=True)
-    found = retrieval_runs.significance(NAME, f"{args.dataset}-hstu", f"{args.dataset}-sasrec")
-    print(json.dumps(found))
+    print(write_significance())
+
+
+def write_significance() -> str:
+    """Compares HSTU with SASRec and the Transformer on each dataset, over the seeds that both have."""
+    pairs = [(f"{data}-hstu", f"{data}-{rival}") for data in CONFIGS for rival in ("sasrec", "transformer")]
+    found = [retrieval_runs.significance(NAME, *pair) for pair in pairs]
+    text = json.dumps([each for each in found if each], indent=1)
+    (retrieval_runs.RESULTS / NAME / "significance.json").write_text(text + "\n")
+    return text
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def retrieval() -> str:
     """Full-catalogue HR@10 and NDCG@10, mean over seeds, beside those of the paper."""
     datasets = {"ml-1m": "MovieLens-1M", "beauty": "Amazon Beauty, 5-core"}
-    models = {"hstu": "HSTU", "hstu-large": "HSTU-large", "sasrec": "SASRec"}
+    models = {"hstu": "HSTU", "hstu-large": "HSTU-large", "sasrec": "SASRec", "transformer": "Transformer"}
     folder, metrics = ROOT / "experiments" / "results" / "public_retrieval", ("hr@10", "ndcg@10")
     rows = []
     for dataset, shown in datasets.items():

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
     "amazon": ["books", "books-large", "beauty"],
     "kuairand": ["base", "ranking"],
-    "ml_1m": ["base", "large", "sasrec", "ranking", "ranking-dlrm"],
+    "ml_1m": ["base", "large", "sasrec", "transformer", "ranking", "ranking-dlrm"],
     "ml_20m": ["base", "large", "sasrec"],
     "synthetic": ["base", "ranking", "ranking-dlrm"],
 }
