@@ -1,7 +1,7 @@
 """Loss against training FLOPs over sizes and budgets, with a fit and its uncertainty: retrieval and ranking.
 
-    python -m experiments.scaling_law                      # both tasks on the generated log, 3 widths
-    python -m experiments.scaling_law --task=retrieval
+    python -m experiments.scaling_law                      # both tasks on the generated log, 4 widths
+    python -m experiments.scaling_law --task=ml-1m --path=ml-1m     # retrieval on MovieLens-1M, 4 widths
     python -m experiments.scaling_law --figure             # fits and figure from the results
     python -m experiments.scaling_law --quick              # two small runs; no results are kept
 
@@ -33,11 +33,11 @@ from gr_jax.training.tasks import task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "experiments/results/scaling_law.json"
-WIDTHS = (8, 16, 32, 64)
 SKIPPED = 2  # epochs of each run that the fit leaves out
-TASKS = {  # task -> config, what is measured on validation, more of the command line
+TASKS = {  # task -> config, widths, what is measured on validation, more of the command line
     "retrieval": (
         "configs/synthetic.py",
+        (8, 16, 32, 64),
         "log_perplexity",
         [
             "--config.data.synthetic.num_users=12000",
@@ -47,21 +47,24 @@ TASKS = {  # task -> config, what is measured on validation, more of the command
     ),
     "ranking": (
         "configs/synthetic.py:ranking",
+        (8, 16, 32, 64),
         "ne/click",
         ["--config.data.synthetic.num_users=12000", "--config.train.epochs=8"],
     ),
+    "ml-1m": ("configs/ml_1m.py", (12, 25, 50, 100), "log_perplexity", ["--config.train.epochs=20"]),
 }
 
 
-def train(task: str, width: int, quick: bool) -> Path:
+def train(task: str, width: int, quick: bool, path: str) -> Path:
     """Runs one width to its last budget; the folder of the run."""
-    config, _, change = TASKS[task]
+    config, _, _, change = TASKS[task]
     workdir = ROOT / f"runs/scaling_law/{task}-{width}{'-quick' * quick}"
     if (workdir / "result.json").exists():
         return workdir
     command = [sys.executable, "-m", "gr_jax.train", f"--config={config}", f"--workdir={workdir}", *change]
     command += [f"--config.model.{name}={width}" for name in ("width", "qk_width", "v_width")]
     command += ["--config.train.validate_every=1", "--config.train.patience=0"]
+    command += [f"--config.data.path={Path(path).absolute()}"] * bool(path)
     command += ["--config.data.synthetic.num_users=500", "--config.train.epochs=2"] * quick
     subprocess.run(command, check=True, cwd=ROOT)
     return workdir
@@ -69,7 +72,7 @@ def train(task: str, width: int, quick: bool) -> Path:
 
 def budgets(task: str, width: int, workdir: Path) -> list[dict]:
     """FLOPs and validation after each epoch of a finished run."""
-    metric = TASKS[task][1]
+    metric = TASKS[task][2]
     run = open_run(config_files.read(workdir / "config.json"), workdir)
     batches = task_of(run).batches()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -115,7 +118,8 @@ def fit(points: list[dict]) -> dict:
 
 def draw(found: dict, path: Path) -> None:
     """Every budget of every width, the frontier and its fit."""
-    names = {"retrieval": "log perplexity of the next item", "ranking": "normalised entropy"}
+    perplexity = "log perplexity of the next item"
+    names = {"retrieval": perplexity, "ranking": "normalised entropy", "ml-1m": perplexity}
     tasks = [task for task in TASKS if any(p["task"] == task for p in found["points"])]
     figure, axes = pyplot().subplots(1, len(tasks), figsize=(5 * len(tasks), 4), constrained_layout=True, squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
@@ -137,7 +141,8 @@ def draw(found: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default=",".join(TASKS), help="retrieval, ranking or both")
+    parser.add_argument("--task", default="retrieval,ranking", help=f"some of {','.join(TASKS)}")
+    parser.add_argument("--path", default="", help="raw log of ml-1m; downloaded when not given")
     parser.add_argument("--quick", action="store_true", help="two small runs; no results are kept")
     parser.add_argument("--figure", action="store_true", help="train nothing: fits and figure of the results")
     args = parser.parse_args()
@@ -145,20 +150,21 @@ def main() -> None:
     if RESULT.exists() and not args.quick:
         found = json.loads(RESULT.read_text())
     for task in [] if args.figure else args.task.split(","):
-        for width in WIDTHS[:2] if args.quick else WIDTHS:
-            points = budgets(task, width, train(task, width, args.quick))
+        widths = TASKS[task][1]
+        for width in widths[:2] if args.quick else widths:
+            points = budgets(task, width, train(task, width, args.quick, args.path))
             others = [p for p in found["points"] if (p["task"], p["width"]) != (task, width)]
             found["points"] = [*others, *points]
             print(
                 "\n".join(f"{task} width {width}: {p['flops']:.3e} FLOPs {p['value']:.4f}" for p in points), flush=True
             )
-    for task in {p["task"] for p in found["points"]}:
+    for task in sorted({p["task"] for p in found["points"]}):
         on_frontier = frontier([p for p in found["points"] if p["task"] == task and p["epoch"] > SKIPPED])
         if len(on_frontier) > 3:
             found["fits"][task] = fit(on_frontier)
             print(task, json.dumps(found["fits"][task]))
     if not args.quick:
-        made = {"command": " ".join(["python -m experiments.scaling_law", *sys.argv[1:]])}
+        made = {"command": f"python -m experiments.scaling_law --task={','.join(found['fits'])}"}
         made |= {"hardware": f"{os.cpu_count()} CPU cores, shared with other work", "seed": 0}
         RESULT.write_text(json.dumps(made | {"tasks": TASKS} | found, indent=1) + "\n")
         draw(found, RESULT.with_suffix(".png"))

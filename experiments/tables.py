@@ -261,8 +261,11 @@ def vocabulary_step() -> str:
 def scaling_law() -> str:
     """Fits of loss against training FLOPs, and the budgets that they are of."""
     results, rows = read("scaling_law"), []
-    names = {"retrieval": "retrieval, log perplexity", "ranking": "ranking, normalised entropy"}
+    names = {"retrieval": "log perplexity, generated log", "ml-1m": "log perplexity, MovieLens-1M"}
+    names["ranking"] = "normalised entropy, generated log"
     for task, shown in names.items():
+        if task not in results["fits"]:
+            continue
         law, points = results["fits"][task], [p for p in results["points"] if p["task"] == task]
         widths = ", ".join(str(width) for width in sorted({p["width"] for p in points}))
         budget = " to ".join(f"{f(p['flops'] for p in points):.1e}" for f in (min, max))
