@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
 import re
 import types
 import typing
 from pathlib import Path
 
 from gr_jax.config import Config, ConfigError, UnknownVariant, field_type
+from gr_jax.files import write_whole
 
 
 def load(spec: str) -> Config:
@@ -91,10 +91,8 @@ def _tuples(value: typing.Any) -> typing.Any:
 
 
 def save(config: Config, path: Path) -> None:
-    """Writes `config` as JSON; a reader sees the whole file or none, also when the process is killed."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    os.replace(partial, path)
+    """Writes `config` as JSON, whole or not at all."""
+    write_whole(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def read(path: Path) -> Config:

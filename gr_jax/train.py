@@ -19,41 +19,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 import gr_jax
 from gr_jax import cli
 from gr_jax.config import Config
 from gr_jax.data import pipeline
+from gr_jax.files import write_whole
 from gr_jax.report import write_after_training
 from gr_jax.training import processes, reporting, sharding, state
 from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
+from gr_jax.training.divergence import Diverged, check_finite
 from gr_jax.training.interruption import Interruption
 from gr_jax.training.reporting import say
-from gr_jax.training.run import Run, claim_workdir, open_run
+from gr_jax.training.run import Run, check_workdir, claim_workdir, open_run
 from gr_jax.training.speed import SpeedMeter
 from gr_jax.training.task import Batches, Task
 from gr_jax.training.tasks import task_of
 from gr_jax.training.vocabulary import Revision, catalogue_maker, make_update
 
 
-class Diverged(ValueError):
-    """A loss or parameter is not finite; nothing was saved since the last checkpoint."""
-
-    def __init__(self, step: int, what: str):
-        remedy = "the last checkpoint is from before it; try a lower config.optimizer.learning_rate"
-        super().__init__(f"step {step}: {what}; {remedy}")
-
-
 def main(argv: list[str]) -> int:
     """Trains what the command line asks for; 0 when the run is complete, 128 + signal when it was interrupted."""
     flags: dict[str, cli.Flag] = {
-        "workdir": (str, "", "folder of the run; default runs/<config>[-<variant>]"),
+        "workdir": (Path, None, "folder of the run; default runs/<config>[-<variant>]"),
         "report": (bool, True, "write report.html at the end of one process; --report=false leaves it out"),
         **processes.FLAGS,
     }
     args = cli.parse(argv, doc=__doc__ or "", flags=flags, config="required")
-    workdir = Path(args.workdir or default_workdir(args.config_spec))
+    workdir = args.workdir or Path(default_workdir(args.config_spec))
     processes.join(args.coordinator, args.processes, args.process, args.peer_timeout)
     with processes.ended_together():
         code = train(args.config, workdir)
@@ -71,9 +64,10 @@ def default_workdir(spec: str) -> str:
 def train(config: Config, workdir: Path) -> int:
     """Runs or resumes the training of `config` in `workdir`; returns the exit code."""
     started = time.monotonic()
-    claim_workdir(config, workdir)
+    check_workdir(config, workdir)
     with Interruption() as interruption:
         run = open_run(config, workdir)
+        claim_workdir(run)
         train_state, shardings = run.fresh_state()
         checkpoints = Checkpoints(workdir / "checkpoints", writes=True)
         train_state, progress = checkpoints.restore(state.abstract(train_state)) or (train_state, Progress())
@@ -178,7 +172,8 @@ def loop(
         meter.add(losses)
         epochs_done, step_of_epoch = plan.locate(step)
         ends_epoch = step_of_epoch == 0 and epochs_done % config.train.validate_every == 0
-        validates = ends_epoch or step == session.last_step
+        # A stream that stops inside a window has trained on a part of it: there is none to test it on.
+        validates = ends_epoch or (step == session.last_step and config.train.mode != "streaming")
         if step % config.train.log_every == 0 and meter.has_news:
             values = meter.report() | {"fill": session.batches.fill}
             log.write(step, epochs_done, "train", values)
@@ -239,19 +234,6 @@ def fetch(pending: list[tuple[int, dict]], *, leave: int) -> tuple[list[float], 
     return losses, signal
 
 
-def check_finite(step: int, params: dict) -> None:
-    """Raises `Diverged` if a parameter is not finite; the gradients of a finite loss need not be."""
-    for path, ok in jax.tree_util.tree_leaves_with_path(all_finite(params)):
-        if not ok:
-            raise Diverged(step, f"{sharding.path_name(path)} is not finite")
-
-
-@jax.jit
-def all_finite(params: dict) -> dict:
-    """Of each array, whether all its elements are finite."""
-    return jax.tree.map(lambda array: jnp.isfinite(array).all(), params)
-
-
 def make_meter(batches: Batches) -> SpeedMeter:
     """A meter for batches of this mean size."""
     return SpeedMeter(
@@ -278,8 +260,7 @@ def finish(session: Session, train_state: state.TrainState, progress: Progress) 
 def report(session: Session, results: dict, progress: Progress) -> None:
     """Writes result.json and the test line of metrics.jsonl, and prints the table."""
     run, task, log = session.run, session.task, session.log
-    result = run.workdir / "result.json"
-    if not result.exists() or json.loads(result.read_text())["best_step"] != progress.best_step:
+    if reported_step(run.workdir / "result.json") != progress.best_step:
         log.write(progress.best_step, int(session.epoch_at(progress.best_step)), "test", results["test"])
     baseline = task.baseline()
     write_result(run, results, baseline, progress, session.clock.seconds())
@@ -287,6 +268,14 @@ def report(session: Session, results: dict, progress: Progress) -> None:
     wall = session.clock.seconds()
     say(f"best checkpoint: step {progress.best_step} in {run.workdir / 'checkpoints'}; {wall:.0f} s in all")
     say(f"next: python -m gr_jax.evaluate --workdir={run.workdir}, or another --config of configs/")
+
+
+def reported_step(result: Path) -> int | None:
+    """The best step that a result.json tells; None where there is none, or a damaged one, which is written anew."""
+    try:
+        return json.loads(result.read_text())["best_step"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def valid_result(session: Session, params: dict) -> dict[str, float]:
@@ -310,7 +299,7 @@ def write_result(
         "dataset": {"source": run.config.data.source} | {name: getattr(run.dataset, name) for name in names},
         "versions": versions(),
     }
-    (run.workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(run.workdir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from gr_jax import evaluate, train
 from gr_jax.config import ConfigError
 from gr_jax.training import retrieval
 from gr_jax.training.checkpoint import Checkpoints
+from gr_jax.training.divergence import Diverged
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -203,15 +204,50 @@ def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(con
         return step
 
     monkeypatch.setattr(retrieval, "make_train_step", poisoned)
-    with pytest.raises(train.Diverged, match="step 7: loss=nan; the last checkpoint is from before it"):
+    with pytest.raises(Diverged, match="step 7: loss=nan; the last checkpoint is from before it"):
         run_train(config_file, tmp_path / "w")
     monkeypatch.undo()
     assert run_train(config_file, tmp_path / "w", "--config.train.steps=5") == 0, "step 5 is there and can be read"
 
 
-def test_parameters_that_are_not_finite_are_not_saved():
-    with pytest.raises(train.Diverged, match="step 3: blocks/0/uvqk is not finite"):
-        train.check_finite(3, {"blocks": [{"uvqk": jnp.array([1.0, jnp.inf])}]})
+def test_a_start_that_failed_does_not_take_the_workdir(config_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.data\.row_length=8"):
+        run_train(config_file, tmp_path / "w", "--config.data.row_length=8")
+    with pytest.raises(ConfigError, match="no such file"):
+        run_train(config_file, tmp_path / "w", "--config.data.path=no.csv", "--config.data.prepared=")
+    assert run_train(config_file, tmp_path / "w", "--config.train.steps=2") == 0
+
+
+def test_a_finished_run_keeps_its_config_when_a_restart_fails(config_file, finished, tmp_path):
+    copy = Path(shutil.copytree(finished, tmp_path / "w"))
+    with pytest.raises(ConfigError, match=r"mesh\.data=64"):
+        run_train(config_file, copy, "--config.mesh.data=64")
+    assert (copy / "config.json").read_text() == (finished / "config.json").read_text()
+
+
+def test_a_log_that_changed_is_neither_trained_on_nor_evaluated(config_file, finished, tmp_path):
+    copy = Path(shutil.copytree(finished, tmp_path / "w"))
+    lines = (config_file.parent / "log.csv").read_text().splitlines()
+    moved = {"i0": "zero"}  # now the last in the order of names: all ids before it move, the counts stay
+    changed = [",".join(moved.get(word, word) for word in line.split(",")) for line in lines]
+    (tmp_path / "log.csv").write_text("\n".join(changed) + "\n")
+    here = [f"--config.data.path={tmp_path / 'log.csv'}", f"--config.data.prepared={tmp_path / 'prepared'}"]
+    with pytest.raises(ConfigError, match=r"items or feature values have other ids, .*: the log has changed"):
+        run_train(config_file, copy, *here)
+    assert run_train(config_file, tmp_path / "other", *here, "--config.train.steps=1") == 0
+    config = json.loads((copy / "config.json").read_text())
+    config["data"] |= {"path": str(tmp_path / "log.csv"), "prepared": str(tmp_path / "prepared")}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="the log has changed"):
+        evaluate.evaluate(copy, "test")
+
+
+def test_a_damaged_result_is_written_anew_by_the_same_command(config_file, finished, tmp_path):
+    copy = Path(shutil.copytree(finished, tmp_path / "w"))
+    (copy / "result.json").write_text('{"best_st')
+    assert run_train(config_file, copy) == 0
+    before, after = (json.loads((d / "result.json").read_text()) for d in (finished, copy))
+    assert after["test"] == before["test"] and after["best_step"] == before["best_step"]
 
 
 LONG = "--config.train.epochs=15"  # so that the run is still going when a signal arrives

@@ -87,6 +87,12 @@ def test_a_stream_tests_each_window_before_it_trains_on_it(finished):
         assert result["best_step"] == last  # the newest parameters, not those that did best on some window
 
 
+def test_a_stream_that_stops_inside_a_window_does_not_test_on_what_it_has_trained_on(config_file, tmp_path):
+    assert run_train(Path(f"{config_file}:hstu-streaming"), tmp_path, "--config.train.steps=2") == 0
+    assert json.loads((tmp_path / "result.json").read_text())["valid"] == {}
+    assert lines_of(tmp_path, "valid") == []
+
+
 @pytest.mark.parametrize("variant", ["hstu", "hstu-streaming"])
 def test_a_stopped_run_resumes_to_the_same_bits(finished, config_file, tmp_path, variant):
     for steps in ("--config.train.steps=2", "--config.train.steps=0"):

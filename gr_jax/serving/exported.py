@@ -13,6 +13,7 @@ from jax import export as jax_export
 
 from gr_jax import config_files
 from gr_jax.config import ConfigError
+from gr_jax.data import trained_on
 from gr_jax.data.batch import Batch
 from gr_jax.data.dataset import open_dataset, prepare
 from gr_jax.data.tokens import stream_of
@@ -32,12 +33,13 @@ def load_exported(workdir: str | Path, *, prepared: str | Path = "", index: str 
     """What `gr_jax.load` gives, from the export that `python -m gr_jax.export` wrote into the workdir.
 
     Raises:
-      ConfigError: there is no export, or it is damaged, or from another version.
+      ConfigError: there is no export, or it is damaged, from another version, or of another log.
     """
     workdir = Path(workdir)
     meta, parameters, call = read(workdir / FOLDER)
     config = config_files.read(workdir / "config.json")
     dataset = open_dataset(prepared) if prepared else prepare(config.data)
+    trained_on.check(workdir, dataset)
     stream, reader = stream_of(config, dataset), Reader.of(config, dataset)
     parts: dict[str, Any] = {"encoder": None, "items": None, "rank": None}
     parameters = {name: jax.device_put(parameters[name]) for name in meta["parameters"]}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from gr_jax.files import write_whole
 from gr_jax.training import processes
 
 
@@ -41,7 +42,7 @@ class MetricsLog:
                     kept.append(line)
             except (json.JSONDecodeError, KeyError):
                 continue
-        self._path.write_text("".join(line + "\n" for line in kept))
+        write_whole(self._path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, epoch: int, split: str, values: Mapping[str, float]) -> None:
         """Logs `values` of `split` (train, valid, test) at `step`; without space on the disk a warning is all."""
@@ -62,7 +63,7 @@ class MetricsLog:
 
     def last(self, split: str) -> dict[str, float]:
         """The newest values of `split`; empty before the first, and where another process writes."""
-        if not processes.is_first():
+        if not processes.is_first() or not self._path.exists():
             return {}
         lines = [json.loads(line) for line in self._path.read_text().splitlines()]
         found = [line for line in lines if line["split"] == split]

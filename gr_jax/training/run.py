@@ -13,6 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from gr_jax import config_files
 from gr_jax.config import Config, ConfigError, DataConfig
+from gr_jax.data import trained_on
 from gr_jax.data.dataset import Dataset, prepare
 from gr_jax.data.tokens import Stream, stream_of
 from gr_jax.models.recommender import functional
@@ -72,8 +73,6 @@ def open_run(config: Config, workdir: Path) -> Run:
     dataset = processes.first_then_others(lambda: prepare(config.data, progress=processes.is_first()))
     processes.check_same("the config", repr(dataclasses.replace(config, data=_without_paths(config.data))))
     processes.check_same("the dataset", str([dataset.num_users, dataset.num_items, dataset.num_events]))
-    if jax.process_count() > 1 and not processes.all_true((workdir / "config.json").exists()):
-        raise ConfigError(f"{workdir}: not seen by all processes; choose a --workdir on a disk that they share")
     stream = stream_of(config, dataset)
     mesh = sharding.make_mesh(config.mesh)
     processes.connect(mesh)
@@ -100,19 +99,20 @@ def model_sizes(config: Config, dataset: Dataset, stream: Stream) -> dict[str, i
     }
 
 
-def claim_workdir(config: Config, workdir: Path) -> None:
-    """Makes `workdir` the home of `config`; of several processes the first writes config.json.
+def check_workdir(config: Config, workdir: Path) -> None:
+    """Looks whether `workdir` may become, or is, the home of `config`; of several processes the first looks.
 
     Raises:
       ConfigError: the folder holds a run with another config (names the first field that differs) or checkpoints of
-        an unknown one.
+        an unknown one. A run that has logged nothing yet may be replaced.
     """
-    processes.first_then_others(lambda: _claim(config, workdir) if processes.is_first() else None)
+    processes.first_then_others(lambda: _check(config, workdir) if processes.is_first() else None)
 
 
-def _claim(config: Config, workdir: Path) -> None:
-    path = workdir / "config.json"
-    if path.exists():
+def _check(config: Config, workdir: Path) -> None:
+    path, checkpoints = workdir / "config.json", workdir / "checkpoints"
+    has_steps = checkpoints.is_dir() and any(checkpoints.iterdir())
+    if path.exists() and (has_steps or (workdir / "metrics.jsonl").exists()):
         before, now = flatten(config_files.to_dict(config_files.read(path))), flatten(config_files.to_dict(config))
         for name, value in now.items():
             if before[name] != value and not name.startswith(FREE_ON_RESUME):
@@ -120,13 +120,29 @@ def _claim(config: Config, workdir: Path) -> None:
                     f"{workdir} holds a run with config.{name}={before[name]!r}, not {value!r}:"
                     " choose another --workdir"
                 )
-    elif (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()):
+    elif has_steps:
         raise ConfigError(
             f"{workdir} holds checkpoints but no config.json, so what they belong to is not known: put the config.json"
             " back, or choose another --workdir"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    config_files.save(config, path)
+
+
+def claim_workdir(run: Run) -> None:
+    """Makes the workdir of `run` its home, once it is known that the run can begin: config.json and dataset.json.
+
+    Raises:
+      ConfigError: the run there was trained on another log, or the processes do not share the folder.
+    """
+    trained_on.check(run.workdir, run.dataset)
+    processes.first_then_others(lambda: _claim(run) if processes.is_first() else None)
+    if jax.process_count() > 1 and not processes.all_true((run.workdir / "config.json").exists()):
+        raise ConfigError(f"{run.workdir}: not seen by all processes; choose a --workdir on a disk that they share")
+
+
+def _claim(run: Run) -> None:
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    config_files.save(run.config, run.workdir / "config.json")
+    trained_on.remember(run.workdir, run.dataset)
 
 
 def flatten(values: dict, prefix: str = "") -> dict:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from gr_jax import config_files
 from gr_jax.config import ConfigError, MeshConfig
+from gr_jax.data import trained_on
 from gr_jax.training import state
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.row_optimizer import cast_tables
@@ -43,7 +43,7 @@ def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False)
     if not (workdir / "checkpoints").is_dir():  # Orbax would make the folder
         raise no_checkpoint
     run = open_run(config, workdir)
-    _check_same_log(run)
+    trained_on.check(workdir, run.dataset)
     target = state.abstract(run.fresh_state()[0])
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
@@ -56,21 +56,3 @@ def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False)
         return run, cast_tables(catalogue_maker(run.mesh)(best[0]), "float32")
     finally:
         checkpoints.close()
-
-
-def _check_same_log(run: Run) -> None:
-    """Raises a ConfigError where the dataset is not the one trained on: its ids would mean other items."""
-    path = run.workdir / "result.json"
-    if not path.exists():  # the run is not over yet
-        return
-    try:
-        trained_on = json.loads(path.read_text())["dataset"]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{path}: damaged; run python -m gr_jax.train again with this workdir") from None
-    for name in ("num_users", "num_items", "num_events"):
-        there = getattr(run.dataset, name)
-        if trained_on.get(name, there) != there:
-            raise ConfigError(
-                f"{run.dataset.folder}: {name} is {there:,}, the run in {run.workdir} was trained with"
-                f" {trained_on[name]:,}: the log has changed; put the old one back, or train again"
-            )

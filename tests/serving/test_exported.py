@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -66,6 +67,14 @@ def test_an_export_of_a_ranking_run_predicts_the_same(ranking):
     wanted = [f"i{i}" for i in range(20)]
     for a, b in zip(ours.score(histories, wanted, user="u1"), theirs.score(histories, wanted, user="u1"), strict=True):
         np.testing.assert_allclose([list(i.tasks.values()) for i in a], [list(i.tasks.values()) for i in b], atol=1e-5)
+
+
+def test_an_export_is_not_served_with_another_log(exported, tmp_path):
+    copy = Path(shutil.copytree(exported, tmp_path / "copy"))
+    file = copy / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"ids": "0"}))
+    with pytest.raises(ConfigError, match="the log has changed"):
+        load_exported(copy)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import jax
@@ -242,6 +243,11 @@ def cut_arrays(copy):
             file.write_bytes(file.read_bytes()[:500])
 
 
+def told_otherwise(copy, **values):
+    file = copy / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -250,18 +256,17 @@ def cut_arrays(copy):
         (lambda w: shutil.rmtree(w / "checkpoints"), "no validated checkpoint yet"),
         (lambda w: [shutil.rmtree(p) for p in (w / "checkpoints").iterdir() if p.is_dir()], "no validated checkpoint"),
         (cut_arrays, r"no readable checkpoint in .* \(.+\)"),
-        (lambda w: (w / "result.json").write_text("{"), "result.json: damaged"),
-        (
-            lambda w: (w / "result.json").write_text('{"dataset": {"num_items": 41}}'),
-            "num_items is 40, the run in .* was trained with 41",
-        ),
+        (lambda w: (w / "dataset.json").write_text("{"), "dataset.json: damaged"),
+        (lambda w: told_otherwise(w, num_items=41), "num_items is 40, the run in .* was trained with 41"),
+        (lambda w: told_otherwise(w, ids="0"), "items or feature values have other ids, .* put the old one back"),
     ],
 )
 def test_a_damaged_workdir_is_refused_with_the_reason(retrieval, tmp_path, damage, told):
     copy = broken(retrieval, tmp_path, damage)
+    had_checkpoints = (copy / "checkpoints").exists()
     with pytest.raises(ConfigError, match=told):
         gr_jax.load(copy)
-    assert not (copy / "checkpoints").exists() or any(copy.iterdir())
+    assert (copy / "checkpoints").exists() == had_checkpoints, "a look makes no folder"
 
 
 def test_a_folder_that_does_not_exist_is_refused_and_not_made(tmp_path):

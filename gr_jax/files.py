@@ -1,0 +1,20 @@
+"""Writing files that others read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes `text`; a reader sees the whole file or the one before it, also when the process is killed.
+
+    Raises:
+      OSError: no space, or no permission; the file before is still there.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
