@@ -63,6 +63,7 @@ class SyntheticConfig:
         for name in ("num_users", "num_items"):
             _check(getattr(self, name) >= 1, f"data.synthetic.{name}", getattr(self, name), "at least 1")
         _check(self.mean_length >= 5, "data.synthetic.mean_length", self.mean_length, "at least 5")
+        _check(0 <= self.seed < 2**32, "data.synthetic.seed", self.seed, "in [0, 2^32)")
 
 
 SOURCES = (
@@ -268,7 +269,11 @@ class OptimizerConfig:
 
     def __post_init__(self):
         _check_types(self, "optimizer.")
-        _check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "positive")
+        for name in ("learning_rate", "eps"):
+            _check(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "positive")
+        for name in ("b1", "b2"):
+            _check(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
+        _check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
         _check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
         _check_choice("optimizer.table", self.table, ("dense", "rowwise_adamw", "rowwise_adagrad"))
         rate = self.table_learning_rate
@@ -389,6 +394,7 @@ class Config:
 
     def __post_init__(self):
         _check_types(self)
+        _check(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
         if self.loss.kind == "group":
             rule = f"a divisor of data.row_length={self.data.row_length}"
             _check(self.data.row_length % self.loss.group == 0, "loss.group", self.loss.group, rule)

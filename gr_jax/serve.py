@@ -18,10 +18,8 @@ from gr_jax.config import ConfigError
 from gr_jax.serving import compiled
 from gr_jax.serving.exported import load_exported
 from gr_jax.serving.index import BACKENDS
-from gr_jax.serving.limits import Limits
+from gr_jax.serving.limits import CACHE_MB, Limits
 from gr_jax.serving.loaded import Loaded
-from gr_jax.serving.opened import CACHE_MB, load
-from gr_jax.training.reporting import say
 
 GRACE = 20  # seconds that a shutdown waits for requests
 
@@ -51,13 +49,15 @@ def main(argv: list[str]) -> int:
     if args.exported:
         loaded = load_exported(args.workdir, prepared=args.prepared, index=args.index)
     else:
+        from gr_jax.serving.opened import load  # the model's code, which an export does without
+
         loaded = load(args.workdir, prepared=args.prepared, index=args.index, cache_mb=args.cache_mb)
     import uvicorn
 
     from gr_jax.serving.server import make_app
 
-    say(described(loaded))
-    say(f"serving  http://{args.host}:{args.port}/")
+    print(described(loaded))
+    print(f"serving  http://{args.host}:{args.port}/", flush=True)
     uvicorn.run(
         make_app(loaded, limits),
         host=args.host,

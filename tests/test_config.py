@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from gr_jax import config_files
-from gr_jax.config import Config, ConfigError, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig
+from gr_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
 from gr_jax.overrides import comments, leaves, override_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +69,11 @@ def one_line(function, *args) -> str:
         (lambda: Config(data=LossConfig()), "config.data: expected DataConfig, got"),  # type: ignore
         (lambda: Config(mesh=MeshConfig(data=256)), "config.train.batch_users=128: must be at least"),
         (lambda: MeshConfig(rules=(("a", "data"),)), "config.mesh.rules"),  # type: ignore
+        (lambda: Config(seed=-1), "config.seed=-1: must be in [0, 2^32)"),
+        (lambda: SyntheticConfig(seed=-1), "config.data.synthetic.seed=-1: must be in [0, 2^32)"),
+        (lambda: OptimizerConfig(b1=1.0), "config.optimizer.b1=1.0: must be in [0, 1)"),
+        (lambda: OptimizerConfig(eps=0.0), "config.optimizer.eps=0.0: must be positive"),
+        (lambda: OptimizerConfig(weight_decay=-0.1), "config.optimizer.weight_decay=-0.1: must be at least 0"),
     ],
 )
 def test_a_broken_rule_names_the_field_its_value_and_the_rule(make, told):

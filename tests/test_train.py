@@ -242,6 +242,15 @@ def test_a_log_that_changed_is_neither_trained_on_nor_evaluated(config_file, fin
         evaluate.evaluate(copy, "test")
 
 
+def test_a_run_of_more_devices_than_there_are_is_evaluated_on_those_that_are_there(finished, tmp_path):
+    copy = Path(shutil.copytree(finished, tmp_path / "w"))
+    config = json.loads((copy / "config.json").read_text())
+    config["mesh"] |= {"data": 8, "model": 2}
+    (copy / "config.json").write_text(json.dumps(config))
+    here, there = (evaluate.evaluate(workdir, "test") for workdir in (copy, finished))
+    assert here == pytest.approx(there, abs=1e-6)
+
+
 def test_a_damaged_result_is_written_anew_by_the_same_command(config_file, finished, tmp_path):
     copy = Path(shutil.copytree(finished, tmp_path / "w"))
     (copy / "result.json").write_text('{"best_st')

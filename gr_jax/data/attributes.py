@@ -84,6 +84,11 @@ def official_files(config: DataConfig) -> list[str]:
     return [OFFICIAL[config.source][kind] for kind in kinds]
 
 
+def own_files(config: DataConfig) -> set[str]:
+    """Names of the files that the config names beside the log: they are no logs."""
+    return {config.user_file, config.item_file, *_series_files(config).values()} - {""}
+
+
 def find(config: DataConfig, *, beside: Path, official: Path | None) -> dict[str, Path]:
     """The files that the config's features need: under "user", "item" and the names of the series.
 

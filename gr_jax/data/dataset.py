@@ -178,7 +178,7 @@ def open_dataset(folder: str | Path) -> Dataset:
     Raises:
       ConfigError: not a dataset, written by another version, or damaged.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not (folder / "meta.json").is_file():
         raise ConfigError(f"{folder}: no prepared dataset here (no meta.json); make one with python -m gr_jax.prepare")
     remedy = "delete the folder and prepare it again"
@@ -309,12 +309,15 @@ def prepare(config: DataConfig, *, progress: bool = False, build: Callable[..., 
       ConfigError: no raw log, a bad row, nothing left by the filter, or `data.prepared` was made otherwise.
     """
     attributes.check(config)
-    folder = Path(config.prepared) if config.prepared else None
+    folder = Path(config.prepared).expanduser() if config.prepared else None
     prepared_here = folder is not None and (folder / "meta.json").is_file()
     files = [] if config.source == "synthetic" else sources.find(config)
     if not files and config.source != "synthetic":
         if prepared_here:  # the raw log may have stayed on another machine
-            return open_dataset(folder)  # type: ignore[arg-type]
+            assert folder is not None
+            dataset = open_dataset(folder)
+            provenance.check_settings(folder, dataset.meta, provenance.made_from(config, [])["settings"])
+            return dataset
         files = sources.fetch(config, progress=progress)
     found = {}
     if files:

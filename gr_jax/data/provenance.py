@@ -59,12 +59,21 @@ def check_same(folder: Path, meta: dict, source: dict) -> None:
     """Raises a ConfigError, naming the settings that differ, if a dataset was made from anything else."""
     if meta.get("fingerprint") == fingerprint(source):
         return
-    before = meta.get("made_from", {}).get("settings", {})
-    now = source["settings"]
+    check_settings(folder, meta, source["settings"])
+    raise _otherwise(folder, "the raw files changed since")
+
+
+def check_settings(folder: Path, meta: dict, now: dict) -> None:
+    """Raises a ConfigError, naming those that differ, if a dataset tells that it was made with other settings."""
+    before = meta.get("made_from", {}).get("settings", now)
     changed = [
         f"{name}={now.get(name)!r} (was {before.get(name)!r})"
         for name in sorted(now | before)
         if now.get(name) != before.get(name)
     ]
-    what = ", ".join(changed) or "the raw files changed since"
-    raise ConfigError(f"{folder}: prepared otherwise: {what}; delete it or choose another data.prepared")
+    if changed:
+        raise _otherwise(folder, ", ".join(changed))
+
+
+def _otherwise(folder: Path, what: str) -> ConfigError:
+    return ConfigError(f"{folder}: prepared otherwise: {what}; delete it or choose another data.prepared")

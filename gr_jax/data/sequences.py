@@ -93,7 +93,8 @@ def spans(offsets: Int[np.ndarray, " B1"], split: Split, *, max_length: int) -> 
     user = np.flatnonzero(counts >= max(3, held_out + 1))
     if len(user) == 0:
         raise ConfigError(
-            f"no user has the {max(3, held_out + 1)} events that the {split} split needs: is the log sorted by user?"
+            f"no user has the {max(3, held_out + 1)} events that the {split} split needs: take a longer log, or a lower"
+            " data.min_events if data.filter left too little"
         )
     end = offsets[user + 1] - held_out
     begin = np.maximum(offsets[user], end - max_length)

@@ -8,7 +8,7 @@ import dataclasses
 import fnmatch
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def find(config: DataConfig) -> list[Path]:
         titles = place.with_name(format.titles) if format.titles else place
         return [place, titles] if titles != place and titles.is_file() else [place]
     for depth in ("", "*/", "*/*/"):  # archives unpack into a folder of their own, KuaiRand's into two
-        logs = _logs(place, depth, format)
+        logs = _logs(place, depth, format, others=attributes.own_files(config))
         if len(logs) > 1 and not format.several:
             names = ", ".join(file.name for file in logs)
             raise ConfigError(f"{place}: several logs ({names}); set data.path to one of them")
@@ -160,13 +160,14 @@ def find(config: DataConfig) -> list[Path]:
 
 
 def _place(config: DataConfig) -> Path:
-    return Path(config.path) if config.path else Path("data") / config.source
+    return Path(config.path).expanduser() if config.path else Path("data") / config.source
 
 
-def _logs(place: Path, depth: str, format: _Format) -> list[Path]:
-    """Log files at one depth, by name; a gzip file only where its plain one is not there."""
+def _logs(place: Path, depth: str, format: _Format, *, others: Collection[str] = ()) -> list[Path]:
+    """Log files at one depth, by name; a gzip file only where its plain one is not there, `others` only if alone."""
     patterns = [pattern + end for end in ("", ".gz") for pattern in format.logs]
-    files = {file for pattern in patterns for file in place.glob(depth + pattern) if file.is_file()}
+    found = {file for pattern in patterns for file in place.glob(depth + pattern) if file.is_file()}
+    files = {file for file in found if file.name not in others} or found
     return sorted(file for file in files if not (file.suffix == ".gz" and file.with_suffix("") in files))
 
 

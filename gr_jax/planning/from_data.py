@@ -36,7 +36,7 @@ def sizes_of(config: Config, *, items: int, mean_length: float, row_multiple: in
             raise ConfigError("--items and --mean_length belong together: the data are not looked at")
         users = made_up.num_users if made_up else 0
         return assumed(config, items=items, mean_length=mean_length, num_users=users, row_multiple=row_multiple)
-    prepared = Path(config.data.prepared) / "meta.json"
+    prepared = Path(config.data.prepared).expanduser() / "meta.json"
     if not (config.data.prepared and prepared.is_file()) and not sources.find(config.data):
         raise ConfigError(
             "no prepared dataset and no raw log: tell the sizes with --items=N --mean_length=EVENTS, or set"

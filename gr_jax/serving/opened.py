@@ -21,13 +21,12 @@ from gr_jax.serving.cached_encoder import CachedEncoder
 from gr_jax.serving.cached_ranker import CachedRanker
 from gr_jax.serving.encoder import Encoder
 from gr_jax.serving.histories import Reader
+from gr_jax.serving.limits import CACHE_MB
 from gr_jax.serving.loaded import Loaded
 from gr_jax.training import sharding
 from gr_jax.training.ranking import is_regression
 from gr_jax.training.run import Run
 from gr_jax.training.trained import open_trained
-
-CACHE_MB = 256.0
 
 
 def load(

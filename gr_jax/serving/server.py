@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import polars as pl
 from fastapi import Body, FastAPI, HTTPException, Query, Request
@@ -19,10 +19,12 @@ import gr_jax
 from gr_jax.serving import loaded as answers
 from gr_jax.serving import wire
 from gr_jax.serving.batching import Batcher, Busy
-from gr_jax.serving.cache import HistoryCache
 from gr_jax.serving.histories import RequestError
 from gr_jax.serving.limits import BodyLimit, Limits
 from gr_jax.serving.loaded import Loaded
+
+if TYPE_CHECKING:
+    from gr_jax.serving.cache import HistoryCache  # needs the model's code, which an export is served without
 
 PAGE = Path(__file__).with_name("page.html")
 PATHS = ("/", "/recommend", "/score", "/items", "/healthz", "/metrics")
@@ -53,7 +55,7 @@ class Metrics:
         self.popular = Counter("gr_jax_popularity_answers", "Answers without a known history", registry=self.registry)
         self.ready = Gauge("gr_jax_ready", "1 after the warm-up", registry=self.registry)
 
-    def watch(self, cache: HistoryCache) -> None:
+    def watch(self, cache: "HistoryCache") -> None:
         """Tells what a cache of histories counts and holds."""
         for name in ("hits", "misses", "evictions", "appended", "entries", "bytes"):
             gauge = Gauge(f"gr_jax_cache_{name}", f"Cached histories: {name}", registry=self.registry)

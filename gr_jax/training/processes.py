@@ -28,7 +28,7 @@ from gr_jax.config import ConfigError
 T = typing.TypeVar("T")
 
 FLAGS: dict[str, Flag] = {
-    "coordinator": (str, "", "HOST:PORT of process 0; auto = as SLURM or Open MPI says; none = a single process"),
+    "coordinator": (str, "", "HOST:PORT of process 0; auto = as SLURM or Open MPI says; left out = a single process"),
     "processes": (int, 0, "processes of the job, with --coordinator=HOST:PORT"),
     "process": (int, -1, "number of this one, from 0"),
     "peer_timeout": (int, 60, "seconds after which a silent process counts as dead, and the others end"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import jax
+
 from gr_jax import config_files
 from gr_jax.config import ConfigError, MeshConfig
 from gr_jax.data import trained_on
@@ -18,7 +20,8 @@ from gr_jax.training.vocabulary import catalogue_maker
 def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False) -> tuple[Run, dict]:
     """The run in `workdir` and the parameters of its best checkpoint, in float32 also where a table is not.
 
-    Their item table has a row for each item of the catalogue, whatever vocabulary the run has.
+    Their item table has a row for each item of the catalogue, whatever vocabulary the run has. Where there are fewer
+    devices than the run was trained on, all that there are share the work.
 
     Args:
       workdir: folder of a run with at least one validation.
@@ -39,6 +42,8 @@ def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=prepared))
     if one_device:
         config = dataclasses.replace(config, mesh=MeshConfig(data=1, rules=config.mesh.rules))
+    elif max(1, config.mesh.data) * config.mesh.model > jax.device_count():
+        config = dataclasses.replace(config, mesh=MeshConfig(rules=config.mesh.rules))
     no_checkpoint = ConfigError(f"{workdir} has no validated checkpoint yet: train at least until the first validation")
     if not (workdir / "checkpoints").is_dir():  # Orbax would make the folder
         raise no_checkpoint

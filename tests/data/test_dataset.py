@@ -190,6 +190,8 @@ def test_a_named_folder_prepared_otherwise_is_refused_and_says_why(tmp_path):
     path = str(tmp_path / "raw")
     moved = prepare(DataConfig(source="csv", path=path, prepared=str(tmp_path / "prepared")))
     assert moved.num_events == 2, "a prepared folder needs no raw log"
+    with pytest.raises(ConfigError, match=r"prepared otherwise: filter='k_core' \(was 'none'\)"):
+        prepare(DataConfig(source="csv", path=path, prepared=str(tmp_path / "prepared"), filter="k_core"))
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):

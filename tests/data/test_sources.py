@@ -96,6 +96,22 @@ def test_two_amazon_categories_in_a_folder_are_not_mixed(tmp_path):
     assert events(read("amazon-2014", tmp_path / "ratings_Beauty.csv")) == [("A", "C", 1019865600)]
 
 
+def test_files_of_attributes_beside_the_log_are_not_taken_for_logs(tmp_path):
+    put(tmp_path / "clicks.csv", "user_id,item_id,timestamp\na,x,1019865600\n")
+    for name in ("users.csv", "items.csv", "country.csv"):
+        put(tmp_path / name, "what,ever\n1,2\n")
+    own = {"user_file": "users.csv", "item_file": "items.csv", "series": ("country=country.csv",)}
+    found = sources.find(DataConfig(source="csv", path=str(tmp_path), **own))
+    assert [file.name for file in found] == ["clicks.csv"]
+    assert len(sources.find(DataConfig(source="csv", path=str(tmp_path)))) == 4
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path / "clicks.csv", "user_id,item_id,timestamp\na,x,1019865600\n")
+    assert sources.find(DataConfig(source="csv", path="~/clicks.csv")) == [tmp_path / "clicks.csv"]
+
+
 @pytest.mark.parametrize("name", ["All_Beauty.csv", "All_Beauty.csv.gz"])
 def test_amazon_2023_is_in_milliseconds(tmp_path, name):
     put(tmp_path / name, "user_id,parent_asin,rating,timestamp\nAGKA,B006GBITXC,3.0,1452647382000\n")

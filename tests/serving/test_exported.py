@@ -14,6 +14,7 @@ from gr_jax.config import ConfigError
 from gr_jax.serving.exported import load_exported
 
 pytest.importorskip("flatbuffers")
+pytest.importorskip("uvicorn")
 ROOT = Path(__file__).resolve().parents[2]
 
 # Runs where neither the model's code nor the training's can be imported.
@@ -21,7 +22,11 @@ WITHOUT = """
 import sys
 for name in ("flax", "optax", "orbax", "gr_jax.models", "gr_jax.training"):
     sys.modules[name] = None
+import uvicorn
+from gr_jax import serve
 from gr_jax.serving.exported import load_exported
+uvicorn.run = lambda app, **_: None
+assert serve.main([f"--workdir={sys.argv[1]}", "--exported"]) == 0
 loaded = load_exported(sys.argv[1])
 history = loaded.history("u3")[:9]
 print(*[f"{item.item} {item.score:.5f}" for item in loaded.recommend([history, history[:2]], k=4)[1]])
@@ -57,7 +62,10 @@ def test_an_export_is_served_where_the_code_of_the_model_cannot_be_imported(expo
     assert done.returncode == 0, done.stderr
     loaded = gr_jax.load(exported)
     expected = loaded.recommend(loaded.history("u3")[:2], k=4)
-    assert done.stdout.split() == [word for i in expected for word in (i.item, f"{i.score:.5f}")]
+    served, answer = done.stdout.rsplit("serving  http://127.0.0.1:8000/\n", 1)
+    assert "retrieval  40 items" in served and answer.split() == [
+        word for i in expected for word in (i.item, f"{i.score:.5f}")
+    ]
 
 
 def test_an_export_of_a_ranking_run_predicts_the_same(ranking):
