@@ -42,7 +42,8 @@ def join(coordinator: str, processes: int, process: int, peer_timeout: int) -> N
     """Makes this process one of a job; before the first use of a device. Without a coordinator it stays alone.
 
     Raises:
-      ConfigError: the flags do not go together, no cluster is found, or the others do not come.
+      ConfigError: the flags do not go together, or no cluster is found.
+      RuntimeError: of JAX, when the others do not come.
     """
     if not coordinator:
         if processes or process >= 0:
