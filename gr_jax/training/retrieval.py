@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gr_jax.data import pipeline
-from gr_jax.data.packing import token_index
+from gr_jax.data import pipeline, tokens
 from gr_jax.data.popularity import popularity_ranks
 from gr_jax.data.sequences import Split
 from gr_jax.models.embeddings import table_rows
@@ -92,7 +91,6 @@ def batches(run: Run, rows: pipeline.TrainRows) -> Batches:
 
 def item_log_q(run: Run, rows: pipeline.TrainRows) -> Float[Array, " rows"]:
     """Log of each item's share of the training labels, the probability that in-batch sampling draws it."""
-    spans, dataset = rows.spans, run.dataset
-    labels = dataset.item[token_index(spans.begin + 1, spans.length)]
-    counts = np.bincount(labels, minlength=table_rows(dataset.num_items)).astype(np.float32)
+    labels = tokens.labels(run.dataset, rows.spans.following(), run.stream)
+    counts = np.bincount(labels[labels > 0], minlength=table_rows(run.dataset.num_items)).astype(np.float32)
     return jnp.log(np.maximum(counts, 1) / counts.sum())

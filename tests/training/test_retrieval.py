@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import numpy as np
+
+from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig
+from gr_jax.data import pipeline
+from gr_jax.data.dataset import Dataset
+from gr_jax.data.tokens import stream_of
+from gr_jax.models.recommender import functional
+from gr_jax.training import retrieval, sharding
+from gr_jax.training.optimizer import make_optimizer
+from gr_jax.training.run import Run, model_sizes
+from tests.data.ranking_log import random_dataset
+
+LIKED = LossConfig(positive="liked", kind="group", group=8, sampler="in_batch", log_q=True)
+
+
+def run_of(dataset: Dataset, loss: LossConfig) -> Run:
+    config = Config(
+        data=DataConfig(max_length=6, row_length=16, max_series=3, actions=("watched=1", "liked=rating>=4")),
+        model=ModelConfig(width=8, num_blocks=1, qk_width=4, v_width=4),
+        loss=loss,
+        train=TrainConfig(batch_users=4),
+        mesh=MeshConfig(data=1),
+    )
+    stream, mesh = stream_of(config, dataset), sharding.make_mesh(config.mesh)
+    graphdef, init = functional(config.model, **model_sizes(config, dataset, stream))
+    return Run(config, Path("."), dataset, stream, mesh, graphdef, init, make_optimizer(config.optimizer), 1)
+
+
+def train_rows(run: Run) -> pipeline.TrainRows:
+    return pipeline.train_rows(run.dataset, run.config.data, run.stream, batch_users=4)
+
+
+def test_log_q_is_the_share_of_each_item_among_the_labels_that_in_batch_negatives_are_drawn_from():
+    run = run_of(random_dataset(0, users=30), LIKED)
+    rows = train_rows(run)
+    label = np.concatenate([rows.batch(i).label for i in range(rows.steps(0))])
+    counts = np.bincount(label[label > 0], minlength=8)
+    assert 0 < counts.sum() < rows.spans.length.sum(), "some events are not liked"
+    had = np.flatnonzero(counts)
+    q = np.exp(np.asarray(retrieval.item_log_q(run, rows)))
+    np.testing.assert_allclose(q[had], counts[had] / counts.sum(), rtol=1e-6)
