@@ -241,7 +241,7 @@ class EvaluationRows:
         batch = self.make(spans, row=row, column=column, num_rows=self.batch_rows)
         token = row * self.row_length + column + self.lengths[chosen] - 1  # the last event's
         target = self.dataset.item[spans.begin + spans.length]
-        queries = Queries(*(self._pad(values) for values in (token, target, self._seen(spans))))
+        queries = Queries(*(self._pad(values) for values in (token, target, self._seen_items(spans))))
         return batch, queries, spans.user
 
     def history(self, users: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
@@ -249,15 +249,19 @@ class EvaluationRows:
         spans = self.spans.take(np.searchsorted(self.spans.user, users))
         return spans.begin + spans.length - spans.first
 
+    def seen(self, spans: Spans) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+        """Flat indices of the first event whose item is not ranked, and of the target: those between are left out."""
+        end = spans.begin + spans.length
+        return {"history": spans.first, "visible": spans.begin, "none": end}[self.exclude], end
+
     def _pad(self, values: np.ndarray) -> Any:
         """int32, with zeros up to the number of queries that all batches have room for."""
         missing = self._max_queries - len(values)
         return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)).astype(np.int32)
 
-    def _seen(self, spans: Spans) -> Int[np.ndarray, "B S"]:
+    def _seen_items(self, spans: Spans) -> Int[np.ndarray, "B S"]:
         """Item ids before each target, 0-padded to a power of two so that few shapes are compiled."""
-        end = spans.begin + spans.length
-        start = {"history": spans.first, "visible": spans.begin, "none": end}[self.exclude]
+        start, end = self.seen(spans)
         length = end - start
         width = 1 << int(max(length.max(), 1) - 1).bit_length()
         seen = np.zeros((len(spans), width), np.int32)

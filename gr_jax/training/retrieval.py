@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gr_jax.data import pipeline, tokens
-from gr_jax.data.popularity import popularity_ranks
+from gr_jax.data.popularity import popularity_ranks, training_counts
 from gr_jax.data.sequences import Split
 from gr_jax.models.embeddings import table_rows
 from gr_jax.training import evaluation, metrics
@@ -56,7 +56,8 @@ def task(run: Run) -> Task:
         return make_train_step(run.graphdef, run.optimizer, config, num_items=dataset.num_items, item_log_q=log_q)
 
     def popularity() -> tuple[str, dict[str, float]]:
-        ranks = popularity_ranks(dataset.offsets, dataset.item, dataset.num_items, held_out=1)
+        rows, count = rows_of("test"), training_counts(dataset.offsets, dataset.item, dataset.num_items)
+        ranks = popularity_ranks(count, dataset.item, *rows.seen(rows.spans))
         return "popularity", metrics.rank_means(ranks)
 
     return Task(

@@ -1,13 +1,15 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig
+from gr_jax.config import Config, DataConfig, EvaluateConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig
 from gr_jax.data import pipeline
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.tokens import stream_of
 from gr_jax.models.recommender import functional
-from gr_jax.training import retrieval, sharding
+from gr_jax.training import metrics, retrieval, sharding
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.run import Run, model_sizes
 from tests.data.ranking_log import random_dataset
@@ -35,9 +37,36 @@ def train_rows(run: Run) -> pipeline.TrainRows:
 def test_log_q_is_the_share_of_each_item_among_the_labels_that_in_batch_negatives_are_drawn_from():
     run = run_of(random_dataset(0, users=30), LIKED)
     rows = train_rows(run)
-    label = np.concatenate([rows.batch(i).label for i in range(rows.steps(0))])
+    label = np.concatenate([np.asarray(rows.batch(i).label) for i in range(rows.steps(0))])
     counts = np.bincount(label[label > 0], minlength=8)
     assert 0 < counts.sum() < rows.spans.length.sum(), "some events are not liked"
     had = np.flatnonzero(counts)
     q = np.exp(np.asarray(retrieval.item_log_q(run, rows)))
     np.testing.assert_allclose(q[had], counts[had] / counts.sum(), rtol=1e-6)
+
+
+def popularity_by_user(run: Run) -> dict[str, float]:
+    """Metrics of ranking by training count, written out user by user as the evaluation protocol says."""
+    dataset, loss, n = run.dataset, run.config.loss, run.config.data.max_length
+    assert dataset.action is not None
+    logs = [range(a, b) for a, b in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True)]
+    count = np.bincount([dataset.item[e] for log in logs for e in log[:-2]], minlength=8)
+    ranks = []
+    for log in logs:
+        if len(log) < 3 or (loss.positive and not dataset.action[log[-1]] >> 1 & 1):
+            continue
+        *before, last = log
+        left_out = {"history": before, "visible": before[-n:], "none": []}[run.config.evaluate.exclude]
+        target, seen = int(dataset.item[last]), {int(dataset.item[e]) for e in left_out}
+        ranks.append(sum(count[x] >= count[target] for x in range(1, 8) if x == target or x not in seen))
+    return metrics.rank_means(np.array(ranks))
+
+
+@pytest.mark.parametrize("exclude", ["history", "visible", "none"])
+@pytest.mark.parametrize("loss", [LossConfig(), LIKED], ids=["every event", "liked"])
+def test_popularity_is_judged_on_the_users_and_by_the_protocol_of_the_model(loss, exclude):
+    run = run_of(random_dataset(1, users=40, events=14), loss)
+    run = dataclasses.replace(
+        run, config=dataclasses.replace(run.config, evaluate=EvaluateConfig(exclude=exclude, batch_users=8))
+    )
+    assert retrieval.task(run).baseline() == ("popularity", popularity_by_user(run))
