@@ -14,7 +14,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from gr_jax.config import DataConfig
+from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import packing, sequences, stochastic_length, tokens
 from gr_jax.data.batch import Batch, Queries
 from gr_jax.data.dataset import Dataset
@@ -286,11 +286,20 @@ def evaluation_rows(
     """Plans the evaluation of `split`, on a fixed random sample of `sample` users, or on all of them with 0.
 
     Users whose held-out event is no label (its action is not positive) are left out.
+
+    Raises:
+      ConfigError: no user is left.
     """
     spans = sequences.spans(dataset.offsets, split, max_length=config.max_length)
     if stream.positive_bit >= 0:
         assert dataset.action is not None
         spans = spans.take(np.flatnonzero(dataset.action[spans.last_event + 1] >> stream.positive_bit & 1))
+        if len(spans) == 0:
+            name = dataset.actions[stream.positive_bit]
+            raise ConfigError(
+                f"config.loss.positive={name!r}: the {split} event of no user has this action, so there is nothing to"
+                " evaluate; choose an action that happens, or '' to predict every event"
+            )
     if 0 < sample < len(spans):
         spans = spans.take(np.sort(np.random.default_rng(0).choice(len(spans), sample, replace=False)))
     lengths = tokens.token_counts(dataset, spans, stream=stream)
