@@ -74,7 +74,7 @@ def task(run: Run) -> Task:
 
 def batches(run: Run, rows: pipeline.TrainRows) -> Batches:
     """The batches of the run, and the cost of one by the mean of the first epoch."""
-    lengths, steps = rows.epoch(0).spans.length, rows.steps(0)
+    lengths, steps = rows.count(rows.epoch(0).spans), rows.steps(0)
     return Batches(
         plan=rows,
         epochs=run.config.train.epochs,

@@ -12,6 +12,7 @@ from gr_jax.models.recommender import functional
 from gr_jax.training import metrics, retrieval, sharding
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.run import Run, model_sizes
+from gr_jax.training.speed import train_flops
 from tests.data.ranking_log import random_dataset
 
 LIKED = LossConfig(positive="liked", kind="group", group=8, sampler="in_batch", log_q=True)
@@ -43,6 +44,17 @@ def test_log_q_is_the_share_of_each_item_among_the_labels_that_in_batch_negative
     had = np.flatnonzero(counts)
     q = np.exp(np.asarray(retrieval.item_log_q(run, rows)))
     np.testing.assert_allclose(q[had], counts[had] / counts.sum(), rtol=1e-6)
+
+
+def test_the_speed_of_training_counts_the_tokens_of_attributes_and_series_too():
+    run = run_of(random_dataset(2, users=30), LossConfig())
+    rows = train_rows(run)
+    segments = np.concatenate([rows.batch(i).segment for i in range(rows.steps(0))])
+    made = retrieval.batches(run, rows)
+    assert made.tokens_per_step == (segments > 0).sum() / rows.steps(0) > rows.spans.length.sum() / rows.steps(0)
+    lengths = np.array([(row == s).sum() for row in segments for s in set(row[row > 0])])
+    expected = train_flops(run.config, lengths, num_items=run.dataset.num_items) / rows.steps(0)
+    assert made.flops_per_step == pytest.approx(expected)
 
 
 def popularity_by_user(run: Run) -> dict[str, float]:
