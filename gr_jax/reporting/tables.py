@@ -14,7 +14,7 @@ from gr_jax.training import ranking, retrieval
 
 LOWER_IS_BETTER = ("ne", "mse", "log_loss", "log_perplexity")
 NEAREST_TO_ONE = ("calibration",)
-SPEED = "Medians over the reports of training. Fill: real tokens per token computed. MFU: share of the machine's peak."
+SPEED = "Medians of the training reports. Fill: real tokens per token computed. MFU: share of peak in compute_dtype."
 
 
 @dataclass(frozen=True)
