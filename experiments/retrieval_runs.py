@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from experiments.tables import spread
 from gr_jax.data import pipeline
 from gr_jax.training.evaluation import make_judge
 from gr_jax.training.trained import open_trained
@@ -119,15 +120,10 @@ def significance(experiment: str, better: str, worse: str) -> dict | None:
 
 def table(experiment: str, names: list[str]) -> str:
     """Mean and standard deviation over the seeds of each run."""
-
-    def cell(values: list[float]) -> str:
-        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.4f}{spread}"
-
     lines = [f"| run | seeds | {' | '.join(SHOWN)} |", "| --- " * (len(SHOWN) + 2) + "|"]
     for name in names:
         if runs := [run["test"] for run in kept(experiment, name).values()]:
-            cells = [cell([run[metric] for run in runs]) for metric in SHOWN]
+            cells = [spread([run[metric] for run in runs]) for metric in SHOWN]
             lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
