@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from experiments import count_baseline
+from experiments.tables import figure, spread
 from gr_jax import config_files
 from gr_jax.data.dataset import prepare
 from gr_jax.data.sequences import time_bounds
@@ -75,17 +76,12 @@ def baselines(path: str) -> dict[str, dict[str, float]]:
 
 def table(models: dict[str, list[dict]], others: dict[str, dict[str, float]]) -> str:
     """A markdown table: mean and, from two seeds on, standard deviation of each metric."""
-
-    def cell(values: list[float]) -> str:
-        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.4f}{spread}"
-
     lines = ["| model | seeds | " + " | ".join(SHOWN) + " |", "| --- " * (len(SHOWN) + 2) + "|"]
     for name, runs in models.items():
-        cells = [cell([run["test"][metric] for run in runs]) for metric in SHOWN]
+        cells = [spread([run["test"][metric] for run in runs]) for metric in SHOWN]
         lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     for name, values in others.items():
-        cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in SHOWN]
+        cells = [figure(values[metric]) if metric in values else "" for metric in SHOWN]
         lines.append(f"| {name} | - | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from experiments.tables import spread
 from gr_jax.data import pipeline
-from gr_jax.data.popularity import popularity_ranks
-from gr_jax.training import metrics
 from gr_jax.training.evaluation import make_judge
 from gr_jax.training.trained import open_trained
 
@@ -80,11 +79,10 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
     rank = found.rank[np.argsort(found.user)].astype(np.int32)
     if abs(float(np.mean(rank <= 10)) - result["test"]["hr@10"]) > 1e-3:
         raise RuntimeError(f"{workdir}: the ranks made again are not those that training found")
-    popular = popularity_ranks(run.dataset.offsets, run.dataset.item, run.dataset.num_items, held_out=1)
     return {
         "hardware": f"{os.cpu_count()} CPU cores, shared with other work",
         **result,
-        "popularity": metrics.rank_means(popular),
+        "popularity": result["baseline"]["test"],
         "last_epoch": valid[-1]["epoch"],
         "median_step_ms": round(statistics.median(steps), 1),
         "validation": [[line[name] for name in ("epoch", "hr@10", "ndcg@10", "log_perplexity")] for line in valid],
@@ -122,15 +120,10 @@ def significance(experiment: str, better: str, worse: str) -> dict | None:
 
 def table(experiment: str, names: list[str]) -> str:
     """Mean and standard deviation over the seeds of each run."""
-
-    def cell(values: list[float]) -> str:
-        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.4f}{spread}"
-
     lines = [f"| run | seeds | {' | '.join(SHOWN)} |", "| --- " * (len(SHOWN) + 2) + "|"]
     for name in names:
         if runs := [run["test"] for run in kept(experiment, name).values()]:
-            cells = [cell([run[metric] for run in runs]) for metric in SHOWN]
+            cells = [spread([run[metric] for run in runs]) for metric in SHOWN]
             lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

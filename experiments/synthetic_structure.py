@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gr_jax.config import SyntheticConfig
-from gr_jax.data.popularity import popularity_ranks
+from gr_jax.data.popularity import popularity_ranks, training_counts
 from gr_jax.data.synthetic import World, ceilings, generate, simulate
 
 FILE = Path(__file__).resolve().parent / "results/synthetic_structure.json"
@@ -67,7 +67,9 @@ def popularity(config: SyntheticConfig) -> float:
     """HR@10 of ranking by training count."""
     log = generate(config)
     offsets = np.searchsorted(log["user"].to_numpy(), np.arange(1, config.num_users + 2))
-    return float((popularity_ranks(offsets, log["item"].to_numpy(), config.num_items, held_out=1) <= TOP).mean())
+    item = log["item"].to_numpy()
+    count = training_counts(offsets, item, config.num_items)
+    return float((popularity_ranks(count, item, offsets[:-1], offsets[1:] - 1) <= TOP).mean())
 
 
 def days_since_previous(world: World) -> Int[np.ndarray, "B N"]:

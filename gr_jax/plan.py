@@ -4,8 +4,8 @@
     python -m gr_jax.plan --config=configs/amazon.py:trillion --devices=256 --device=h100
 
 No data need be there: --items and --mean_length, or a config with data.source="synthetic", tell the sizes. The exit
-code is 1 when a step does not fit. Times are those of peak rates, a bound and no prediction of what a kernel reaches:
-set the rates that you measured.
+code is 1 when a step does not fit. Of model kinds other than hstu --compile tells the memory alone. Times are those of
+peak rates, a bound and no prediction of what a kernel reaches: set the rates that you measured.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 
 from gr_jax import cli
 from gr_jax.config import Config, ConfigError
-from gr_jax.planning import compiled
+from gr_jax.planning import compiled, memory
 from gr_jax.planning.devices import DEVICES, GIB, Device, this_cpu
 from gr_jax.planning.from_data import sizes_of
 from gr_jax.planning.plan import USABLE, Plan, make_plan, mesh_shape, remedies
@@ -53,8 +53,16 @@ def main(argv: list[str]) -> int:
     device = this_cpu(args.devices) if args.device == "cpu" else DEVICES[args.device]
     given = {field: getattr(args, name) * unit for name, (field, unit, _) in RATES.items() if getattr(args, name)}
     device = dataclasses.replace(device, **given)
+    if args.config.model.kind == "dlrm":
+        raise ConfigError("config.model.kind='dlrm': only steps of sequence models can be planned, not of impressions")
     data, model = mesh_shape(args.config, args.devices)
     sizes = sizes_of(args.config, items=args.items, mean_length=args.mean_length, row_multiple=data)
+    if args.compile and not memory.knows(args.config):
+        found = compile_here(args.config, sizes, data, model)
+        fits = found["peak"] <= USABLE * device.memory
+        about = about_json(sizes, device, data, model) | {"fits": fits, "compiled": found}
+        print(json.dumps(about, indent=2) if args.json else compiled_alone(args.config, sizes, device, found))
+        return 0 if fits else 1
     plan = make_plan(args.config, sizes, device, data=data, model=model)
     fits = plan.bytes <= USABLE * device.memory
     ways = [] if fits else remedies(args.config, sizes, device, plan)
@@ -74,11 +82,11 @@ def compile_here(config: Config, sizes: Sizes, data: int, model: int) -> dict:
     return compiled.allocated(executable) | {"collectives": [dataclasses.asdict(c) for c in traffic]}
 
 
-def as_json(plan: Plan, sizes: Sizes, device: Device, ways: list, found: dict | None) -> dict:
-    """The plan as plain values: bytes, FLOPs and seconds."""
+def about_json(sizes: Sizes, device: Device, data: int, model: int) -> dict:
+    """What the plan is of, as plain values."""
     return {
-        "devices": plan.devices,
-        "mesh": {"data": plan.data, "model": plan.model},
+        "devices": data * model,
+        "mesh": {"data": data, "model": model},
         "device": dataclasses.asdict(device),
         "sizes": {
             "source": sizes.source,
@@ -89,6 +97,12 @@ def as_json(plan: Plan, sizes: Sizes, device: Device, ways: list, found: dict | 
             "real_tokens": sizes.real_tokens,
             "pairs": sizes.pairs,
         },
+    }
+
+
+def as_json(plan: Plan, sizes: Sizes, device: Device, ways: list, found: dict | None) -> dict:
+    """The plan as plain values: bytes, FLOPs and seconds."""
+    return about_json(sizes, device, plan.data, plan.model) | {
         "parameters": plan.parameters,
         "table_parameters": plan.table_parameters,
         "memory": [dataclasses.asdict(part) for part in plan.parts],
@@ -150,18 +164,36 @@ def as_text(config: Config, plan: Plan, sizes: Sizes, device: Device, ways: list
         f" {cost.terms[0].rate:.4g} FLOP/s in {config.model.compute_dtype})",
     ]  # fmt: skip
     if found:
-        peak, argument, temp = (f"{found[name] / GIB:,.3f}" for name in ("peak", "argument", "temp"))
-        lines += [
-            "",
-            f"compiled {peak} GiB on a virtual CPU device: arguments {argument}, temporaries {temp};"
-            f" the plan is {plan.bytes / found['peak'] - 1:+.1%} of that",
-        ]
-    if plan.bytes <= limit:
-        lines += ["", f"It fits: {plan.bytes / device.memory:.1%} of a device's memory."]
-    else:
-        lines += ["", f"It does not fit: {plan.bytes / GIB:,.1f} GiB of {limit / GIB:,.1f}. Each alone:"]
+        lines += ["", f"{allocated_text(found)}; the plan is {plan.bytes / found['peak'] - 1:+.1%} of that"]
+    lines += ["", verdict(plan.bytes, device)]
+    if plan.bytes > limit:
+        lines[-1] += " Each alone:"
         lines += [f"  {need / GIB:9,.1f} GiB  {'fits ' if need <= limit else 'not yet'}  {name}" for name, need in ways]
     return "\n".join(lines)
+
+
+def compiled_alone(config: Config, sizes: Sizes, device: Device, found: dict) -> str:
+    """What XLA allocates for a kind of model that the formulas do not know."""
+    return "\n".join([
+        f"sizes    {sizes.source}",
+        f"{allocated_text(found)}; no plan beside it: the formulas do not know model.kind={config.model.kind}",
+        "",
+        verdict(float(found["peak"]), device),
+    ])  # fmt: skip
+
+
+def allocated_text(found: dict) -> str:
+    """What `compile_here` found of memory."""
+    peak, argument, temp = (f"{found[name] / GIB:,.3f}" for name in ("peak", "argument", "temp"))
+    return f"compiled {peak} GiB on a virtual CPU device: arguments {argument}, temporaries {temp}"
+
+
+def verdict(need: float, device: Device) -> str:
+    """Whether so many bytes fit."""
+    limit = USABLE * device.memory
+    if need <= limit:
+        return f"It fits: {need / device.memory:.1%} of a device's memory."
+    return f"It does not fit: {need / GIB:,.1f} GiB of {limit / GIB:,.1f}."
 
 
 if __name__ == "__main__":

@@ -79,6 +79,37 @@ def test_a_config_without_data_asks_for_the_sizes(tmp_path):
         plan.main([ML_1M, f"--config.data.path={tmp_path}", "--devices=1"])
 
 
+@pytest.fixture
+def small_sasrec(tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.setattr(plan.jax.config, "update", lambda *_: None)  # the tests have their eight devices
+    config = tmp_path / "small.py"
+    config.write_text(
+        "from gr_jax.config import *\n"
+        "def get_config():\n"
+        "    data = DataConfig(max_length=16, row_length=32)\n"
+        "    model = ModelConfig(kind='sasrec', width=8, ffn_width=8, num_blocks=1)\n"
+        "    return Config(data=data, model=model, train=TrainConfig(batch_users=8))\n"
+    )
+    return [f"--config={config}", "--items=50", "--mean_length=12", "--devices=2"]
+
+
+def test_a_kind_that_the_formulas_do_not_know_is_compiled_alone(small_sasrec, capsys):
+    with pytest.raises(ConfigError, match="the formulas know hstu; --compile asks the compiler"):
+        plan.main(small_sasrec)
+    assert plan.main([*small_sasrec, "--compile"]) == 0
+    text = capsys.readouterr().out
+    assert "GiB on a virtual CPU device" in text and "It fits" in text and "the plan is" not in text
+    assert plan.main([*small_sasrec, "--compile", "--memory_gb=0.00001"]) == 1
+    assert "It does not fit" in capsys.readouterr().out
+    out = planned(capsys, *small_sasrec, "--compile")
+    assert out["compiled"]["peak"] > 4 * 51 * 8 * 3 / 2 and out["mesh"] == {"data": 2, "model": 1}
+
+
+def test_impressions_cannot_be_planned():
+    with pytest.raises(ConfigError, match="config.model.kind='dlrm': only steps of sequence models"):
+        plan.main([f"--config={ROOT}/configs/ml_1m.py:ranking-dlrm", *SIZES, "--devices=1"])
+
+
 def test_a_mesh_of_another_size_is_an_error_that_names_it():
     with pytest.raises(ConfigError, match="--devices=8: config.mesh.data=3 x config.mesh.model=2"):
         plan.main([ML_1M, *SIZES, "--devices=8", "--config.mesh.data=3", "--config.mesh.model=2"])

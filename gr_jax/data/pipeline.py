@@ -14,7 +14,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from gr_jax.config import DataConfig
+from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import packing, sequences, stochastic_length, tokens
 from gr_jax.data.batch import Batch, Queries
 from gr_jax.data.dataset import Dataset
@@ -241,7 +241,7 @@ class EvaluationRows:
         batch = self.make(spans, row=row, column=column, num_rows=self.batch_rows)
         token = row * self.row_length + column + self.lengths[chosen] - 1  # the last event's
         target = self.dataset.item[spans.begin + spans.length]
-        queries = Queries(*(self._pad(values) for values in (token, target, self._seen(spans))))
+        queries = Queries(*(self._pad(values) for values in (token, target, self._seen_items(spans))))
         return batch, queries, spans.user
 
     def history(self, users: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
@@ -249,15 +249,19 @@ class EvaluationRows:
         spans = self.spans.take(np.searchsorted(self.spans.user, users))
         return spans.begin + spans.length - spans.first
 
+    def seen(self, spans: Spans) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+        """Flat indices of the first event whose item is not ranked, and of the target: those between are left out."""
+        end = spans.begin + spans.length
+        return {"history": spans.first, "visible": spans.begin, "none": end}[self.exclude], end
+
     def _pad(self, values: np.ndarray) -> Any:
         """int32, with zeros up to the number of queries that all batches have room for."""
         missing = self._max_queries - len(values)
         return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)).astype(np.int32)
 
-    def _seen(self, spans: Spans) -> Int[np.ndarray, "B S"]:
+    def _seen_items(self, spans: Spans) -> Int[np.ndarray, "B S"]:
         """Item ids before each target, 0-padded to a power of two so that few shapes are compiled."""
-        end = spans.begin + spans.length
-        start = {"history": spans.first, "visible": spans.begin, "none": end}[self.exclude]
+        start, end = self.seen(spans)
         length = end - start
         width = 1 << int(max(length.max(), 1) - 1).bit_length()
         seen = np.zeros((len(spans), width), np.int32)
@@ -282,11 +286,20 @@ def evaluation_rows(
     """Plans the evaluation of `split`, on a fixed random sample of `sample` users, or on all of them with 0.
 
     Users whose held-out event is no label (its action is not positive) are left out.
+
+    Raises:
+      ConfigError: no user is left.
     """
     spans = sequences.spans(dataset.offsets, split, max_length=config.max_length)
     if stream.positive_bit >= 0:
         assert dataset.action is not None
         spans = spans.take(np.flatnonzero(dataset.action[spans.last_event + 1] >> stream.positive_bit & 1))
+        if len(spans) == 0:
+            name = dataset.actions[stream.positive_bit]
+            raise ConfigError(
+                f"config.loss.positive={name!r}: the {split} event of no user has this action, so there is nothing to"
+                " evaluate; choose an action that happens, or '' to predict every event"
+            )
     if 0 < sample < len(spans):
         spans = spans.take(np.sort(np.random.default_rng(0).choice(len(spans), sample, replace=False)))
     lengths = tokens.token_counts(dataset, spans, stream=stream)

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
+from gr_jax.data.hashing import splitmix64
 from gr_jax.data.packing import token_index
 
 Selection = Literal["greedy", "random", "weighted"]
@@ -104,7 +105,7 @@ def _subset(
     """Flat indices, ascending, of `keep` events of each sequence: those that finish first in a race."""
     event = token_index(begin, length)
     sequence = np.repeat(np.arange(len(begin)), length)
-    draw = _mix(np.repeat(key, length) + event.astype(np.uint64))
+    draw = splitmix64(np.repeat(key, length) + event.astype(np.uint64))
     random = draw >> np.uint64(32)
     if weighted:
         # Exponential clocks with rates w: the order of finishing is that of drawing without replacement by w.
@@ -140,13 +141,5 @@ def _sequence_key(
     """A random 64-bit key for each sequence."""
     key = np.zeros(len(user), np.uint64)
     for part in (np.uint64(seed % 2**64), np.uint64(epoch % 2**64), user.astype(np.uint64), end.astype(np.uint64)):
-        key = _mix(key + part)
+        key = splitmix64(key + part)
     return key
-
-
-def _mix(x: UInt[np.ndarray, " B"]) -> UInt[np.ndarray, " B"]:
-    """One output of the SplitMix64 generator for each counter x (Steele et al. 2014); wraps around."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -131,6 +131,15 @@ def outcomes(
     return value, known
 
 
+def labels(dataset: Dataset, following: Int[np.ndarray, " T"], stream: Stream) -> Int[np.ndarray, " T"]:
+    """What retrieval predicts: the item of these next events, or 0 where the action of one is not positive."""
+    label = dataset.item[following]
+    if stream.positive_bit < 0:
+        return label
+    assert dataset.action is not None
+    return np.where(dataset.action[following] >> stream.positive_bit & 1, label, 0)
+
+
 def action_code(dataset: Dataset, event: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     """`Batch.action` of events: 1 + 2 * bits."""
     assert dataset.action is not None
@@ -177,7 +186,7 @@ def fill_rows(
         following = spans.following()
         asked = since_start(dataset.timestamp[following], at.owner)
         fields["query_time"] = rows(entry_clock, (at.content, asked))
-        fields["label"] = rows((at.content, _label(dataset, following, stream.positive_bit)))
+        fields["label"] = rows((at.content, labels(dataset, following, stream)))
     else:
         value, known = outcomes(dataset, event, stream.tasks)
         known = known * (event >= spans.first_label()[at.owner])[:, None]
@@ -272,15 +281,6 @@ def _series(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     if dataset.series_value is None or dataset.series_time is None:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
     return dataset.series_value, dataset.series_time
-
-
-def _label(dataset: Dataset, following: Int[np.ndarray, " T"], positive_bit: int) -> Int[np.ndarray, " T"]:
-    """The next item, or 0 where its action is not positive."""
-    label = dataset.item[following]
-    if positive_bit < 0:
-        return label
-    assert dataset.action is not None
-    return np.where(dataset.action[following] >> positive_bit & 1, label, 0)
 
 
 def _rank_in_row(row: Int[np.ndarray, " B"], column: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import time
 from dataclasses import dataclass
 
@@ -45,14 +46,21 @@ DEVICES = {
         "A100 SXM 80GB", 312e12, 156e12, 80e9, 2.039e12, 300e9, 25e9, 8, "NVIDIA A100 data sheet; network: 200 Gb/s"
     ),
 }
-# Dense bfloat16 peaks of other devices, by a part of the name that JAX gives them.
-OTHER_FLOPS = {"B200": 2250e12, "L40S": 362e12, "L4": 121e12}
+# Dense peaks of other devices, in bfloat16 and in float32 as TF32, from NVIDIA's data sheets.
+OTHER_FLOPS = {
+    "gh200": (989e12, 494e12),
+    "b200": (2250e12, 1125e12),
+    "gb200": (2500e12, 1250e12),
+    "l40s": (362e12, 183e12),
+    "l4": (121e12, 60e12),
+}
 
 
-def peak_of(kind: str) -> float | None:
-    """Dense bfloat16 peak in FLOP/s of a device by the name that JAX gives it, such as `NVIDIA H100 80GB HBM3`."""
-    known = {name.upper(): device.bf16_flops for name, device in DEVICES.items()} | OTHER_FLOPS
-    return next((flops for name, flops in known.items() if name in kind), None)
+def peak_of(kind: str, dtype: str) -> float | None:
+    """Dense peak in FLOP/s, in a compute dtype, of a device by JAX's name, such as `NVIDIA H100 80GB HBM3`."""
+    known = {name: (device.bf16_flops, device.f32_flops) for name, device in DEVICES.items()} | OTHER_FLOPS
+    words = re.findall(r"\w+", kind.lower())  # an L40 is no L4
+    return next((flops[dtype != "bfloat16"] for name, flops in known.items() if name in words), None)
 
 
 @functools.cache

@@ -79,6 +79,11 @@ def backend(config: Config, platform: str) -> Backend:
     return plain if not model.scan_blocks else remat if model.remat else scan
 
 
+def knows(config: Config) -> bool:
+    """Whether the formulas hold for this kind of model."""
+    return config.model.kind == "hstu"
+
+
 def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[Part, ...]:
     """The uses of one device's memory in a training step.
 
@@ -91,7 +96,7 @@ def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[
     Raises:
       ConfigError: a model kind that the formulas do not know.
     """
-    if config.model.kind != "hstu":
+    if not knows(config):
         raise ConfigError(f"model.kind={config.model.kind!r}: the formulas know hstu; --compile asks the compiler")
     mesh = jax.tree.leaves(state)[0].sharding.mesh
     tokens = sizes.tokens / mesh.shape["data"]

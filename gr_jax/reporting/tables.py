@@ -14,7 +14,7 @@ from gr_jax.training import ranking, retrieval
 
 LOWER_IS_BETTER = ("ne", "mse", "log_loss", "log_perplexity")
 NEAREST_TO_ONE = ("calibration",)
-SPEED = "Medians over the reports of training. Fill: real tokens per token computed. MFU: share of the machine's peak."
+SPEED = "Medians of the training reports. Fill: real tokens per token computed. MFU: share of peak in compute_dtype."
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,36 @@ class Table:
 
 
 def kinds(records: Sequence[Record]) -> list[list[Record]]:
-    """The runs whose metrics can be compared, together: of the same log, retrieval or the same tasks of ranking."""
+    """The runs whose metrics can be compared, together: those of the same log and `protocol`."""
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         data = record.config.data
-        groups.setdefault((data.source, data.path, data.synthetic, *record.tasks), []).append(record)
+        groups.setdefault((data.source, data.path, data.synthetic, *protocol(record).items()), []).append(record)
     return list(groups.values())
 
 
+def protocol(record: Record) -> dict[str, Any]:
+    """The fields, by name, that decide which events of a log are judged, on what and how; actions by their definition.
+
+    `data.actions` tells what a task or a positive event is, so that one name can stand for two things.
+    """
+    config, every = record.config, leaves(record.config)
+    defined = {action.partition("=")[0].strip(): action for action in config.data.actions}
+    names = ["data.filter", *["data.min_events"] * (config.data.filter != "none")]
+    names += ["ranking.valid_from", "ranking.test_from"] if record.tasks else ["evaluate.exclude"]
+    if record.tasks:
+        labels = {"ranking.tasks": tuple(defined.get(task, task) for task in record.tasks)}
+    else:
+        labels = {"loss.positive": defined.get(config.loss.positive, "")}
+    return labels | {name: every[name] for name in names}
+
+
 def title(record: Record) -> str:
-    """What the runs that can be compared with this one are about."""
-    what = f"ranking of {', '.join(record.tasks)}" if record.tasks else "retrieval"
-    return f"{what}, {record.config.data.source}"
+    """What the runs that can be compared with this one are about, with what of `protocol` is not the default."""
+    decided, default = protocol(record), leaves(Config())
+    tasks = decided.pop("ranking.tasks", ())
+    what = f"ranking of {', '.join(tasks)}" if tasks else "retrieval"
+    return ", ".join([what, record.config.data.source, *(f"{n}={v}" for n, v in decided.items() if v != default[n])])
 
 
 def shown(record: Record) -> tuple[str, ...]:

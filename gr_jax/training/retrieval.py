@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gr_jax.data import pipeline
-from gr_jax.data.packing import token_index
-from gr_jax.data.popularity import popularity_ranks
+from gr_jax.data import pipeline, tokens
+from gr_jax.data.popularity import popularity_ranks, training_counts
 from gr_jax.data.sequences import Split
 from gr_jax.models.embeddings import table_rows
 from gr_jax.training import evaluation, metrics
@@ -57,7 +56,8 @@ def task(run: Run) -> Task:
         return make_train_step(run.graphdef, run.optimizer, config, num_items=dataset.num_items, item_log_q=log_q)
 
     def popularity() -> tuple[str, dict[str, float]]:
-        ranks = popularity_ranks(dataset.offsets, dataset.item, dataset.num_items, held_out=1)
+        rows, count = rows_of("test"), training_counts(dataset.offsets, dataset.item, dataset.num_items)
+        ranks = popularity_ranks(count, dataset.item, *rows.seen(rows.spans))
         return "popularity", metrics.rank_means(ranks)
 
     return Task(
@@ -74,7 +74,7 @@ def task(run: Run) -> Task:
 
 def batches(run: Run, rows: pipeline.TrainRows) -> Batches:
     """The batches of the run, and the cost of one by the mean of the first epoch."""
-    lengths, steps = rows.epoch(0).spans.length, rows.steps(0)
+    lengths, steps = rows.count(rows.epoch(0).spans), rows.steps(0)
     return Batches(
         plan=rows,
         epochs=run.config.train.epochs,
@@ -92,7 +92,6 @@ def batches(run: Run, rows: pipeline.TrainRows) -> Batches:
 
 def item_log_q(run: Run, rows: pipeline.TrainRows) -> Float[Array, " rows"]:
     """Log of each item's share of the training labels, the probability that in-batch sampling draws it."""
-    spans, dataset = rows.spans, run.dataset
-    labels = dataset.item[token_index(spans.begin + 1, spans.length)]
-    counts = np.bincount(labels, minlength=table_rows(dataset.num_items)).astype(np.float32)
+    labels = tokens.labels(run.dataset, rows.spans.following(), run.stream)
+    counts = np.bincount(labels[labels > 0], minlength=table_rows(run.dataset.num_items)).astype(np.float32)
     return jnp.log(np.maximum(counts, 1) / counts.sum())

@@ -13,9 +13,9 @@ from gr_jax.models.dlrm import ATTENTION_WIDTH, input_width
 from gr_jax.planning import devices
 
 
-def peak_flops() -> float:
-    """Peak FLOP/s of all devices: from the data sheet where known, else that of a matrix product, measured now."""
-    peak = devices.peak_of(jax.devices()[0].device_kind)
+def peak_flops(compute_dtype: str) -> float:
+    """Peak FLOP/s of all devices in a dtype: of the data sheet where known, else of a matrix product, measured now."""
+    peak = devices.peak_of(jax.devices()[0].device_kind, compute_dtype)
     # Virtual CPU devices share the same cores: one device's measure is the machine's.
     return devices.measured_flops() if peak is None else peak * jax.device_count()
 
@@ -75,9 +75,16 @@ def _dlrm_flops(config: Config, events: Float[np.ndarray, " B"]) -> float:
 class SpeedMeter:
     """Mean loss and speed between two reports; compilation, validation and saving are not counted."""
 
-    def __init__(self, *, users_per_step: float, tokens_per_step: float, flops_per_step: float):
+    def __init__(
+        self,
+        *,
+        users_per_step: float,
+        tokens_per_step: float,
+        flops_per_step: float,
+        compute_dtype: str = "bfloat16",
+    ):
         self._users, self._tokens, self._flops = users_per_step, tokens_per_step, flops_per_step
-        self._peak = peak_flops()
+        self._peak = peak_flops(compute_dtype)
         self._compiled = False
         self._start_anew()
 

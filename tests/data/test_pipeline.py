@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.config import DataConfig
-from gr_jax.data import pipeline, sequences
+from gr_jax.config import ConfigError, DataConfig
+from gr_jax.data import pipeline, sequences, tokens
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.share import Share
 
@@ -115,6 +115,18 @@ def test_excluding_the_visible_leaves_older_items_in_the_ranking():
     assert sorted(seen[seen != 0].tolist()) == list(range(12, 20))
     rows = pipeline.evaluation_rows(dataset, CONFIG, "test", batch_users=10, exclude="none")
     assert not rows.batch(0)[1].seen.any()
+
+
+def test_a_split_without_a_positive_event_is_an_error_that_names_the_action():
+    dataset = make_log([6, 7, 8])
+    action = np.ones(len(dataset.item), np.int32)
+    action[dataset.offsets[1:] - 1] = 2
+    dataset = dataclasses.replace(dataset, action=action, meta=dataset.meta | {"actions": ["click", "like"]})
+    clicks = dataclasses.replace(tokens.ITEMS, positive_bit=0)
+    assert len(pipeline.evaluation_rows(dataset, CONFIG, "valid", clicks, batch_users=10, exclude="history").spans) == 3
+    with pytest.raises(ConfigError, match="config.loss.positive='click': the test event of no user") as caught:
+        pipeline.evaluation_rows(dataset, CONFIG, "test", clicks, batch_users=10, exclude="history")
+    assert "\n" not in str(caught.value)
 
 
 def test_batches_depend_on_seed_and_epoch_only():

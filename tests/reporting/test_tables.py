@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 from gr_jax.config import Config, DataConfig, ModelConfig, RankingConfig
+from gr_jax.overrides import override_all
 from gr_jax.reporting import tables
 from gr_jax.reporting.records import Record
 
@@ -50,6 +51,38 @@ def test_runs_with_other_tasks_or_on_another_log_are_not_compared():
     ranks = Config(data=DataConfig(actions=("click=click",)), ranking=RankingConfig(tasks=("click",)))
     groups = tables.kinds([record("a"), record("b", ranks), record("c"), record("d", other)])
     assert [[run.name for run in group] for group in groups] == [["a", "c"], ["b"], ["d"]]
+
+
+RANKS = {"data.actions": "('liked=rating>=4',)", "ranking.tasks": "('liked',)"}
+LIKED = {"data.actions": "('liked=rating>=4',)", "loss.positive": "liked"}
+
+
+def test_runs_judged_by_another_protocol_are_not_compared_and_their_headings_tell_it():
+    redefined = {"data.actions": "('liked=rating>=5',)"}
+    changes = [
+        {},
+        {"data.filter": "k_core"},
+        {"data.filter": "k_core", "data.min_events": "9"},
+        {"evaluate.exclude": "visible"},
+        LIKED,
+        LIKED | redefined,
+        RANKS,
+        RANKS | redefined,
+        RANKS | {"ranking.test_from": "0.95"},
+        RANKS | {"ranking.valid_from": "0.7"},
+    ]
+    runs = [record(str(number), override_all(Config(), change)) for number, change in enumerate(changes)]
+    assert tables.kinds(runs) == [[run] for run in runs]
+    assert len(set(map(tables.title, runs))) == len(runs)
+
+
+def test_fields_that_decide_nothing_here_keep_runs_together():
+    for common, free in (
+        ({}, {"data.min_events": "9", "ranking.test_from": "0.95"}),
+        (RANKS, {"evaluate.exclude": "none"}),
+    ):
+        runs = [record("a", override_all(Config(), common)), record("b", override_all(Config(), common | free))]
+        assert tables.kinds(runs) == [runs]
 
 
 def test_durations_have_the_unit_that_suits_them():

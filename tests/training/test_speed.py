@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from gr_jax.config import Config, DataConfig, LossConfig, ModelConfig, RankingConfig
+from gr_jax.planning.devices import DEVICES
 from gr_jax.training import speed
 
 
@@ -42,11 +45,19 @@ def test_flops_of_impressions_equal_a_hand_count():
     assert speed.train_flops(config, np.array([3, 7]), num_items=100) == expected
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peak_of_training_is_the_one_that_a_plan_divides_by(dtype, monkeypatch):
+    gpus = [SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")] * 4
+    monkeypatch.setattr(speed.jax, "devices", lambda: gpus)
+    monkeypatch.setattr(speed.jax, "device_count", lambda: len(gpus))
+    assert speed.peak_flops(dtype) == 4 * DEVICES["h100"].flops(dtype)
+
+
 def test_the_meter_leaves_out_compilation_and_pauses(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(speed, "peak_flops", lambda: 1000.0)
-    meter = speed.SpeedMeter(users_per_step=4.0, tokens_per_step=40.0, flops_per_step=100.0)
+    monkeypatch.setattr(speed, "peak_flops", {"float32": 1000.0}.__getitem__)
+    meter = speed.SpeedMeter(users_per_step=4.0, tokens_per_step=40.0, flops_per_step=100.0, compute_dtype="float32")
     assert not meter.has_news
     now[0] = 60.0  # compiling
     meter.add([3.0])
