@@ -152,7 +152,7 @@ def loop(
     train_step = sharding.on_mesh(run.mesh, train_step)
     update_vocabulary = make_update(config.vocabulary, run.vocabulary, shardings, run.mesh)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    meter = make_meter(session.batches)
+    meter = make_meter(session.batches, config.model.compute_dtype)
     greatest_everywhere = processes.greatest_everywhere(run.mesh)
     pending: list[tuple[int, dict]] = []  # metrics still on the device, with their step
     signal = 0
@@ -234,12 +234,13 @@ def fetch(pending: list[tuple[int, dict]], *, leave: int) -> tuple[list[float], 
     return losses, signal
 
 
-def make_meter(batches: Batches) -> SpeedMeter:
+def make_meter(batches: Batches, compute_dtype: str) -> SpeedMeter:
     """A meter for batches of this mean size."""
     return SpeedMeter(
         users_per_step=batches.users_per_step,
         tokens_per_step=batches.tokens_per_step,
         flops_per_step=batches.flops_per_step,
+        compute_dtype=compute_dtype,
     )
 
 

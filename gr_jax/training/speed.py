@@ -81,7 +81,7 @@ class SpeedMeter:
         users_per_step: float,
         tokens_per_step: float,
         flops_per_step: float,
-        compute_dtype: str = "bfloat16",
+        compute_dtype: str,
     ):
         self._users, self._tokens, self._flops = users_per_step, tokens_per_step, flops_per_step
         self._peak = peak_flops(compute_dtype)
