@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 
 from gr_jax import cli
 from gr_jax.config import ConfigError
-from gr_jax.data.dataset import Dataset, prepare
+from gr_jax.data.dataset import Dataset
+from gr_jax.data.preparation import prepare
 from gr_jax.training import ranking_metrics
 
 PRIOR = 10.0  # events with the rate of the whole log so far that a user and an item are credited with

@@ -49,7 +49,7 @@ from gr_jax.config import (
     VocabularyConfig,
 )
 from gr_jax.data import pipeline, synthetic_actions
-from gr_jax.data.dataset import prepare
+from gr_jax.data.preparation import prepare
 from gr_jax.data.synthetic import START
 from gr_jax.models.embeddings import table_rows
 from gr_jax.training import sharding, vocabulary

@@ -86,7 +86,7 @@ def write_log(file: Path, rows: int) -> None:
 def prepare_and_print(folder: Path, filter: str, ml_1m: str, runner: str) -> None:
     """Prepares `folder/ratings.csv`, or MovieLens-1M, in this process."""
     from gr_jax.data import beam_prepare
-    from gr_jax.data.dataset import prepare
+    from gr_jax.data.preparation import prepare
 
     source, path = ("ml-1m", ml_1m) if ml_1m else ("ml-20m", str(folder))
     load, start, cpu = os.getloadavg()[0], time.perf_counter(), time.process_time()

@@ -20,7 +20,7 @@ from pathlib import Path
 from experiments import count_baseline
 from experiments.tables import figure, spread
 from gr_jax import config_files
-from gr_jax.data.dataset import prepare
+from gr_jax.data.preparation import prepare
 from gr_jax.data.sequences import time_bounds
 from gr_jax.overrides import override_all
 from gr_jax.training import ranking_metrics

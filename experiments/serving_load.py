@@ -37,7 +37,8 @@ from pathlib import Path
 
 from gr_jax import config_files
 from gr_jax.config import Config
-from gr_jax.data.dataset import Dataset, prepare
+from gr_jax.data.dataset import Dataset
+from gr_jax.data.preparation import prepare
 from gr_jax.serving.histories import Reader
 
 ROOT = Path(__file__).resolve().parents[1]

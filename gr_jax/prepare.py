@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 from gr_jax import cli
 from gr_jax.config import SOURCES, Config, ConfigError, DataConfig
 from gr_jax.data import beam_prepare, hashing
-from gr_jax.data.dataset import Dataset, prepare
+from gr_jax.data.dataset import Dataset
+from gr_jax.data.preparation import prepare
 from gr_jax.overrides import comments
 
 

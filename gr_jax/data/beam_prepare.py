@@ -1,4 +1,4 @@
-"""The same dataset as `dataset.prepare` makes on one machine, by Apache Beam on many (extra `[beam]`).
+"""The same dataset as `preparation.prepare` makes on one machine, by Apache Beam on many (extra `[beam]`).
 
     files -> split -> pieces -> read -> events by hash of the user -> shards -> (filter) -> one dataset
 
@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data import dataset, pieces, shards, sources
+from gr_jax.data import dataset, pieces, preparation, shards, sources
 from gr_jax.data.pieces import Facts
 
 _SHARD_BYTES = 64 << 20  # of the raw files, compressed or not, in a shard
@@ -46,7 +46,7 @@ def build(
     piece_bytes: int = pieces.SIZE,
     num_shards: int = 0,
 ) -> dataset.Dataset:
-    """Reads, filters and sorts the log, numbers its users and items and writes it, for `dataset.prepare`.
+    """Reads, filters and sorts the log, numbers its users and items and writes it, for `preparation.prepare`.
 
     Args:
       options: of Beam, as on a command line; without --runner everything runs in this process.
@@ -75,10 +75,10 @@ def build(
             made.mkdir()
             counts = _filter(run, config, counts, scratch, made)
         if not counts.any():
-            raise dataset.no_events(config, log)
+            raise preparation.no_events(config, log)
         item_id = np.cumsum(counts > 0, dtype=np.int32)
         columns, users = shards.merge(_shards(made), item_id, scratch, integers=facts.integers[0])
-        return dataset.write_log(folder, log, columns, users, facts.items["raw"].filter(counts > 0), meta)
+        return preparation.write_log(folder, log, columns, users, facts.items["raw"].filter(counts > 0), meta)
 
 
 def _read(run, config: DataConfig, raw: sources.RawFiles, scratch: Path, piece_bytes: int, num_shards: int) -> Facts:

@@ -19,9 +19,9 @@ import polars as pl
 from jaxtyping import Bool, Int32, Int64
 
 from gr_jax.data import filters, ids
-from gr_jax.data.dataset import stable_order
 from gr_jax.data.layout import PER_SECOND
 from gr_jax.data.pieces import Facts
+from gr_jax.data.preparation import stable_order
 
 _CHUNK = 1 << 22  # events that `merge` holds at once, and those of one more user
 

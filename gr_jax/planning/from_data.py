@@ -8,7 +8,8 @@ import numpy as np
 
 from gr_jax.config import Config, ConfigError, SyntheticConfig
 from gr_jax.data import packing, pipeline, ranking_rows, sources, stochastic_length
-from gr_jax.data.dataset import Dataset, prepare
+from gr_jax.data.dataset import Dataset
+from gr_jax.data.preparation import prepare
 from gr_jax.data.sequences import time_bounds
 from gr_jax.data.synthetic import lengths as log_normal_lengths
 from gr_jax.data.tokens import stream_of

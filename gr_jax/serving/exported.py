@@ -15,7 +15,8 @@ from gr_jax import config_files
 from gr_jax.config import ConfigError
 from gr_jax.data import trained_on
 from gr_jax.data.batch import Batch
-from gr_jax.data.dataset import open_dataset, prepare
+from gr_jax.data.dataset import open_dataset
+from gr_jax.data.preparation import prepare
 from gr_jax.data.tokens import stream_of
 from gr_jax.serving import index as indices
 from gr_jax.serving.encoder import Encoder

@@ -14,7 +14,8 @@ from jaxtyping import PRNGKeyArray
 from gr_jax import config_files
 from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.data import trained_on
-from gr_jax.data.dataset import Dataset, prepare
+from gr_jax.data.dataset import Dataset
+from gr_jax.data.preparation import prepare
 from gr_jax.data.tokens import Stream, stream_of
 from gr_jax.models.recommender import functional
 from gr_jax.training import processes, sharding, state, vocabulary

@@ -15,8 +15,9 @@ import pytest
 from gr_jax import config_files
 from gr_jax.config import ConfigError, DataConfig, SyntheticConfig
 from gr_jax.data import attributes, sources
-from gr_jax.data.dataset import Dataset, prepare
+from gr_jax.data.dataset import Dataset
 from gr_jax.data.layout import BadRow
+from gr_jax.data.preparation import prepare
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LOG = "user_id,item_id,timestamp\na,x,10\nb,y,20\n"

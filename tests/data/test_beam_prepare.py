@@ -11,7 +11,7 @@ import pytest
 
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data.beam_prepare import build
-from gr_jax.data.dataset import prepare
+from gr_jax.data.preparation import prepare
 
 pytest.importorskip("apache_beam", reason="the extra [beam], in an environment of its own: see .ci/run")
 

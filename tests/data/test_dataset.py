@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax.config import ConfigError, DataConfig, SyntheticConfig
-from gr_jax.data import dataset as dataset_module
-from gr_jax.data import synthetic
-from gr_jax.data.dataset import Dataset, open_dataset, prepare, write
+from gr_jax.data import preparation, synthetic
+from gr_jax.data.dataset import Dataset, open_dataset, write
+from gr_jax.data.preparation import prepare
 
 Event = tuple[str, str, int]
 
@@ -60,9 +60,9 @@ def test_times_too_wide_for_one_sort_key_sort_the_same():
     rng = np.random.default_rng(0)
     user = rng.integers(0, 2**31 - 1, 1000).astype(np.int32) // 2**27
     time = rng.integers(0, 5, 1000)
-    narrow = dataset_module.stable_order(user, time)
+    narrow = preparation.stable_order(user, time)
     user[0] = 2**31 - 2
-    wide = dataset_module.stable_order(user, time * 2**33)
+    wide = preparation.stable_order(user, time * 2**33)
     assert (wide[wide != 0] == narrow[narrow != 0]).all() and wide[-1] == 0
 
 
@@ -161,7 +161,7 @@ def test_the_same_log_and_settings_are_prepared_once(tmp_path, monkeypatch):
     config = DataConfig(source="csv", path=str(raw_csv(tmp_path / "raw", [("a", "x", 1)])))
     first = prepare(config)
     assert first.folder.parent == Path("data/prepared") and first.folder.name.startswith("csv-")
-    monkeypatch.setattr(dataset_module, "_build", None)
+    monkeypatch.setattr(preparation, "_build", None)
     assert prepare(config).folder == first.folder
     assert prepare(DataConfig(source="csv", path=config.path, max_length=7)).folder == first.folder, "layout only"
 

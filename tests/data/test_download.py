@@ -11,8 +11,8 @@ import pytest
 
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import sources
-from gr_jax.data.dataset import prepare
 from gr_jax.data.download import download
+from gr_jax.data.preparation import prepare
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.dataset import Dataset, open_dataset, prepare
+from gr_jax.data.dataset import Dataset, open_dataset
+from gr_jax.data.preparation import prepare
 
 LOG = "user_id,item_id,timestamp\nb,y,10\na,x,20\nb,x,30\nc,z,40\n"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.dataset import prepare
 from gr_jax.data.movielens import READERS
+from gr_jax.data.preparation import prepare
 
 
 def read(source: str, kind: str, file, text: str) -> list[tuple]:

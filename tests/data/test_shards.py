@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from gr_jax.data import filters, ids, pieces, shards
-from gr_jax.data.dataset import stable_order
+from gr_jax.data.preparation import stable_order
 
 
 def log(seed: int, events: int = 200, *, text: bool = False) -> pl.DataFrame:

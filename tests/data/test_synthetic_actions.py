@@ -9,7 +9,7 @@ import pytest
 from experiments import synthetic_ranking_structure
 from gr_jax.config import ConfigError, DataConfig, SyntheticConfig
 from gr_jax.data import synthetic_actions
-from gr_jax.data.dataset import prepare
+from gr_jax.data.preparation import prepare
 
 SMALL = SyntheticConfig(num_users=400, num_items=50, mean_length=30, actions=True)
 

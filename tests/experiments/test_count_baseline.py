@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from experiments import count_baseline
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.dataset import Dataset, prepare, write
+from gr_jax.data.dataset import Dataset, write
+from gr_jax.data.preparation import prepare
 
 PRIOR = count_baseline.PRIOR
 
