@@ -64,8 +64,8 @@ def next_item_loss(
     num_items: int,
     temperature: float,
     item_log_q: Float[Array, "*S rows"] | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Weighted mean of -log p(label), natural log, as `config` says; and {"weight": the sum of the weights}.
+) -> Float[Array, ""]:
+    """Weighted mean of -log p(label), natural log, as `config` says.
 
     Differentiable in `hidden` and `item_table`. `negatives` are those of `draw_negatives`. `item_log_q` holds the
     log probability that the sampler draws each item; it is used by sampler="in_batch" with log_q=True. The other
@@ -74,9 +74,8 @@ def next_item_loss(
     Raises:
       ValueError: the correction has no `item_log_q`.
     """
-    aux = {"weight": jnp.sum(weights, dtype=jnp.float32)}
     if negatives is None:
-        loss = full_softmax(
+        return full_softmax(
             hidden,
             item_table,
             labels,
@@ -85,11 +84,10 @@ def next_item_loss(
             temperature=temperature,
             chunk_tokens=config.chunk_tokens,
         )
-        return loss, aux
     correct = config.log_q and config.sampler == "in_batch"  # a uniform correction shifts all logits alike
     if correct and item_log_q is None:
         raise ValueError("loss.log_q=True with loss.sampler=in_batch needs item_log_q: item log frequencies")
-    loss = sampled_softmax(
+    return sampled_softmax(
         hidden,
         item_table,
         labels,
@@ -99,7 +97,6 @@ def next_item_loss(
         chunk_tokens=config.chunk_tokens,
         item_log_q=item_log_q if correct else None,
     )
-    return loss, aux
 
 
 def full_softmax(

@@ -38,7 +38,7 @@ def make_train_step(
         model = nnx.merge(graphdef, params)
         hidden = model.encode(batch, key=key)
         assert batch.label is not None
-        loss, _ = next_item_loss(
+        loss = next_item_loss(
             hidden,
             model.embeddings.item_table[...],
             batch.label,

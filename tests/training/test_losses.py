@@ -143,8 +143,7 @@ def test_next_item_loss_is_the_loss_over_the_negatives_of_its_key(kind, sampler)
     negatives = groups and np.asarray(
         sample_negatives(KEY, batch[2], batch[3], groups=groups, count=7, sampler=sampler, num_items=NUM_ITEMS)
     )
-    assert_same(value_and_grads(lambda *a: loss(*a)[0], *batch), oracle(*batch, negatives))
-    assert float(loss(*batch)[1]["weight"]) == pytest.approx(float(batch[3].sum()), rel=1e-6)
+    assert_same(value_and_grads(loss, *batch), oracle(*batch, negatives))
 
 
 def test_log_q_applies_to_in_batch_negatives_only_and_needs_frequencies():
@@ -154,7 +153,7 @@ def test_log_q_applies_to_in_batch_negatives_only_and_needs_frequencies():
         config = LossConfig(kind="per_token", negatives=4, **kwargs)
         return loss_of_key(
             *batch, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE, item_log_q=item_log_q
-        )[0]
+        )
 
     assert loss(log_q, log_q=True) == loss(None)
     assert loss(log_q, sampler="in_batch") == loss(None, sampler="in_batch")
@@ -175,7 +174,7 @@ def test_padding_rows_and_tokens_without_weight_change_nothing(kind):
     config = LossConfig(kind=kind, negatives=7, group=4)
 
     def loss(*args):
-        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
+        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)
 
     before = value_and_grads(loss, hidden, table, labels, weights)
     table = table.at[0].set(1e3).at[NUM_ITEMS + 1 :].set(-7.0)
@@ -190,7 +189,7 @@ def test_a_batch_without_weights_has_loss_and_gradients_zero(kind):
     config = LossConfig(kind=kind, negatives=7, group=4, sampler="in_batch")
 
     def loss(*args):
-        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
+        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)
 
     for a in value_and_grads(loss, hidden, table, 0 * labels, jnp.zeros(labels.shape)):
         np.testing.assert_array_equal(a, 0)
@@ -202,7 +201,7 @@ def test_the_loss_scales_its_gradients_by_the_cotangent_and_has_the_same_value_w
     config = LossConfig(kind=kind, negatives=7, group=4)
 
     def loss(*args):
-        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
+        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)
 
     value, *grads = value_and_grads(loss, *batch)
     assert float(loss(*batch)) == pytest.approx(value, rel=1e-6)
@@ -215,7 +214,7 @@ def test_bfloat16_hidden_gives_a_float32_loss_near_the_exact_one(kind):
     hidden, table, labels, weights = make_batch()
     hidden = hidden.astype(jnp.bfloat16)
     config = LossConfig(kind=kind, negatives=7, group=4)
-    loss = lambda *a: loss_of_key(*a, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
+    loss = lambda *a: loss_of_key(*a, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)
     value, (grad_hidden, grad_table) = jax.value_and_grad(loss, (0, 1))(hidden, table, labels, weights)
     exact = value_and_grads(loss, hidden.astype(jnp.float32), table, labels, weights)
     assert (value.dtype, grad_hidden.dtype, grad_table.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
@@ -231,7 +230,7 @@ def memory_of(kind, *, gradients, num_items=20_000, tokens=2048, chunk_tokens=64
     def loss(hidden, table, labels, weights):
         return loss_of_key(
             hidden, table, labels, weights, KEY, config=config, num_items=num_items, temperature=TEMPERATURE
-        )[0]
+        )
 
     shapes = [
         jax.ShapeDtypeStruct((2, tokens // 2, width), jnp.float32),
@@ -262,7 +261,7 @@ def test_rows_over_eight_devices_give_the_loss_of_one(kind, sampler):
     config = LossConfig(kind=kind, negatives=7, group=4, sampler=sampler, chunk_tokens=32)
 
     def loss(*args):
-        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)[0]
+        return loss_of_key(*args, KEY, config=config, num_items=NUM_ITEMS, temperature=TEMPERATURE)
 
     mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "model"))
     over_rows = NamedSharding(mesh, PartitionSpec(("data", "model")))
