@@ -5,46 +5,12 @@ Command line: `--config=configs/ml_1m.py:large --config.model.width=64`. A mista
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-
-class ConfigError(ValueError):
-    """A mistake in a config or on the command line, told in one line."""
-
-
-def _check(ok: bool, name: str, value, rule: str) -> None:
-    if not ok:
-        raise ConfigError(f"config.{name}={value!r}: must be {rule}")
-
-
-def _check_types(config, group: str = "") -> None:
-    """Every field has the type of its default; an int will do for a float, a bool never for an int.
-
-    The dataclasses below carry `no_type_check`, so that in the tests too a wrong type is told here.
-    """
-    for f in dataclasses.fields(config):
-        value, kind = getattr(config, f.name), field_type(f)
-        name = f"config.{group}{f.name}"
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ConfigError(f"{name}: expected {kind.__name__}, got {value!r}")
-        if kind is float and not math.isfinite(value):
-            raise ConfigError(f"{name}: expected a finite number, got {value!r}")
-
-
-def field_type(f: dataclasses.Field) -> type:
-    """The type of a field: that of its default, or the group of fields that it is."""
-    return f.default_factory if f.default is dataclasses.MISSING else type(f.default)  # type: ignore
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    hint = difflib.get_close_matches(value, choices, 1)
-    did_you_mean = f"; did you mean {hint[0]!r}?" if hint else ""
-    _check(value in choices, name, value, f"one of {', '.join(choices)}{did_you_mean}")
+from gr_jax.checks import ConfigError, check, check_choice, check_types
 
 
 @typing.no_type_check
@@ -59,11 +25,11 @@ class SyntheticConfig:
     actions: bool = False  # users act on some events: which, depends on how often and how recently they did before
 
     def __post_init__(self):
-        _check_types(self, "data.synthetic.")
+        check_types(self, "data.synthetic.")
         for name in ("num_users", "num_items"):
-            _check(getattr(self, name) >= 1, f"data.synthetic.{name}", getattr(self, name), "at least 1")
-        _check(self.mean_length >= 5, "data.synthetic.mean_length", self.mean_length, "at least 5")
-        _check(0 <= self.seed < 2**32, "data.synthetic.seed", self.seed, "in [0, 2^32)")
+            check(getattr(self, name) >= 1, f"data.synthetic.{name}", getattr(self, name), "at least 1")
+        check(self.mean_length >= 5, "data.synthetic.mean_length", self.mean_length, "at least 5")
+        check(0 <= self.seed < 2**32, "data.synthetic.seed", self.seed, "in [0, 2^32)")
 
 
 SOURCES = (
@@ -109,23 +75,23 @@ class DataConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)  # only for source="synthetic"
 
     def __post_init__(self):
-        _check_types(self, "data.")
-        _check_choice("data.source", self.source, SOURCES)
-        _check_choice("data.time_unit", self.time_unit, ("s", "ms"))
-        _check_choice("data.filter", self.filter, ("none", "k_core", "one_pass"))
-        _check_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
-        _check(self.min_events >= 1, "data.min_events", self.min_events, "at least 1")
-        _check(self.max_length >= 1, "data.max_length", self.max_length, "at least 1")
+        check_types(self, "data.")
+        check_choice("data.source", self.source, SOURCES)
+        check_choice("data.time_unit", self.time_unit, ("s", "ms"))
+        check_choice("data.filter", self.filter, ("none", "k_core", "one_pass"))
+        check_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
+        check(self.min_events >= 1, "data.min_events", self.min_events, "at least 1")
+        check(self.max_length >= 1, "data.max_length", self.max_length, "at least 1")
         for name in ("actions", "user_features", "item_features", "series"):
             value = getattr(self, name)
-            _check(all(type(x) is str for x in value), f"data.{name}", value, "a tuple of strings")
-        _check(self.max_series >= 0, "data.max_series", self.max_series, "at least 0")
+            check(all(type(x) is str for x in value), f"data.{name}", value, "a tuple of strings")
+        check(self.max_series >= 0, "data.max_series", self.max_series, "at least 0")
         alpha = self.stochastic_length_alpha
-        _check(1 < alpha <= 2, "data.stochastic_length_alpha", alpha, "in (1, 2]; 2 is off")
+        check(1 < alpha <= 2, "data.stochastic_length_alpha", alpha, "in (1, 2]; 2 is off")
         selections = ("greedy", "random", "weighted")
-        _check_choice("data.stochastic_length_selection", self.stochastic_length_selection, selections)
+        check_choice("data.stochastic_length_selection", self.stochastic_length_selection, selections)
         rule = f"at least data.max_length={self.max_length}"
-        _check(self.row_length >= self.max_length, "data.row_length", self.row_length, rule)
+        check(self.row_length >= self.max_length, "data.row_length", self.row_length, rule)
 
 
 ATTENTION = ("reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "jax_triton")
@@ -158,24 +124,24 @@ class ModelConfig:
     attention: str = ""  # attention implementation, one of ATTENTION; "" = the best that can run here (hstu only)
 
     def __post_init__(self):
-        _check_types(self, "model.")
-        _check_choice("model.kind", self.kind, ("hstu", "hstu_softmax", "sasrec", "dlrm"))
-        _check_choice("model.bias", self.bias, ("none", "position", "time", "both"))
-        _check_choice("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
-        _check_choice("model.attention", self.attention, ("", *ATTENTION))
+        check_types(self, "model.")
+        check_choice("model.kind", self.kind, ("hstu", "hstu_softmax", "sasrec", "dlrm"))
+        check_choice("model.bias", self.bias, ("none", "position", "time", "both"))
+        check_choice("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+        check_choice("model.attention", self.attention, ("", *ATTENTION))
         for name in ("width", "num_blocks", "num_heads", "qk_width", "v_width", "ffn_width", "head_width"):
-            _check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+            check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
         for name in ("input_dropout", "dropout"):
-            _check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
-        _check(self.temperature > 0, "model.temperature", self.temperature, "positive")
-        _check(self.cross_layers >= 0, "model.cross_layers", self.cross_layers, "at least 0")
+            check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
+        check(self.temperature > 0, "model.temperature", self.temperature, "positive")
+        check(self.cross_layers >= 0, "model.cross_layers", self.cross_layers, "at least 0")
         widths = len(self.hidden_widths) > 0 and all(type(w) is int and w >= 1 for w in self.hidden_widths)
-        _check(widths, "model.hidden_widths", self.hidden_widths, "a tuple of widths, such as (256, 128)")
+        check(widths, "model.hidden_widths", self.hidden_widths, "a tuple of widths, such as (256, 128)")
         if self.kind == "hstu_softmax":
-            _check(self.bias == "none", "model.bias", self.bias, "none for model.kind=hstu_softmax")
+            check(self.bias == "none", "model.bias", self.bias, "none for model.kind=hstu_softmax")
         if self.kind == "sasrec":
             rule = f"a multiple of model.num_heads={self.num_heads}"
-            _check(self.width % self.num_heads == 0, "model.width", self.width, rule)
+            check(self.width % self.num_heads == 0, "model.width", self.width, rule)
 
 
 @typing.no_type_check
@@ -192,15 +158,15 @@ class VocabularyConfig:
     update_every: int = 100  # admitted: steps between the moments at which rows are given and taken
 
     def __post_init__(self):
-        _check_types(self, "vocabulary.")
-        _check_choice("vocabulary.kind", self.kind, ("catalogue", "hashed", "admitted"))
+        check_types(self, "vocabulary.")
+        check_choice("vocabulary.kind", self.kind, ("catalogue", "hashed", "admitted"))
         for name, kinds in (("rows", ("hashed", "admitted")), ("shared_rows", ("admitted",))):
             value, used = getattr(self, name), self.kind in kinds
             rule = "at least 1" if used else f"0 with vocabulary.kind={self.kind}; it belongs to {' and '.join(kinds)}"
-            _check(value >= 1 if used else value == 0, f"vocabulary.{name}", value, rule)
+            check(value >= 1 if used else value == 0, f"vocabulary.{name}", value, rule)
         for name in ("hashes", "admit_after", "update_every"):
-            _check(getattr(self, name) >= 1, f"vocabulary.{name}", getattr(self, name), "at least 1")
-        _check(self.evict_after >= 0, "vocabulary.evict_after", self.evict_after, "at least 0")
+            check(getattr(self, name) >= 1, f"vocabulary.{name}", getattr(self, name), "at least 1")
+        check(self.evict_after >= 0, "vocabulary.evict_after", self.evict_after, "at least 0")
 
     def table_ids(self, num_items: int) -> int:
         """Rows of the item table for a catalogue of so many items, without row 0, which is padding."""
@@ -221,11 +187,11 @@ class LossConfig:
     chunk_tokens: int = 512  # tokens whose logits are in memory at once
 
     def __post_init__(self):
-        _check_types(self, "loss.")
-        _check_choice("loss.kind", self.kind, ("full", "per_token", "group"))
-        _check_choice("loss.sampler", self.sampler, ("uniform", "in_batch"))
+        check_types(self, "loss.")
+        check_choice("loss.kind", self.kind, ("full", "per_token", "group"))
+        check_choice("loss.sampler", self.sampler, ("uniform", "in_batch"))
         for name in ("negatives", "group", "chunk_tokens"):
-            _check(getattr(self, name) >= 1, f"loss.{name}", getattr(self, name), "at least 1")
+            check(getattr(self, name) >= 1, f"loss.{name}", getattr(self, name), "at least 1")
 
 
 @typing.no_type_check
@@ -240,16 +206,16 @@ class RankingConfig:
     test_from: float = 0.9  # share of all events, by time, before the test part
 
     def __post_init__(self):
-        _check_types(self, "ranking.")
-        _check_choice("ranking.tokens", self.tokens, ("interleave", "paired", "sum"))
-        _check(all(type(x) is str for x in self.tasks), "ranking.tasks", self.tasks, "a tuple of names")
-        _check(len(set(self.tasks)) == len(self.tasks), "ranking.tasks", self.tasks, "names without repeats")
+        check_types(self, "ranking.")
+        check_choice("ranking.tokens", self.tokens, ("interleave", "paired", "sum"))
+        check(all(type(x) is str for x in self.tasks), "ranking.tasks", self.tasks, "a tuple of names")
+        check(len(set(self.tasks)) == len(self.tasks), "ranking.tasks", self.tasks, "names without repeats")
         if self.weights:
             ok = len(self.weights) == len(self.tasks) and all(type(w) in (int, float) and w >= 0 for w in self.weights)
-            _check(ok, "ranking.weights", self.weights, f"one number for each of ranking.tasks={self.tasks}")
-        _check(0 < self.test_from < 1, "ranking.test_from", self.test_from, "between 0 and 1")
+            check(ok, "ranking.weights", self.weights, f"one number for each of ranking.tasks={self.tasks}")
+        check(0 < self.test_from < 1, "ranking.test_from", self.test_from, "between 0 and 1")
         rule = f"above 0 and at most ranking.test_from={self.test_from}"
-        _check(0 < self.valid_from <= self.test_from, "ranking.valid_from", self.valid_from, rule)
+        check(0 < self.valid_from <= self.test_from, "ranking.valid_from", self.valid_from, rule)
 
 
 @typing.no_type_check
@@ -268,21 +234,21 @@ class OptimizerConfig:
     table_dtype: str = "float32"  # of row-wise tables: float32 | bfloat16, updated with stochastic rounding
 
     def __post_init__(self):
-        _check_types(self, "optimizer.")
+        check_types(self, "optimizer.")
         for name in ("learning_rate", "eps"):
-            _check(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "positive")
+            check(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "positive")
         for name in ("b1", "b2"):
-            _check(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
-        _check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
-        _check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
-        _check_choice("optimizer.table", self.table, ("dense", "rowwise_adamw", "rowwise_adagrad"))
+            check(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "in [0, 1)")
+        check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
+        check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
+        check_choice("optimizer.table", self.table, ("dense", "rowwise_adamw", "rowwise_adagrad"))
         rate = self.table_learning_rate
-        _check(rate >= 0, "optimizer.table_learning_rate", rate, "at least 0")
-        _check_choice("optimizer.table_dtype", self.table_dtype, ("float32", "bfloat16"))
+        check(rate >= 0, "optimizer.table_learning_rate", rate, "at least 0")
+        check_choice("optimizer.table_dtype", self.table_dtype, ("float32", "bfloat16"))
         if self.table == "dense":
             rule = "with optimizer.table=rowwise_adamw or rowwise_adagrad only"
-            _check(rate == 0, "optimizer.table_learning_rate", rate, rule)
-            _check(self.table_dtype == "float32", "optimizer.table_dtype", self.table_dtype, f"{rule}; else float32")
+            check(rate == 0, "optimizer.table_learning_rate", rate, rule)
+            check(self.table_dtype == "float32", "optimizer.table_dtype", self.table_dtype, f"{rule}; else float32")
 
 
 @typing.no_type_check
@@ -303,8 +269,8 @@ class TrainConfig:
     checkpoint_every: int = 500  # steps between checkpoints, besides the one after each validation
 
     def __post_init__(self):
-        _check_types(self, "train.")
-        _check_choice("train.mode", self.mode, ("epochs", "streaming"))
+        check_types(self, "train.")
+        check_choice("train.mode", self.mode, ("epochs", "streaming"))
         for name in (
             "windows",
             "session_gap",
@@ -314,10 +280,10 @@ class TrainConfig:
             "validate_every",
             "checkpoint_every",
         ):
-            _check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        _check(self.steps >= 0, "train.steps", self.steps, "at least 0")
-        _check(self.patience >= 0, "train.patience", self.patience, "at least 0")
-        _check(self.sampling_rate >= 0, "train.sampling_rate", self.sampling_rate, "at least 0")
+            check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        check(self.steps >= 0, "train.steps", self.steps, "at least 0")
+        check(self.patience >= 0, "train.patience", self.patience, "at least 0")
+        check(self.sampling_rate >= 0, "train.sampling_rate", self.sampling_rate, "at least 0")
 
 
 @typing.no_type_check
@@ -331,11 +297,11 @@ class EvaluateConfig:
     chunk_items: int = 65536  # catalogue items scored at once
 
     def __post_init__(self):
-        _check_types(self, "evaluate.")
-        _check_choice("evaluate.exclude", self.exclude, ("history", "visible", "none"))
+        check_types(self, "evaluate.")
+        check_choice("evaluate.exclude", self.exclude, ("history", "visible", "none"))
         for name in ("batch_users", "chunk_items"):
-            _check(getattr(self, name) >= 1, f"evaluate.{name}", getattr(self, name), "at least 1")
-        _check(self.valid_users >= 0, "evaluate.valid_users", self.valid_users, "at least 0")
+            check(getattr(self, name) >= 1, f"evaluate.{name}", getattr(self, name), "at least 1")
+        check(self.valid_users >= 0, "evaluate.valid_users", self.valid_users, "at least 0")
 
 
 # The first pattern found in a parameter's path decides how it is laid out; with none it is on every device.
@@ -368,12 +334,12 @@ class MeshConfig:
     rules: ShardingRules = TENSOR  # (pattern on the parameter path, mesh axes of each dimension); TENSOR | FSDP | own
 
     def __post_init__(self):
-        _check_types(self, "mesh.")
-        _check(self.data >= 0, "mesh.data", self.data, "at least 0")
-        _check(self.model >= 1, "mesh.model", self.model, "at least 1")
-        _check_choice("mesh.exchange", self.exchange, ("gather", "all_to_all"))
+        check_types(self, "mesh.")
+        check(self.data >= 0, "mesh.data", self.data, "at least 0")
+        check(self.model >= 1, "mesh.model", self.model, "at least 1")
+        check_choice("mesh.exchange", self.exchange, ("gather", "all_to_all"))
         pairs = all(type(r) is tuple and [type(x) for x in r] == [str, tuple] for r in self.rules)
-        _check(pairs, "mesh.rules", self.rules, "pairs of a pattern and a tuple of mesh axes")
+        check(pairs, "mesh.rules", self.rules, "pairs of a pattern and a tuple of mesh axes")
 
 
 @typing.no_type_check
@@ -393,33 +359,33 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)  # devices
 
     def __post_init__(self):
-        _check_types(self)
-        _check(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
+        check_types(self)
+        check(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
         if self.loss.kind == "group":
             rule = f"a divisor of data.row_length={self.data.row_length}"
-            _check(self.data.row_length % self.loss.group == 0, "loss.group", self.loss.group, rule)
+            check(self.data.row_length % self.loss.group == 0, "loss.group", self.loss.group, rule)
         self._check_ranking()
         full = self.loss.kind == "full" and not self.ranking.tasks
         rule = (
             "dense with loss.kind=full, which touches every row; set loss.kind=group or per_token for a row-wise rule"
         )
-        _check(not full or self.optimizer.table == "dense", "optimizer.table", self.optimizer.table, rule)
+        check(not full or self.optimizer.table == "dense", "optimizer.table", self.optimizer.table, rule)
         if self.mesh.data:
             users, rule = self.train.batch_users, f"at least mesh.data={self.mesh.data}"
-            _check(users >= self.mesh.data, "train.batch_users", users, rule)
+            check(users >= self.mesh.data, "train.batch_users", users, rule)
 
     def _check_ranking(self) -> None:
         names = [action.partition("=")[0].strip() for action in self.data.actions]
         for task in self.ranking.tasks:
-            _check_choice("ranking.tasks", task, [*names, "rating"])
+            check_choice("ranking.tasks", task, [*names, "rating"])
         if self.loss.positive:
-            _check_choice("loss.positive", self.loss.positive, names)
+            check_choice("loss.positive", self.loss.positive, names)
         needs, kinds = "retrieval", ("hstu", "hstu_softmax", "sasrec")
         if self.ranking.tasks:
             needs, kinds = "ranking", ("hstu", "dlrm")
-        _check(self.model.kind in kinds, "model.kind", self.model.kind, f"one of {', '.join(kinds)} for {needs}")
+        check(self.model.kind in kinds, "model.kind", self.model.kind, f"one of {', '.join(kinds)} for {needs}")
         streaming = self.train.mode == "streaming"
-        _check(not streaming or bool(self.ranking.tasks), "train.mode", self.train.mode, "epochs for retrieval")
+        check(not streaming or bool(self.ranking.tasks), "train.mode", self.train.mode, "epochs for retrieval")
 
 
 class UnknownVariant(ConfigError):

@@ -10,7 +10,8 @@ import types
 import typing
 from pathlib import Path
 
-from gr_jax.config import Config, ConfigError, UnknownVariant, field_type
+from gr_jax.checks import field_type
+from gr_jax.config import Config, ConfigError, UnknownVariant
 from gr_jax.files import write_whole
 
 
