@@ -1,8 +1,8 @@
 """The sequence model on new tokens alone: keys and values of the history are stored, block by block, and reused.
 
-    cached = prefill(model, history)              one forward over the tokens so far
-    cached = extend(model, new_tokens, cached)    the tokens after them (delta forward)
-    hidden = peek(model, candidates, cached)      tokens that see the history and themselves, and leave no trace
+    hidden, store = prefill(model, history)      one forward over the tokens so far
+    hidden, new = delta(model, tokens, store)    those after them (delta forward); store = write(store, new) keeps them
+    hidden = peek(model, candidates, store)      tokens that see the history and themselves, and leave no trace
 
 All three give what one forward of the model over the same tokens gives, up to rounding. What is stored of a token has
 to be final: in retrieval the last event's token is not, its time bias is of the moment that is asked about; it is
@@ -74,10 +74,13 @@ def prefill(model: Recommender, batch: Batch, *, storage: str = "") -> tuple[Flo
     return hidden, Cached(keys, values, time, real.sum(1).astype(jnp.int32))
 
 
-def extend(
+def delta(
     model: Recommender, batch: Batch, cached: Cached, *, implementation: str | None = None
 ) -> tuple[Float[Array, "R L D"], Cached]:
-    """Last hidden states of the tokens that follow the cached ones, and the cache with them.
+    """Last hidden states of the tokens that follow the cached ones, and their keys and values alone, for `write`.
+
+    What is read here and written there can be two programs, of which the second one only writes a few rows into memory
+    that it may write to; XLA copies the whole cache where one program does both.
 
     Args:
       model: of HSTU blocks.
@@ -85,18 +88,6 @@ def extend(
         whole sequence.
       cached: with room for them: length + L <= S, which cannot be checked here.
       implementation: of `hstu_cached_attention`.
-    """
-    hidden, new = delta(model, batch, cached, implementation=implementation)
-    return hidden, write(cached, new)
-
-
-def delta(
-    model: Recommender, batch: Batch, cached: Cached, *, implementation: str | None = None
-) -> tuple[Float[Array, "R L D"], Cached]:
-    """As `extend`, but the keys and values of the new tokens alone, with room for these, to be written by `write`.
-
-    What is read here and written there can be two programs, of which the second one only writes a few rows into memory
-    that it may write to; XLA copies the whole cache where one program does both.
     """
     length, new = cached.length[:, None], jnp.arange(batch.item.shape[1])[None]
     among = jnp.broadcast_to(new, batch.item.shape)

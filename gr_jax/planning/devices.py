@@ -49,7 +49,7 @@ DEVICES = {
 # Dense peaks of other devices, in bfloat16 and in float32 as TF32, from NVIDIA's data sheets.
 OTHER_FLOPS = {
     "gh200": (989e12, 494e12),
-    "b200": (2250e12, 1125e12),
+    "b200": (2250e12, 1100e12),
     "gb200": (2500e12, 1250e12),
     "l40s": (362e12, 183e12),
     "l4": (121e12, 60e12),

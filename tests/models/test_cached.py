@@ -30,12 +30,18 @@ def model_of(**changes):
     return graphdef, jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
 
 
+def extend(model, batch: Batch, store: cached.Cached):
+    """Hidden states of the tokens that follow, and the cache with them."""
+    hidden, new = cached.delta(model, batch, store)
+    return hidden, cached.write(store, new)
+
+
 @functools.cache
 def programs(**changes):
     """Jitted whole forward, prefill, extend and peek of a model."""
     graphdef, params = model_of(**changes)
     on_model = lambda function: jax.jit(lambda params, *args: function(nnx.merge(graphdef, params), *args))
-    parts = (lambda model, batch: model._hidden(batch, None), cached.prefill, cached.extend, cached.peek)
+    parts = (lambda model, batch: model._hidden(batch, None), cached.prefill, extend, cached.peek)
     return [functools.partial(on_model(part), params) for part in parts]
 
 
