@@ -138,6 +138,18 @@ def retrieval() -> dict[str, str]:
     return found
 
 
+def significance() -> dict[str, str]:
+    """Of public_retrieval: gain in NDCG@10 over SASRec in percent, p, and the seeds that both have."""
+    found = {}
+    for test in read("public_retrieval/significance"):
+        data = test["better"].removesuffix("-hstu").replace("-", "_")
+        rival = test["worse"].rpartition("-")[2]
+        found[f"{data}_over_{rival}"] = f"{100 * test['ndcg@10_gain']:.1f}"
+        found[f"{data}_over_{rival}_p"] = f"{test['p']:.1g}".replace("e-0", "e-")
+        found[f"{data}_over_{rival}_seeds"] = " and ".join(map(str, test["seeds"]))
+    return found
+
+
 def ranking() -> dict[str, str]:
     """Of ranking_quality: mean test metrics and minutes."""
     found = {}
@@ -169,7 +181,17 @@ def synthetic() -> dict[str, str]:
 
 def facts() -> dict[str, str]:
     """Every name that sentences.md may use, with its figure as it is written."""
-    parts = (steps(), preparing(), planning(), serving(), smaller(), retrieval(), ranking(), synthetic())
+    parts = (
+        steps(),
+        preparing(),
+        planning(),
+        serving(),
+        smaller(),
+        retrieval(),
+        significance(),
+        ranking(),
+        synthetic(),
+    )
     return {name: value for part in parts for name, value in part.items()}
 
 

@@ -80,7 +80,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
     if abs(float(np.mean(rank <= 10)) - result["test"]["hr@10"]) > 1e-3:
         raise RuntimeError(f"{workdir}: the ranks made again are not those that training found")
     return {
-        "hardware": f"{os.cpu_count()} CPU cores, shared with other work",
+        "hardware": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} CPU cores, shared with other work",
         **result,
         "popularity": result["baseline"]["test"],
         "last_epoch": valid[-1]["epoch"],
