@@ -25,6 +25,7 @@ HEREDOC = re.compile(r"^cat > (configs/\w+\.py) <<'END'\n(.*?)^END$", re.MULTILI
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FIELD = re.compile(r"`((?:data|model|vocabulary|loss|ranking|train|evaluate|mesh|optimizer)\.(?!py|yaml)[a-z_]+)[`=]")
 FILE = re.compile(r"[`( ]((?:[\w.]+/)*\w+\.(?:py|json|sh|md))(?:[`:) ,]|$)", re.MULTILINE)
+MADE = ("config.json", "dataset.json", "result.json", "block_sizes.json")  # what the commands write
 COMMAND = re.compile(r"python -m ((?:gr_jax|pallas_kernels)\.\w+)((?: +[^\s`|&#;),]+)*)")
 
 
@@ -84,7 +85,7 @@ def test_each_file_that_a_page_names_is_there():
     missing = []
     for page in PAGES:
         for name in FILE.findall(page.read_text()):
-            made = name in written or Path(name).name in ("config.json", "result.json", "block_sizes.json")
+            made = name in written or Path(name).name in MADE
             if not made and not any((root / name).exists() for root in [*roots, page.parent]):
                 missing.append(f"{page.name}: {name}")
     assert not missing
