@@ -218,6 +218,16 @@ def test_a_start_that_failed_does_not_take_the_workdir(config_file, tmp_path):
     assert run_train(config_file, tmp_path / "w", "--config.train.steps=2") == 0
 
 
+def test_a_start_that_logged_nothing_gives_way_to_another_log(config_file, finished, tmp_path):
+    workdir = tmp_path / "w"
+    workdir.mkdir()
+    shutil.copy(finished / "config.json", workdir)
+    told = json.loads((finished / "dataset.json").read_text())
+    (workdir / "dataset.json").write_text(json.dumps(told | {"num_items": 41}))
+    assert run_train(config_file, workdir, "--config.train.steps=2") == 0
+    assert json.loads((workdir / "dataset.json").read_text()) == told
+
+
 def test_a_finished_run_keeps_its_config_when_a_restart_fails(config_file, finished, tmp_path):
     copy = Path(shutil.copytree(finished, tmp_path / "w"))
     with pytest.raises(ConfigError, match=r"mesh\.data=64"):

@@ -111,9 +111,8 @@ def check_workdir(config: Config, workdir: Path) -> None:
 
 
 def _check(config: Config, workdir: Path) -> None:
-    path, checkpoints = workdir / "config.json", workdir / "checkpoints"
-    has_steps = checkpoints.is_dir() and any(checkpoints.iterdir())
-    if path.exists() and (has_steps or (workdir / "metrics.jsonl").exists()):
+    path = workdir / "config.json"
+    if path.exists() and has_begun(workdir):
         before, now = flatten(config_files.to_dict(config_files.read(path))), flatten(config_files.to_dict(config))
         for name, value in now.items():
             if before[name] != value and not name.startswith(FREE_ON_RESUME):
@@ -121,11 +120,22 @@ def _check(config: Config, workdir: Path) -> None:
                     f"{workdir} holds a run with config.{name}={before[name]!r}, not {value!r}:"
                     " choose another --workdir"
                 )
-    elif has_steps:
+    elif has_checkpoints(workdir):
         raise ConfigError(
             f"{workdir} holds checkpoints but no config.json, so what they belong to is not known: put the config.json"
             " back, or choose another --workdir"
         )
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a run there has saved something."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+
+def has_begun(workdir: Path) -> bool:
+    """Whether a run there has logged or saved something; else another one may take its place."""
+    return has_checkpoints(workdir) or (workdir / "metrics.jsonl").exists()
 
 
 def claim_workdir(run: Run) -> None:
@@ -134,7 +144,8 @@ def claim_workdir(run: Run) -> None:
     Raises:
       ConfigError: the run there was trained on another log, or the processes do not share the folder.
     """
-    trained_on.check(run.workdir, run.dataset)
+    if has_begun(run.workdir):
+        trained_on.check(run.workdir, run.dataset)
     processes.first_then_others(lambda: _claim(run) if processes.is_first() else None)
     if jax.process_count() > 1 and not processes.all_true((run.workdir / "config.json").exists()):
         raise ConfigError(f"{run.workdir}: not seen by all processes; choose a --workdir on a disk that they share")
@@ -143,7 +154,8 @@ def claim_workdir(run: Run) -> None:
 def _claim(run: Run) -> None:
     run.workdir.mkdir(parents=True, exist_ok=True)
     config_files.save(run.config, run.workdir / "config.json")
-    trained_on.remember(run.workdir, run.dataset)
+    if not (has_begun(run.workdir) and (run.workdir / trained_on.FILE).exists()):  # else it was just compared
+        trained_on.remember(run.workdir, run.dataset)
 
 
 def flatten(values: dict, prefix: str = "") -> dict:
