@@ -8,14 +8,13 @@ such as .3343, or a number with a unit. Tables are `tables.py`'s; code is not lo
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.tables import MARKED, ROOT, figure, read
+from experiments.tables import MARKED, ROOT, by_seed, figure, read
 
 UNIT = "ms|%|x|times|[KMG]i?B|s|seconds?|minutes?|hours?|/s"
 FIGURE = re.compile(rf"(?<![\w.,])(?:\.\d{{2,4}}\b|\d[\d.,]*e-?\d+|\d[\d.,]*[ -]?(?:{UNIT})(?!\w))")
@@ -124,12 +123,10 @@ def smaller() -> dict[str, str]:
 
 def retrieval() -> dict[str, str]:
     """Of public_retrieval: test metrics, seeds, epochs and minutes of each run."""
-    runs: dict[str, list[dict]] = {}
-    for file in sorted((ROOT / "experiments/results/public_retrieval").glob("*-[0-9].json")):
-        name = file.stem.rpartition("-")[0].replace("-", "_")
-        runs.setdefault(name, []).append(json.loads(file.read_text()))
+    folder = ROOT / "experiments/results/public_retrieval"
     found, seeds = {}, {1: "one seed", 2: "mean of two seeds", 3: "mean of three seeds"}
-    for name, of in runs.items():
+    for run_name in sorted({file.stem.rpartition("-")[0] for file in folder.glob("*-[0-9].json")}):
+        name, of = run_name.replace("-", "_"), list(by_seed(folder, run_name).values())
         for metric, key in (("hr", "hr@10"), ("ndcg", "ndcg@10")):
             found[f"{name}_{metric}"] = figure(statistics.mean(run["test"][key] for run in of))
         found[f"{name}_seeds"] = seeds[len(of)]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from experiments.tables import spread
+from experiments.tables import by_seed, spread
 from gr_jax.data import pipeline
 from gr_jax.training.evaluation import make_judge
 from gr_jax.training.trained import open_trained
@@ -92,8 +92,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
 
 def kept(experiment: str, name: str) -> dict[int, dict]:
     """The results of a run's seeds, by seed."""
-    files = sorted((RESULTS / experiment).glob(f"{name}-[0-9].json"))
-    return {int(file.stem.rsplit("-", 1)[1]): json.loads(file.read_text()) for file in files}
+    return by_seed(RESULTS / experiment, name)
 
 
 def ndcg(rank: np.ndarray, k: int = 10) -> np.ndarray:

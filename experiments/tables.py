@@ -34,6 +34,12 @@ def read(name: str) -> Any:
     return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
 
 
+def by_seed(folder: Path, name: str) -> dict[int, dict]:
+    """The results of a run's seeds, by seed: NAME-SEED.json of a folder that `retrieval_runs` writes."""
+    files = sorted(folder.glob(f"{name}-[0-9].json"))
+    return {int(file.stem.rpartition("-")[2]): json.loads(file.read_text()) for file in files}
+
+
 def figure(value: float) -> str:
     """A metric as .3343, or 1.0034."""
     return re.sub(r"^0", "", f"{value:.4f}")
@@ -65,7 +71,7 @@ def retrieval() -> str:
     folder, metrics = ROOT / "experiments" / "results" / "public_retrieval", ("hr@10", "ndcg@10")
     rows = []
     for dataset, shown in datasets.items():
-        found = {m: [json.loads(f.read_text()) for f in folder.glob(f"{dataset}-{m}-[0-9].json")] for m in models}
+        found = {model: list(by_seed(folder, f"{dataset}-{model}").values()) for model in models}
         found = {model: runs for model, runs in found.items() if runs}
         tests = [[[run["test"][metric] for run in runs] for runs in found.values()] for metric in metrics]
         columns = [[statistics.mean(values) for values in column] for column in tests]

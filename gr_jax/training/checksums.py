@@ -6,9 +6,10 @@ Several processes share the work: process i of n writes, and later checks, every
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from pathlib import Path
+
+from gr_jax.files import write_whole
 
 _PREFIX = "checksums."
 _BLOCK = 1 << 22
@@ -18,10 +19,7 @@ def write(folder: Path, index: int = 0, count: int = 1) -> None:
     """Writes size and CRC-32 of share `index` of `count` of the files in `folder` to `checksums.<index>.json`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(_PREFIX))
     sums = {str(file.relative_to(folder)): [file.stat().st_size, _crc(file)] for file in files[index::count]}
-    path = folder / f"{_PREFIX}{index}.json"
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(sums))
-    os.replace(partial, path)
+    write_whole(folder / f"{_PREFIX}{index}.json", json.dumps(sums))
 
 
 def first_damage(folder: Path, index: int = 0, count: int = 1) -> str:
