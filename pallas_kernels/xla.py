@@ -154,7 +154,11 @@ def _block_backward(scale, max_length, args, d_out):
     d_scores = (scale * d_scores).astype(q.dtype)
     d_q = _dot("rhij,rhja->rhia", d_scores, k)
     d_k = _dot("rhij,rhia->rhaj", d_scores, q)
-    d_time = jnp.zeros(MASKED + 1).at[codes].add(d_bias, mode="promise_in_bounds")[: len(time_table)]
+    # A sum for each row, then of the rows: one float32 sum over all pairs, in their order, loses digits.
+    rows, size = codes.shape[0], MASKED + 1
+    entries = codes.astype(jnp.int32) + size * jnp.arange(rows)[:, None, None]
+    d_time = jnp.zeros(rows * size).at[entries].add(d_bias, mode="promise_in_bounds")
+    d_time = d_time.reshape(rows, size).sum(0)[: len(time_table)]
     if distance.shape[0] == 1:  # the same distances in all rows: sum them before the slow scatter
         d_bias = d_bias.sum(0, keepdims=True)
     d_position = jnp.zeros_like(position_table).at[distance].add(d_bias)
