@@ -132,7 +132,7 @@ def draw(cases: list[dict], path: Path) -> None:
         kib = np.array(case["temporary_bytes"]) / (ROWS * LENGTH) / 2**10
         left.plot(case["depths"], kib, style, color=colour, label=label)
     left.set(xlabel="layers", ylabel="temporary memory, KiB a token", title=f"bfloat16, width {shown[0]['width']}")
-    left.legend(loc="upper left")
+    left.legend(loc="upper right")
     kept = [case for case in shown if not case["remat"]]
     place = np.arange(len(kept))
     right.bar(place - 0.2, [case["in_widths"] for case in kept], 0.4, label="XLA, compiled for an H100")

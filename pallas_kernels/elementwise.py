@@ -56,7 +56,8 @@ def _projection_forward(x, weight, eps):
 
 
 def _projection_backward(eps, kept, d_out):
-    x, weight = jax.lax.optimization_barrier(kept)  # else XLA finds the forward pass here and keeps its results
+    # Else XLA finds the forward pass here and keeps its results; and without d_out does this right after it.
+    (x, weight), d_out = jax.lax.optimization_barrier((kept, d_out))
     normal, inverse = normalise(x, eps)
     rounded = normal.astype(x.dtype)
     product = (rounded @ weight).astype(normal.dtype)
@@ -112,7 +113,7 @@ def _gate_forward(u, attended, eps):
 
 
 def _gate_backward(eps, kept, d_out):
-    u, attended = jax.lax.optimization_barrier(kept)
+    (u, attended), d_out = jax.lax.optimization_barrier((kept, d_out))  # as in _projection_backward
     normal, inverse = normalise(attended, eps)
     d_attended = normalise_gradient(normal, inverse, (d_out * u).astype(normal.dtype))
     return d_out * normal.astype(u.dtype), d_attended.astype(attended.dtype)

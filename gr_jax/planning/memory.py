@@ -51,6 +51,7 @@ class Backend(NamedTuple):
     block: Held
     rest: Held
     bfloat16: float  # bytes of an element when blocks compute in bfloat16; XLA on a CPU turns much of it to float32
+    dropout: float = 1.0  # [T, H V] of `block` that are not there without dropout
 
 
 # Fitted to XLA's buffer assignments. XLA on a CPU finds the forward pass again in the backward pass and keeps its
@@ -62,10 +63,11 @@ CPU_SCAN_REMAT = Backend(Held(0.1, 0, 0), Held(10.8, 10.7, 4.9, 0, 0, 3.2, 2.1),
 LONG = Backend(Held(4.0, 8.0, 4.6, 2.4), Held(4.1, 0.8, 2.8, 0, 0, 4.6), 3.3)
 LONG_SCAN = Backend(Held(1.2, 1.9, 5.0, 1.4, 0.9), Held(1.0, 7.5, 0, 0, 0, 8.9, 1.65), 4.0)
 LONG_SCAN_REMAT = Backend(Held(0.25, 0, 0, 0.6), Held(8.3, 3.5, 1.8, 5.4, 1.0, 8.5, 2.3), 2.8)
-GPU = Backend(Held(1.2, 5.2, 2.0), Held(6.3, 0.5, 0.4), 2)
+# GPU, each block: x; u, v, the attended, the gated, and the mask of dropout in a byte; q and k.
+GPU = Backend(Held(1.0, 4.5, 2.0), Held(6.3, 0.5, 0.4), 2, 0.5)
 GPU_REMAT = Backend(Held(1.0, 0, 0), Held(6.3, 5.0, 2.3), 2)
 SMALL = 1.1  # on a CPU, of batches under 4096 tokens: XLA fuses less of them
-DROPOUT = 1.0  # [T, H V] of a block, and [T, D] besides, that are not there without dropout and input dropout
+INPUT_DROPOUT = 1.0  # [T, D] of `rest` that are not there without input dropout
 
 
 def backend(config: Config, platform: str) -> Backend:
@@ -200,9 +202,9 @@ def _activations(
     m, numbers = config.model, backend(config, platform)
     held = numbers.block if kept else numbers.rest
     if kept and held.values and not m.dropout:
-        held = held._replace(values=held.values - DROPOUT)
+        held = held._replace(values=held.values - numbers.dropout)
     if not kept and not m.input_dropout:
-        held = held._replace(width=held.width - DROPOUT)
+        held = held._replace(width=held.width - INPUT_DROPOUT)
     size = 4 if m.compute_dtype == "float32" else numbers.bfloat16
     heads_v, heads_a, heads = (m.num_heads * width / model for width in (m.v_width, m.qk_width, 1))
     keys, pairs = window_sizes(config, tokens / config.data.row_length)

@@ -1,6 +1,7 @@
 """The elementwise stages around attention against their plain composition, and what they keep for the backward pass."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,15 +83,34 @@ def test_rows_without_variance_have_finite_gradients():
         assert all(np.isfinite(x).all() for x in leaves)
 
 
-def test_nothing_but_the_inputs_is_kept_for_the_backward_pass():
-    args = vectors(0, (2, 7, 12), (12, 20))
-    gates = vectors(1, (2, 7, 12), (2, 7, 12))
-    for function, inputs in (
-        (lambda x, weight: normalised_projection(x, weight, EPS), args),
-        (lambda u, x: normalised_gate(u, x, EPS), gates),
-    ):
-        kept = jax.tree.leaves(jax.vjp(function, *inputs)[1])
-        assert sum(x.size for x in kept) == sum(x.size for x in inputs)
+STAGES = pytest.mark.parametrize(
+    ("stage", "shapes"),
+    [(normalised_projection, [(2, 7, 12), (12, 20)]), (normalised_gate, [(2, 7, 12), (2, 7, 12)])],
+    ids=["projection", "gate"],
+)
+
+
+@STAGES
+def test_nothing_but_the_inputs_is_kept_for_the_backward_pass(stage, shapes):
+    inputs = vectors(0, *shapes)
+    kept = jax.tree.leaves(jax.vjp(lambda x, y: stage(x, y, EPS), *inputs)[1])
+    assert sum(x.size for x in kept) == sum(x.size for x in inputs)
+
+
+@STAGES
+def test_nothing_is_computed_again_before_the_gradient_has_come(stage, shapes):
+    # A compiler that schedules it earlier, right after the forward pass, keeps it until the gradient comes.
+    inputs = vectors(0, *shapes)
+    out, backward = jax.vjp(lambda x, y: stage(x, y, EPS), *inputs)
+    equations = jax.make_jaxpr(backward)(jnp.ones_like(out))
+    (cotangent,), ready = equations.jaxpr.invars, set(equations.jaxpr.constvars)
+    early = set()
+    for equation in equations.eqns:
+        sources = {x for x in equation.invars if not isinstance(x, jax.extend.core.Literal)}
+        if sources <= ready:
+            ready |= set(equation.outvars)
+            early.add(equation.primitive.name)
+    assert cotangent not in ready and not early - {"convert_element_type", "broadcast_in_dim"}, early
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
