@@ -30,6 +30,12 @@ def span(values: Sequence[float]) -> str:
     return " to ".join(dict.fromkeys((f"{min(values):.0f}", f"{max(values):.0f}")))
 
 
+def listed(numbers: Sequence[int]) -> str:
+    """As "0, 1 and 2"."""
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def minutes(seconds: float) -> str:
     """Seconds as "one minute" or "5 minutes"."""
     count = round(seconds / 60)
@@ -124,12 +130,12 @@ def smaller() -> dict[str, str]:
 def retrieval() -> dict[str, str]:
     """Of public_retrieval: test metrics, seeds, epochs and minutes of each run."""
     folder = ROOT / "experiments/results/public_retrieval"
-    found, seeds = {}, {1: "one seed", 2: "mean of two seeds", 3: "mean of three seeds"}
-    for run_name in sorted({file.stem.rpartition("-")[0] for file in folder.glob("*-[0-9].json")}):
+    found, words = {}, {2: "two", 3: "three"}
+    for run_name in sorted({file.stem.rpartition("-")[0] for file in folder.glob("*-*.json")}):
         name, of = run_name.replace("-", "_"), list(by_seed(folder, run_name).values())
         for metric, key in (("hr", "hr@10"), ("ndcg", "ndcg@10")):
             found[f"{name}_{metric}"] = figure(statistics.mean(run["test"][key] for run in of))
-        found[f"{name}_seeds"] = seeds[len(of)]
+        found[f"{name}_seeds"] = "one seed" if len(of) == 1 else f"mean of {words.get(len(of), len(of))} seeds"
         found[f"{name}_epochs"] = span([run["last_epoch"] for run in of])
         found[f"{name}_minutes"] = span([run["wall_seconds"] / 60 for run in of])
     return found
@@ -143,7 +149,7 @@ def significance() -> dict[str, str]:
         rival = test["worse"].rpartition("-")[2]
         found[f"{data}_over_{rival}"] = f"{100 * test['ndcg@10_gain']:.1f}"
         found[f"{data}_over_{rival}_p"] = f"{test['p']:.1g}".replace("e-0", "e-")
-        found[f"{data}_over_{rival}_seeds"] = " and ".join(map(str, test["seeds"]))
+        found[f"{data}_over_{rival}_seeds"] = listed(test["seeds"])
     return found
 
 
