@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,10 @@ def run(experiment: str, name: str, seed: int, config: str, change: list[str], a
       args: `quick`: one epoch, nothing is kept; `path`: the raw log.
     """
     file = RESULTS / experiment / f"{name}-{seed}.json"
-    if file.exists() and not args.quick:
+    said = [f"--config={config}", f"--config.seed={seed}", *change]
+    if not args.quick and kept_already(experiment, name, seed, said):
         return
     workdir = ROOT / f"runs/{experiment}/{name}-{seed}{'-quick' * args.quick}"
-    said = [f"--config={config}", f"--config.seed={seed}", *change]
     command = [sys.executable, "-m", "gr_jax.train", *said, f"--workdir={workdir}"]
     command += [f"--config.data.path={Path(args.path).absolute()}"] * bool(args.path)
     command += ["--config.train.epochs=1", "--config.train.validate_every=1"] * args.quick
@@ -54,7 +55,31 @@ def run(experiment: str, name: str, seed: int, config: str, change: list[str], a
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(file.with_suffix(".npz"), rank=rank)
-    file.write_text(json.dumps({"command": " ".join(["python -m gr_jax.train", *said])} | found, indent=1) + "\n")
+    file.write_text(json.dumps({"command": command_of(said)} | found, indent=1) + "\n")
+
+
+def command_of(said: Sequence[str]) -> str:
+    """The command of a training, as it is kept: without folders."""
+    return " ".join(["python -m gr_jax.train", *said])
+
+
+def kept_already(experiment: str, name: str, seed: int, said: Sequence[str]) -> bool:
+    """Whether the result of this training is there.
+
+    Exits with one line where a result of another training has the name of this run: a mean over both would be of
+    nothing. The seed may differ, and `data.source`, which tells how the file of a log is written.
+    """
+    same = lambda command: [x for x in command.split() if not x.startswith(("--config.seed=", "--config.data.source="))]
+    runs, command = kept(experiment, name), command_of(said)
+    for other, run in runs.items():
+        if same(run["command"]) != same(command):
+            sys.exit(
+                f"{RESULTS / experiment / name}-{other}.json is of `{run['command']}`, not of `{command}`: move it"
+                " away, or train with gr_jax.train and a --workdir of your own"
+            )
+    if seed in runs:
+        print(f"{name}, seed {seed}: kept in experiments/results/{experiment}")
+    return seed in runs
 
 
 def outcome(workdir: Path) -> tuple[dict, np.ndarray]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "results"
 FILES = ("README.md", "experiments/README.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # HR@10 and NDCG@10 of Zhai et al. 2024, table 4; on Beauty of HSTU's authors there is none.
@@ -31,13 +32,13 @@ PAPER = {
 
 def read(name: str) -> Any:
     """The content of experiments/results/NAME.json."""
-    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def by_seed(folder: Path, name: str) -> dict[int, dict]:
     """The results of a run's seeds, by seed: NAME-SEED.json of a folder that `retrieval_runs` writes."""
-    files = sorted(folder.glob(f"{name}-[0-9].json"))
-    return {int(file.stem.rpartition("-")[2]): json.loads(file.read_text()) for file in files}
+    seeds = {file.stem.removeprefix(f"{name}-"): file for file in folder.glob(f"{name}-*.json")}
+    return {int(seed): json.loads(seeds[seed].read_text()) for seed in sorted(seeds, key=len) if seed.isdecimal()}
 
 
 def figure(value: float) -> str:
@@ -68,7 +69,7 @@ def retrieval() -> str:
     """Full-catalogue HR@10 and NDCG@10, mean over seeds, beside those of the paper."""
     datasets = {"ml-1m": "MovieLens-1M", "beauty": "Amazon Beauty, 5-core"}
     models = {"hstu": "HSTU", "hstu-large": "HSTU-large", "sasrec": "SASRec", "transformer": "Transformer"}
-    folder, metrics = ROOT / "experiments" / "results" / "public_retrieval", ("hr@10", "ndcg@10")
+    folder, metrics = RESULTS / "public_retrieval", ("hr@10", "ndcg@10")
     rows = []
     for dataset, shown in datasets.items():
         found = {model: list(by_seed(folder, f"{dataset}-{model}").values()) for model in models}

@@ -5,6 +5,8 @@ import pytest
 
 from experiments import retrieval_runs
 
+COMMAND = "python -m gr_jax.train --config=configs/ml_1m.py --config.seed="
+
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
@@ -13,8 +15,8 @@ def results(tmp_path, monkeypatch):
     folder.mkdir()
 
     def keep(name: str, seed: int, rank: list[int] | None) -> None:
-        test = dict.fromkeys(retrieval_runs.SHOWN, 0.1 * seed)
-        (folder / f"{name}-{seed}.json").write_text(json.dumps({"test": test}))
+        test, command = dict.fromkeys(retrieval_runs.SHOWN, 0.1 * seed), f"{COMMAND}{seed} --config.data.source=csv"
+        (folder / f"{name}-{seed}.json").write_text(json.dumps({"command": command, "test": test}))
         if rank is not None:
             np.savez(folder / f"{name}-{seed}.npz", rank=np.array(rank))
 
@@ -50,3 +52,19 @@ def test_a_name_that_begins_as_another_is_another_run(results):
 def test_without_a_common_seed_nothing_is_compared(results):
     results("ours", 0, [1])
     assert retrieval_runs.significance("some", "ours", "rival") is None
+
+
+def test_a_training_that_is_kept_is_not_repeated_and_seeds_may_have_any_number(results):
+    results("hstu", 10, None)
+    assert list(retrieval_runs.kept("some", "hstu")) == [10]
+    for seed, kept in ((10, True), (3, False)):
+        said = ["--config=configs/ml_1m.py", f"--config.seed={seed}"]
+        assert retrieval_runs.kept_already("some", "hstu", seed, said) == kept
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_another_training_does_not_take_the_name_of_a_kept_one(results, seed):
+    results("hstu", 0, None)
+    said = ["--config=configs/ml_1m.py", f"--config.seed={seed}", "--config.model.bias=none"]
+    with pytest.raises(SystemExit, match=r"hstu-0\.json is of .*not of .*bias=none.*move it away"):
+        retrieval_runs.kept_already("some", "hstu", seed, said)
