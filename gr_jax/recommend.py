@@ -2,8 +2,10 @@
 
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 -k 10
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --json
+    python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --seen=true    # what users take again and again
 
-The history is all that the log has of the user, and none of it is recommended again.
+The history is all that the log has of the user, and none of it is recommended again, unless the run was judged so
+(`evaluate.exclude=none`) or --seen says so.
 """
 
 from __future__ import annotations
@@ -29,12 +31,20 @@ def main(argv: list[str]) -> int:
         "at_time": (str, "", "when they would be taken: unix seconds or now; default: the time of the last event"),
         "task": (str, "", "ranking: the task whose prediction orders the items; default: the first"),
         "prepared": (str, "", "folder of the prepared dataset, where it is not where the run had it"),
+        "seen": (
+            ("judged", "true", "false"),
+            "judged",
+            "whether items of the history may come; judged = as in evaluate.exclude",
+        ),
         "json": (bool, False, "print JSON"),
     }
     args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
     loaded = load(args.workdir, prepared=args.prepared)
     history = loaded.history(args.user)
-    answer = loaded.recommend(history, args.k, moment(args.at_time), user=args.user, task=args.task)
+    exclude_seen = {"judged": None, "true": False, "false": True}[args.seen]
+    answer = loaded.recommend(
+        history, args.k, moment(args.at_time), user=args.user, task=args.task, exclude_seen=exclude_seen
+    )
     if args.json:
         told = {"user": args.user, "events": len(history), **dataclasses.asdict(answer)}
         say(json.dumps(told, indent=2, ensure_ascii=False))

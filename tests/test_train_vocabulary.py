@@ -8,6 +8,7 @@ import pytest
 
 from gr_jax import evaluate
 from gr_jax.config import ConfigError
+from gr_jax.reporting import learned
 from gr_jax.training.trained import open_trained
 from tests.test_train import assert_same_state, final_state, lines_of, run_train
 
@@ -81,6 +82,11 @@ def test_evaluation_and_serving_see_a_row_for_each_item(finished):
     expected = np.where(rows[..., None] > 0, table[rows], 0).sum(1) / scale[:, None]
     np.testing.assert_allclose(params["embeddings"]["item_table"], expected, rtol=1e-6)
     assert len(expected) > ITEMS
+
+
+def test_the_report_counts_the_parameters_that_were_trained(finished):
+    trained = [x.size for name, x in final_state(finished).items() if name.startswith("['params']")]
+    assert learned.look(finished).parameters == sum(trained)
 
 
 def test_a_run_with_another_vocabulary_is_refused(finished, config_file):

@@ -61,7 +61,8 @@ def look(workdir: Path) -> Learned:
       ConfigError: it has none yet, or the log is not there.
     """
     run, params = open_trained(workdir, one_device=True)
-    size = sum(a.size for a in jax.tree.leaves(params))
+    # Those that were trained: the item table of `params` has a row for each item, whatever the vocabulary.
+    size = sum(a.size for a in jax.tree.leaves(jax.eval_shape(run.init_params, jax.random.key(0))))
     span = run.dataset.meta["time_max"] - run.dataset.meta["time_min"]
     model = ready(run, params)
     samples = tuple(_sample(model, user) for user in typical_users(run.dataset))
@@ -103,7 +104,9 @@ def _sample(model: Loaded, user: int) -> Sample:
         (judged,) = model.score(past, [came.item], at_time=came.time, user=raw)
         happened = ", ".join(came.action) or "none of the actions"
         told = f"predicted {_numbers(judged, model.tasks)}; happened: {happened}"
-    answer = model.recommend(past, SHOWN_ITEMS, at_time=came.time, user=raw, **options)
+    if not model.repeats:  # as evaluation has it: what the user had is not ranked, except for what came
+        options["deny"] = {event.item for event in past} - {came.item}
+    answer = model.recommend(past, SHOWN_ITEMS, at_time=came.time, user=raw, exclude_seen=False, **options)
     rows = tuple((_title(item), *_cells(item)) for item in answer)
     hit = next((place for place, item in enumerate(answer) if item.item == came.item), -1)
     names = _titles(dataset, [event.item for event in [*past[-SHOWN_PAST:], came]])

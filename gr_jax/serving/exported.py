@@ -21,7 +21,7 @@ from gr_jax.data.tokens import stream_of
 from gr_jax.serving import index as indices
 from gr_jax.serving.encoder import Encoder
 from gr_jax.serving.histories import Reader
-from gr_jax.serving.loaded import Loaded
+from gr_jax.serving.loaded import Loaded, judged_with_repeats
 from gr_jax.serving.ranker import SequenceRanker
 
 VERSION = 1
@@ -54,7 +54,7 @@ def load_exported(workdir: str | Path, *, prepared: str | Path = "", index: str 
         parts["encoder"] = Encoder(encode, leaves, dataset, stream, **common)
         vectors = unit(np.asarray(parameters["embeddings/item_table"]))
         parts["items"] = indices.build(vectors, num_items=dataset.num_items, backend=index)
-    return Loaded(dataset, reader, **parts, tasks=stream.tasks)
+    return Loaded(dataset, reader, **parts, tasks=stream.tasks, repeats=judged_with_repeats(config))
 
 
 def read(folder: Path) -> tuple[dict, Any, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
+from gr_jax.config import Config
 from gr_jax.data.dataset import Dataset
 from gr_jax.serving.histories import AtTime, History, Reader, RequestError, is_batch
 
@@ -59,9 +60,14 @@ class Loaded:
       index: in retrieval, the items by their vectors.
     """
 
-    def __init__(self, dataset: Dataset, reader: Reader, *, encoder: Any, items: Any, rank: Any, tasks: Any):
-        """`encoder` and `items` (an index) of retrieval, or `rank` (a ranker) and the names of its `tasks`."""
-        self.dataset, self.reader = dataset, reader
+    def __init__(
+        self, dataset: Dataset, reader: Reader, *, encoder: Any, items: Any, rank: Any, tasks: Any, repeats: bool
+    ):
+        """`encoder` and `items` (an index) of retrieval, or `rank` (a ranker) and the names of its `tasks`.
+
+        repeats: whether items of the history may be recommended again, where a request does not tell.
+        """
+        self.dataset, self.reader, self.repeats = dataset, reader, repeats
         self.encoder, self.index, self.ranker, self.tasks = encoder, items, rank, tuple(tasks)
 
     @functools.cached_property
@@ -168,7 +174,7 @@ class Loaded:
         k: int = 10,
         at_time: AtTime = None,
         user: str | int | None = None,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         allow: Iterable[str | int] | None = None,
         deny: Iterable[str | int] = (),
         task: str = "",
@@ -179,7 +185,8 @@ class Loaded:
         Args:
           history, k, at_time: as of `recommend`; without a history, all that the log has of `user` is it.
           user: raw id of a user of the log whose attributes hold; unknown = none are known.
-          exclude_seen: leave out the items of the history, visible to the model or not.
+          exclude_seen: leave out the items of the history, visible to the model or not; None = unless the run was
+            judged with them (`evaluate.exclude=none`).
           allow: raw ids that alone may come; None = all.
           deny: raw ids that may not come; those that the catalogue does not have are ignored.
           task: ranking: the task whose prediction orders the items; "" = the first.
@@ -202,6 +209,7 @@ class Loaded:
         if candidates is not None:
             return Query(read, task=number, candidates=self.reader.candidates(candidates))
         removed = self.dataset.item_ids(list(deny))
+        exclude_seen = not self.repeats if exclude_seen is None else exclude_seen
         removed = np.unique(np.concatenate([removed, read.item])) if exclude_seen else removed
         allowed = None if allow is None else np.unique(self.reader.candidates(allow))
         return Query(read, int(k), removed.astype(np.int32), allowed, number)
@@ -301,6 +309,11 @@ class Loaded:
             self.encoder.warm_up(most_rows=most_queries)
             self.index.warm_up(most=most_k, most_candidates=most_candidates, most_queries=most_queries)
         _ = self._by_popularity, self.dataset.item_ids([""])  # read now, not at the first request
+
+
+def judged_with_repeats(config: Config) -> bool:
+    """Whether evaluation ranks what the user had before, which is then recommended too; retrieval only."""
+    return not config.ranking.tasks and config.evaluate.exclude == "none"
 
 
 def _for_each(values: Sequence, count: int, name: str) -> list:

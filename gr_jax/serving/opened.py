@@ -22,7 +22,7 @@ from gr_jax.serving.cached_ranker import CachedRanker
 from gr_jax.serving.encoder import Encoder
 from gr_jax.serving.histories import Reader
 from gr_jax.serving.limits import CACHE_MB
-from gr_jax.serving.loaded import Loaded
+from gr_jax.serving.loaded import Loaded, judged_with_repeats
 from gr_jax.training import sharding
 from gr_jax.training.ranking import is_regression
 from gr_jax.training.run import Run
@@ -57,7 +57,7 @@ def ready(run: Run, params: dict, *, index: str = "exact", cache_mb: int | float
         vectors = l2_normalise(params["embeddings"]["item_table"])
         parts["items"] = indices.build(vectors, num_items=run.dataset.num_items, backend=index)
         parts["encoder"] = _encoder(run, params, cache_mb)
-    return Loaded(run.dataset, reader, **parts, tasks=run.stream.tasks)
+    return Loaded(run.dataset, reader, **parts, tasks=run.stream.tasks, repeats=judged_with_repeats(run.config))
 
 
 def last_vectors(graphdef: nnx.GraphDef, params: Any, batch: Batch, last: Int[Array, " R"]) -> Float[Array, "R D"]:

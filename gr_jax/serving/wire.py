@@ -34,7 +34,9 @@ class RecommendIn(_Question):
     """Asks for the k best items."""
 
     k: StrictInt = Field(10, ge=1, description="how many items")
-    exclude_seen: StrictBool = Field(True, description="leave out the items of the history")
+    exclude_seen: StrictBool | None = Field(
+        None, description="leave out the items of the history; absent: unless the run was judged with them"
+    )
     allow: list[ItemId] | None = Field(None, description="items that alone may come")
     deny: list[ItemId] = Field([], description="items that may not come")
 

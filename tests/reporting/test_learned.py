@@ -2,9 +2,12 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gr_jax.data.dataset import Dataset
 from gr_jax.reporting import learned
+from gr_jax.serving.histories import Event
+from gr_jax.serving.loaded import Answer, Item, Loaded
 from pallas_kernels import time_bucket
 
 
@@ -26,6 +29,41 @@ def test_models_without_relative_bias_have_no_curves():
     for params in ({"embeddings": {}}, {"blocks": {0: {"query": {}}}}):
         bias = learned.bias_of(params, span=10)
         assert bias.position is None and bias.time is None
+
+
+@pytest.mark.parametrize(("repeats", "denied"), [(False, {"b"}), (True, None)])
+def test_what_came_can_be_a_hit_although_the_user_had_it_before(repeats, denied):
+    asked = {}
+
+    class Model(Loaded):
+        def __init__(self):
+            self.dataset, self.tasks, self.repeats = Titled(), (), repeats
+
+        def history(self, raw):
+            return [Event(item, 10 * i, ()) for i, item in enumerate("aba")]
+
+        def recommend(self, past, k, **options):
+            asked.update(options)
+            return Answer((Item("c", None, 0.9), Item("a", None, 0.8)), "model", 0)
+
+    sample = learned._sample(Model(), 0)
+    assert sample.hit == 1 and not asked["exclude_seen"] and asked.get("deny") == denied
+
+
+class Titled(Dataset):
+    """A dataset of one user, without titles."""
+
+    def __init__(self):
+        pass
+
+    def raw_users(self, users):
+        return ["u"]
+
+    def item_ids(self, raw):
+        return np.zeros(len(raw), np.int32)
+
+    def titles(self, ids):
+        return [None] * len(ids)
 
 
 def test_the_users_shown_have_short_middling_and_long_histories():

@@ -87,6 +87,17 @@ def test_seen_denied_and_not_allowed_items_do_not_come(loaded):
     assert items(loaded.recommend(history, k=40, allow=["i7", "i2", "i9"])) == [i for i in full if i in ("i7", "i9")]
 
 
+def test_a_run_judged_with_repeats_recommends_them_unless_told_otherwise(retrieval, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(retrieval, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["evaluate"]["exclude"] = "none"
+    (workdir / "config.json").write_text(json.dumps(config))
+    loaded, history = gr_jax.load(workdir), [("i1", 10**9), ("i2", 10**9 + 5)]
+    assert len(loaded.recommend(history, k=40)) == 40
+    assert len(loaded.recommend(history, k=40, exclude_seen=True)) == 38
+
+
 def test_without_a_history_it_is_all_that_the_log_has_of_the_user(loaded, ranker):
     for model in (loaded, ranker):
         ours, theirs = model.query(None, user="u3").history, model.query(model.history("u3"), user="u3").history

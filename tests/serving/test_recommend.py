@@ -17,6 +17,14 @@ def test_the_table_has_titles_ids_and_scores_of_what_load_recommends(retrieval, 
     assert lines[2].split() == ["title", "item", "score"]
 
 
+def test_items_of_the_history_come_when_asked_for(retrieval, capsys):
+    told = {}
+    for seen in ("judged", "true", "false"):
+        assert recommend.main([f"--workdir={retrieval}", "--user=u3", "-k", "40", "--json", f"--seen={seen}"]) == 0
+        told[seen] = len(json.loads(capsys.readouterr().out)["items"])
+    assert told == {"judged": 26, "true": 40, "false": 26}
+
+
 def test_json_holds_the_same(retrieval, capsys):
     assert recommend.main([f"--workdir={retrieval}", "--user=u3", "--k=2", "--json", "--at-time=now"]) == 0
     told = json.loads(capsys.readouterr().out)
