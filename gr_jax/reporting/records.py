@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from jaxtyping import Float
 
 from gr_jax import config_files
 from gr_jax.config import Config, ConfigError
+from gr_jax.data.trained_on import FILE
 
 Points = tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]  # steps, values
 
@@ -27,6 +29,7 @@ class Record:
     config: Config
     lines: tuple[dict[str, Any], ...]  # of metrics.jsonl
     result: dict[str, Any] | None  # result.json; None = not finished
+    log: dict[str, Any] = dataclasses.field(default_factory=dict)  # dataset.json: counts of the log that it is of
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -84,8 +87,8 @@ def _read(workdir: Path, name: str) -> Record:
     if not (workdir / "config.json").is_file():
         raise ConfigError(f"{workdir} holds no run (no config.json): give the --workdir of a gr_jax.train")
     config = config_files.read(workdir / "config.json")
-    result = workdir / "result.json"
-    return Record(workdir, name, config, _lines(workdir / "metrics.jsonl"), _json(result) if result.exists() else None)
+    result, log = (_json(path) if path.exists() else None for path in (workdir / "result.json", workdir / FILE))
+    return Record(workdir, name, config, _lines(workdir / "metrics.jsonl"), result, log or {})
 
 
 def _lines(path: Path) -> tuple[dict[str, Any], ...]:

@@ -32,7 +32,11 @@ def kinds(records: Sequence[Record]) -> list[list[Record]]:
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         data = record.config.data
-        groups.setdefault((data.source, data.path, data.synthetic, *protocol(record).items()), []).append(record)
+        # One log may be named by several paths, and what lies at a path may change: the counts tell. Not the ids, which
+        # those of features are among. Runs of older versions have none.
+        counts = tuple(record.log.get(name) for name in ("num_users", "num_items", "num_events"))
+        log = (data.synthetic, *counts) if all(counts) else (data.source, data.path, data.synthetic)
+        groups.setdefault((*log, *protocol(record).items()), []).append(record)
     return list(groups.values())
 
 
@@ -44,10 +48,11 @@ def protocol(record: Record) -> dict[str, Any]:
     config, every = record.config, leaves(record.config)
     defined = {action.partition("=")[0].strip(): action for action in config.data.actions}
     names = ["data.filter", *["data.min_events"] * (config.data.filter != "none")]
-    names += ["ranking.valid_from", "ranking.test_from"] if record.tasks else ["evaluate.exclude"]
     if record.tasks:
+        names += ["ranking.valid_from", "ranking.test_from"]
         labels = {"ranking.tasks": tuple(defined.get(task, task) for task in record.tasks)}
     else:
+        names += ["evaluate.exclude", "evaluate.valid_users"]
         labels = {"loss.positive": defined.get(config.loss.positive, "")}
     return labels | {name: every[name] for name in names}
 

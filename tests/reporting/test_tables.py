@@ -53,6 +53,16 @@ def test_runs_with_other_tasks_or_on_another_log_are_not_compared():
     assert [[run.name for run in group] for group in groups] == [["a", "c"], ["b"], ["d"]]
 
 
+def test_one_log_at_two_paths_is_one_and_a_log_that_grew_is_another():
+    def run(name: str, path: str, events: int) -> Record:
+        config = Config(data=DataConfig(source="csv", path=path))
+        log = {"num_users": 3, "num_items": 4, "num_events": events, "ids": name}
+        return dataclasses.replace(record(name, config), log=log)
+
+    runs = [run("a", "log.csv", 9), run("b", "/home/me/log.csv", 9), run("c", "log.csv", 10)]
+    assert [[one.name for one in group] for group in tables.kinds(runs)] == [["a", "b"], ["c"]]
+
+
 RANKS = {"data.actions": "('liked=rating>=4',)", "ranking.tasks": "('liked',)"}
 LIKED = {"data.actions": "('liked=rating>=4',)", "loss.positive": "liked"}
 
@@ -64,6 +74,7 @@ def test_runs_judged_by_another_protocol_are_not_compared_and_their_headings_tel
         {"data.filter": "k_core"},
         {"data.filter": "k_core", "data.min_events": "9"},
         {"evaluate.exclude": "visible"},
+        {"evaluate.valid_users": "5"},
         LIKED,
         LIKED | redefined,
         RANKS,
