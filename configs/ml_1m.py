@@ -17,14 +17,15 @@ digit of the zip code of a user; genres and year of a film. They train on the fi
 
 Cost with the full softmax, 47 steps an epoch, two runs side by side, each on one of 2 CPU cores and beside other jobs,
 until validation or the last epoch ended them: base 70 to 101 epochs in 36 to 67 minutes, sasrec 72 to 101 epochs in 44
-to 67 minutes. On both cores ranking 15 to 16 minutes and ranking-dlrm 12 to 27 minutes, on a machine that was also
-doing other work.
+to 67 minutes, large 82 epochs in 149 minutes. On both cores ranking 15 to 16 minutes and ranking-dlrm 12 to 27 minutes,
+on a machine that was also doing other work.
 
-Expected test metric, full catalogue: HR@10 / NDCG@10 of .3314 / .1975 (base, mean of three seeds) and .2981 / .1718
-(sasrec, mean of three seeds); large and transformer are not measured. The paper reports .3097 / .1720 (base), .3294 /
-.1893 (large) and .2853 / .1603 (sasrec), under a protocol that removes only the visible 200 items and looks at the test
-split every epoch (Zhai et al. 2024, table 4). Ranking: NE .755 and AUC .815 of liked, NE .753 and AUC .835 of loved
-(three seeds); ranking-dlrm NE .772 and AUC .806 of liked (three seeds; `experiments/ranking_quality.py`).
+Expected test metric, full catalogue: HR@10 / NDCG@10 of .3314 / .1975 (base, mean of three seeds), .3671 / .2211
+(large, one seed) and .2981 / .1718 (sasrec, mean of three seeds); transformer is not measured. The paper reports
+.3097 / .1720 (base), .3294 / .1893 (large) and .2853 / .1603 (sasrec), under a protocol that removes only the visible
+200 items and looks at the test split every epoch (Zhai et al. 2024, table 4). Ranking: NE .755 and AUC .815 of liked,
+NE .753 and AUC .835 of loved (three seeds); ranking-dlrm NE .772 and AUC .806 of liked (three seeds;
+`experiments/ranking_quality.py`).
 """
 
 from gr_jax.config import (
