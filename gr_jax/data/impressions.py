@@ -63,20 +63,18 @@ def item_side_rows(dataset: Dataset, rows: int) -> Int[np.ndarray, "rows F"] | N
 
 
 def _user_values(dataset: Dataset, user: np.ndarray, time: np.ndarray, stream: tokens.Stream) -> np.ndarray | None:
-    """[T, C + series]: the user's attributes, then the entries of slow series known at the time, latest last."""
+    """[T, C + series]: the user's attributes, then the latest slow-series entries at the time, in their order."""
     parts = []
     if dataset.user_features is not None:
         parts.append(dataset.user_features[user])
     if stream.max_series:
-        values, times = dataset.series_value, dataset.series_time
-        assert values is not None and times is not None and dataset.series_offsets is not None
-        low, high = dataset.series_offsets[user], dataset.series_offsets[user + 1]
-        index = high[:, None] - stream.max_series + np.arange(stream.max_series)
-        # Entries after the event are dropped, not replaced by older ones: at most a few are.
-        row, column = np.nonzero(index >= low[:, None])
-        entry = index[row, column]
-        latest = np.zeros(index.shape, values.dtype)
-        latest[row, column] = np.where(times[entry] <= time[row], values[entry], 0)
+        values = dataset.series_value
+        assert values is not None
+        first, count = tokens.series_known(dataset, user, time, stream.max_series)
+        nth = count[:, None] - stream.max_series + np.arange(stream.max_series)
+        latest = np.zeros(nth.shape, values.dtype)
+        row, column = np.nonzero(nth >= 0)
+        latest[row, column] = values[first[row] + nth[row, column]]
         parts.append(latest)
     return np.concatenate(parts, axis=1) if parts else None
 

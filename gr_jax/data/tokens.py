@@ -97,12 +97,18 @@ def series_range(
     """First index and count of each sequence's slow-series entries: the most recent ones up to its last event."""
     if not max_series:
         return np.zeros(len(spans), np.int64), np.zeros(len(spans), np.int64)
+    return series_known(dataset, spans.user, dataset.timestamp[spans.last_event], max_series)
+
+
+def series_known(
+    dataset: Dataset, user: Int[np.ndarray, " B"], time: Int[np.ndarray, " B"], max_series: int
+) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+    """First index and count of the at most `max_series` latest slow-series entries of each user up to a time."""
     offsets, times = dataset.series_offsets, dataset.series_time
     assert offsets is not None and times is not None
-    low, high = offsets[spans.user], offsets[spans.user + 1]
-    last = dataset.timestamp[spans.last_event]
+    low, high = offsets[user], offsets[user + 1]
     entry, (owner, _) = token_index(low, high - low), _owners(high - low)
-    known = np.bincount(owner[times[entry] <= last[owner]], minlength=len(spans))
+    known = np.bincount(owner[times[entry] <= time[owner]], minlength=len(user))
     count = np.minimum(known, max_series)
     return low + known - count, count
 

@@ -36,10 +36,26 @@ def test_an_impression_holds_the_event_and_what_came_before_it(seed):
         np.testing.assert_array_equal(batch.feature[i, :2], dataset.user_features[user])
         low, high = dataset.series_offsets[user : user + 2]
         known = [dataset.series_value[s] for s in range(low, high) if dataset.series_time[s] <= dataset.timestamp[e]]
-        got = batch.feature[i, 2:]
-        np.testing.assert_array_equal(got[got > 0], known[-int((got > 0).sum()) :] if (got > 0).any() else [])
+        np.testing.assert_array_equal(batch.feature[i, 2:], [0] * (2 - len(known)) + known[-2:])
     for f in dataclasses.fields(batch):
         assert f.name == "item_side" or not np.any(getattr(batch, f.name)[5:])
+
+
+def test_an_impression_sees_the_series_as_a_sequence_does_whatever_follows():
+    columns = {"user_features": None, "series_offsets": np.array([0, 2, 42])}
+    columns["series_value"] = np.arange(1, 43, dtype=np.int32)
+    columns["series_time"] = np.array([0, 100, *range(40)])
+    times = np.array([50, 0, 3, 24, 39, 70])
+    columns |= {"offsets": np.array([0, 1, 6]), "timestamp": times, "item": np.ones(6, np.int32)}
+    columns |= {"rating": np.ones(6, np.float32), "action": np.ones(6, np.int32)}
+    dataset = dataclasses.replace(random_dataset(0, users=2), **columns)
+    for max_series in (1, 16, 50):
+        stream = dataclasses.replace(STREAM, num_contexts=0, max_series=max_series)
+        events = np.arange(6)
+        batch = impressions.fill_impressions(dataset, events, size=6, max_length=N, stream=stream, item_side=None)
+        known = [[1], *([*range(3, 3 + n)] for n in (1, 4, 25, 40, 40))]
+        for got, values in zip(batch.feature, known, strict=True):
+            np.testing.assert_array_equal(got, ([0] * max_series + values)[-max_series:])
 
 
 def test_processes_hold_parts_of_the_table_of_item_features():
