@@ -85,7 +85,7 @@ class ImpressionRows:
 
     dataset: Dataset
     stream: tokens.Stream
-    windows: tuple[Int[np.ndarray, " T"], ...]  # events of each epoch in turn; one = the same events every epoch
+    windows: tuple[Int[np.ndarray, " _"], ...]  # events of each epoch in turn; one = the same events every epoch
     batch_size: int  # B
     max_length: int  # N
     shuffled: bool

@@ -110,12 +110,18 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
         plan = impressions.ImpressionRows(
             dataset, run.stream, tuple(windows), size, config.data.max_length, not is_stream, config.seed, side
         )
-        flops = train_flops(config, np.full(size, config.data.max_length), num_items=dataset.num_items)
-        event = np.concatenate(windows)
+        event, steps = np.concatenate(windows), plan.first_step(len(windows))
         before = np.minimum(event - dataset.offsets[dataset.users_of(event)], config.data.max_length)
-        fill = float(before.mean()) / config.data.max_length
         about = (f"batch   {size} impressions, each with up to {config.data.max_length} events before it",)
-        return Batches(plan, epochs, float(size), float(size * config.data.max_length), fill, flops, about)
+        return Batches(
+            plan=plan,
+            epochs=epochs,
+            users_per_step=len(event) / steps,
+            tokens_per_step=float(before.sum()) / steps,
+            fill=float(before.sum()) / (steps * size * config.data.max_length),
+            flops_per_step=train_flops(config, before, num_items=dataset.num_items) / steps,
+            about=about,
+        )
     if is_stream:
         plan = streaming.stream_rows(dataset, config, run.stream, edges, row_multiple=multiple)
         lengths, steps = plan.lengths, plan.first_step(epochs)

@@ -13,6 +13,7 @@ from gr_jax.models.recommender import functional
 from gr_jax.training import ranking, sharding
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.run import Run
+from gr_jax.training.speed import train_flops
 from tests.data.ranking_log import random_dataset
 
 CONFIG = Config(
@@ -24,10 +25,10 @@ CONFIG = Config(
 )
 
 
-def open_run(kind: str, devices: int, tmp_path) -> Run:
+def open_run(kind: str, devices: int, tmp_path, mode: str = "epochs") -> Run:
     """A run on a log in memory."""
-    model = dataclasses.replace(CONFIG.model, kind=kind)
-    config = dataclasses.replace(CONFIG, model=model, mesh=MeshConfig(data=devices))
+    model, train = dataclasses.replace(CONFIG.model, kind=kind), dataclasses.replace(CONFIG.train, mode=mode, windows=3)
+    config = dataclasses.replace(CONFIG, model=model, train=train, mesh=MeshConfig(data=devices))
     dataset = random_dataset(0, users=60, events=20)
     stream = stream_of(config, dataset)
     graphdef, init = functional(
@@ -63,3 +64,19 @@ def test_one_and_eight_devices_train_and_judge_alike(kind, tmp_path):
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
         np.testing.assert_allclose(results[1][name], value, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("mode", ["epochs", "streaming"])
+def test_the_cost_of_impressions_is_that_of_the_events_there_are_before_each(mode, tmp_path):
+    run = open_run("dlrm", 1, tmp_path, mode)
+    made = ranking.task(run).batches()
+    steps = made.plan.first_step(made.epochs if mode == "streaming" else 1)
+    batches = [made.plan.batch(step) for step in range(steps)]
+    real = np.concatenate([batch.item > 0 for batch in batches])
+    before = np.concatenate([(batch.history_item > 0).sum(1) for batch in batches])
+    assert 0 < before.sum() < before[real].size * run.config.data.max_length
+    assert made.users_per_step == real.sum() / steps
+    assert made.tokens_per_step == before.sum() / steps
+    assert made.fill == pytest.approx(before.sum() / (real.size * run.config.data.max_length))
+    expected = train_flops(run.config, before[real], num_items=run.dataset.num_items) / steps
+    assert made.flops_per_step == pytest.approx(expected)
