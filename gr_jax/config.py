@@ -70,7 +70,7 @@ class DataConfig:
     max_series: int = 16  # most recent entries of all slow series together that a sequence takes in
     max_length: int = 200  # N: most recent events of a user that the model sees; the 1/N of the attention
     row_length: int = 256  # L: tokens in a packed row, at least max_length
-    stochastic_length_alpha: float = 2.0  # training cuts long histories so that attention costs N^alpha; 2 = off
+    stochastic_length_alpha: float = 2.0  # epochs cut long histories so that attention costs N^alpha; 2 = off
     stochastic_length_selection: str = "weighted"  # events kept: greedy (most recent) | random | weighted (by recency)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)  # only for source="synthetic"
 
@@ -258,8 +258,8 @@ class TrainConfig:
 
     mode: str = "epochs"  # epochs: shuffled passes | streaming: once in the order of time, each window tested first
     windows: int = 20  # streaming: windows of equally many events in the part of the log that trains
-    session_gap: int = 3600  # streaming: seconds without an event that end a session, where an example is emitted
-    sampling_rate: float = 0.0  # streaming: an example of n events is kept with probability rate / n; 0 = keep all
+    session_gap: int = 3600  # streaming: seconds without an event that end a session and emit an example; not of dlrm
+    sampling_rate: float = 0.0  # streaming: keep an example of n events with probability rate / n; 0 = all; not of dlrm
     epochs: int = 101  # passes over the users
     steps: int = 0  # stop after this many steps; 0 = after `epochs`
     batch_users: int = 128  # mean users in a global batch; the rows of a batch follow from it
@@ -293,7 +293,7 @@ class EvaluateConfig:
 
     exclude: str = "history"  # not ranked: history = all the user had before | visible = in the N seen | none
     batch_users: int = 256  # mean users in an evaluation batch
-    valid_users: int = 0  # validate on a fixed random sample of this many; 0 = all. The test is on all
+    valid_users: int = 0  # retrieval: validate on a fixed random sample of this many; 0 = all. The test is on all
     chunk_items: int = 65536  # catalogue items scored at once
 
     def __post_init__(self):
@@ -386,6 +386,21 @@ class Config:
         check(self.model.kind in kinds, "model.kind", self.model.kind, f"one of {', '.join(kinds)} for {needs}")
         streaming = self.train.mode == "streaming"
         check(not streaming or bool(self.ranking.tasks), "train.mode", self.train.mode, "epochs for retrieval")
+        self._check_without_effect()
+
+    def _check_without_effect(self) -> None:
+        """Settings that a run of this kind would ignore."""
+        streaming, dlrm = self.train.mode == "streaming", self.model.kind == "dlrm"
+        alpha = self.data.stochastic_length_alpha
+        where = "model.kind=dlrm" if dlrm else "train.mode=streaming"
+        rule = f"2 (off) with {where}; it cuts epochs of a sequence model"
+        check(alpha == 2 or not (streaming or dlrm), "data.stochastic_length_alpha", alpha, rule)
+        for name in ("sampling_rate", "session_gap"):
+            value, default = getattr(self.train, name), getattr(TrainConfig, name)
+            rule = f"{default}, its default, with model.kind=dlrm, which streams events and not sessions"
+            check(value == default or not (streaming and dlrm), f"train.{name}", value, rule)
+        valid_users, rule = self.evaluate.valid_users, "0 for ranking, which judges all events of the validation part"
+        check(valid_users == 0 or not self.ranking.tasks, "evaluate.valid_users", valid_users, rule)
 
 
 class UnknownVariant(ConfigError):

@@ -13,10 +13,12 @@ from gr_jax.config import (
     Config,
     ConfigError,
     DataConfig,
+    EvaluateConfig,
     LossConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    RankingConfig,
     SyntheticConfig,
     TrainConfig,
 )
@@ -78,6 +80,44 @@ def one_line(function, *args) -> str:
 )
 def test_a_broken_rule_names_the_field_its_value_and_the_rule(make, told):
     assert told in one_line(make)
+
+
+RANKING = {"ranking": RankingConfig(tasks=("rating",))}
+DLRM, STREAM = {"model": ModelConfig(kind="dlrm")}, {"mode": "streaming"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"data": DataConfig(stochastic_length_alpha=1.7), "train": TrainConfig(**STREAM)},
+            "config.data.stochastic_length_alpha=1.7: must be 2 (off) with train.mode=streaming; it cuts epochs",
+        ),
+        (
+            {"data": DataConfig(stochastic_length_alpha=1.7), **DLRM},
+            "config.data.stochastic_length_alpha=1.7: must be 2 (off) with model.kind=dlrm; it cuts epochs",
+        ),
+        (
+            {"train": TrainConfig(**STREAM, sampling_rate=8.0), **DLRM},
+            "config.train.sampling_rate=8.0: must be 0.0, its default, with model.kind=dlrm, which streams events",
+        ),
+        (
+            {"train": TrainConfig(**STREAM, session_gap=60), **DLRM},
+            "config.train.session_gap=60: must be 3600, its default, with model.kind=dlrm, which streams events",
+        ),
+        ({"evaluate": EvaluateConfig(valid_users=5)}, "config.evaluate.valid_users=5: must be 0 for ranking"),
+    ],
+)
+def test_what_a_ranking_run_would_ignore_is_told(fields, told):
+    assert told in one_line(lambda: Config(**RANKING, **fields))
+
+
+def test_what_a_ranking_run_uses_is_taken():
+    stream = TrainConfig(**STREAM, session_gap=60, sampling_rate=8.0)
+    assert Config(**RANKING, train=stream).train == stream
+    assert Config(**RANKING, **DLRM, train=TrainConfig(**STREAM)).train.mode == "streaming"
+    assert Config(**RANKING, data=DataConfig(stochastic_length_alpha=1.7)).data.stochastic_length_alpha == 1.7
+    assert Config(evaluate=EvaluateConfig(valid_users=5)).evaluate.valid_users == 5
 
 
 def test_an_int_will_do_for_a_float():
