@@ -57,7 +57,7 @@ class DataConfig:
     item_column: str = "item_id"  # csv and parquet only: name of the item column
     time_column: str = "timestamp"  # csv and parquet only: name of the time column
     rating_column: str = ""  # csv and parquet only: name of the rating column; "" = none
-    time_unit: str = "s"  # csv and parquet only: unit of the time column, s or ms
+    time_unit: str = "s"  # csv and parquet only: unit of the time column, s or ms; date-times of Parquet have their own
     filter: str = "none"  # none | k_core (repeated until stable) | one_pass (counted once, as in the paper)
     min_events: int = 5  # events a user and an item need under `filter`
     on_bad_row: str = "error"  # error = stop at the first bad row | skip = leave bad rows out and report them

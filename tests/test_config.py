@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,8 +83,9 @@ def test_a_broken_rule_names_the_field_its_value_and_the_rule(make, told):
     assert told in one_line(make)
 
 
-RANKING = {"ranking": RankingConfig(tasks=("rating",))}
-DLRM, STREAM = {"model": ModelConfig(kind="dlrm")}, {"mode": "streaming"}
+RANKING: dict[str, Any] = {"ranking": RankingConfig(tasks=("rating",))}
+DLRM: dict[str, Any] = {"model": ModelConfig(kind="dlrm")}
+STREAM: dict[str, Any] = {"mode": "streaming"}
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data import movielens, rows
-from gr_jax.data.bad_rows import integer_time
+from gr_jax.data import movielens, times
 from gr_jax.data.layout import BadRow, Layout
 
 OFFICIAL = {  # source -> files of user and item attributes, as shell patterns
@@ -46,7 +45,7 @@ class Series:
 
     file: Path
     name: str
-    rows: pl.DataFrame  # raw: id in the log; time: Int64, in the unit of the log; value: String
+    rows: pl.DataFrame  # raw: id in the log; time: Int64, in the unit of the log; value: String; fraction: Float64
 
 
 @dataclass(frozen=True)
@@ -224,13 +223,16 @@ def _values(frame: pl.DataFrame, name: str, between: str) -> pl.Expr:
 def _series(config: DataConfig, name: str, file: Path, layout: Layout, skipped: Counter) -> Series:
     what = {layout.user: "user column", layout.time: "time column", name: "data.series column"}
     frame = _read(file, what)
-    time = rows.integer_times(frame[layout.time], layout)
-    if time.dtype == pl.String:
-        time = frame.select(integer_time(pl.col(layout.time))).to_series()
+    text = pl.col(layout.time)
+    if frame.schema[layout.time] == pl.String:
+        time, *fraction = frame.select(times.integer_time(text), times.fraction(text)).get_columns()
+    else:
+        time, *fraction = times.split(frame[layout.time], layout)
     frame = frame.select(
         _id(layout.user),
         time.cast(pl.Int64).alias("time"),
         _value(name).alias("value"),
+        *(fraction or [pl.lit(0.0).alias(times.FRACTION)]),
     )
     reasons = {
         "no user id": pl.col("raw").is_null(),

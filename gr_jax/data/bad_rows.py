@@ -1,7 +1,7 @@
 """Reads a raw file as rows of strings, to find the bad ones: the first stops, or they are left out and counted.
 
 A frame of rows has the columns of the layout as strings, `number` (of the line, from 1) and `found` (fields of that
-line; other values are null where it is not the number expected).
+line; other values are null where it is not the number expected); of Parquet also `fraction` (see `times`), if any.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from gr_jax.data import times
 from gr_jax.data.layout import PER_SECOND, BadRow, Layout
 
 _CHUNK_ROWS = 1 << 18  # rows held as Python strings at once
@@ -43,7 +44,7 @@ def sift(
       BadRow: at the first bad row, if on_bad_row is "error".
     """
     skipped: Counter = Counter()
-    chunks = [pl.DataFrame(schema=layout.types)]
+    chunks = [pl.DataFrame(schema=layout.types | {times.FRACTION: pl.Float64})]
     for rows in frames:
         reason = rows.select(_reason(layout, expected))["reason"]
         bad = reason.is_not_null()
@@ -52,7 +53,7 @@ def sift(
             raise _bad_row(rows.row(first, named=True), str(reason[first]), layout, plain, shown, expected, before)
         skipped.update(reason.drop_nulls().to_list())
         chunks.append(_typed(rows.filter(~bad), layout))
-    return pl.concat(chunks), skipped
+    return times.without_zeros(pl.concat(chunks)), skipped
 
 
 def text_rows(plain: Path, layout: Layout, names: tuple[str, ...]) -> Iterator[pl.DataFrame]:
@@ -163,7 +164,7 @@ def _reason(layout: Layout, expected: int) -> pl.Expr:
         if layout.integer_ids:
             number = text.cast(pl.Int64, strict=False)
             chain = chain.when(number.is_null()).then(pl.lit(f"{name} id is not an integer"))
-    time = integer_time(pl.col("timestamp"))
+    time = times.integer_time(pl.col("timestamp"))
     chain = chain.when(time.is_null()).then(pl.lit("time is not a number"))
     chain = chain.when(time < 0).then(pl.lit("time is negative"))
     chain = chain.when(time > layout.last_time).then(pl.lit("time is after the year 2100"))
@@ -177,16 +178,13 @@ def _reason(layout: Layout, expected: int) -> pl.Expr:
     return chain.otherwise(None).alias("reason")
 
 
-def integer_time(text: pl.Expr) -> pl.Expr:
-    """Integer time of a string; a fraction is cut off."""
-    number = text.cast(pl.Float64, strict=False).floor()
-    return pl.coalesce(text.cast(pl.Int64, strict=False), number.cast(pl.Int64, strict=False))
-
-
 def _typed(rows: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     kinds = layout.types
     casts = {name: pl.col(name).cast(kind, strict=name not in layout.optional) for name, kind in kinds.items()}
-    return rows.select(*(casts | {"timestamp": integer_time(pl.col("timestamp"))}).values())
+    time = pl.col("timestamp")
+    known = times.FRACTION in rows.columns  # of Parquet
+    fraction = pl.col(times.FRACTION).cast(pl.Float64) if known else times.fraction(time)
+    return rows.select(*(casts | {"timestamp": times.integer_time(time), times.FRACTION: fraction}).values())
 
 
 def _bad_row(

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from gr_jax.config import ConfigError
-from gr_jax.data import ids
+from gr_jax.data import ids, times
 from gr_jax.data.attributes import Attributes, Series, Table
 from gr_jax.data.layout import PER_SECOND
 
@@ -44,7 +44,7 @@ def encode(attributes: Attributes, users: pl.Series, items: pl.Series, *, unit: 
             parts.append(_pairs(table.names, _known(table, table.rows, raw, kind, skipped)))
     for series in attributes.series:
         known = _known(series, series.rows, users, "user", skipped)
-        parts.append(known.select("code", "time", "value", feature=pl.lit(series.name)))
+        parts.append(known.select("code", "time", times.FRACTION, "value", feature=pl.lit(series.name)))
     if not parts:
         return Encoded()
     table = _vocabulary(parts)
@@ -122,7 +122,7 @@ def _item_features(pairs: pl.DataFrame, items: int) -> np.ndarray:
 def _merged(parts: list[pl.DataFrame], users: int, unit: str) -> dict[str, np.ndarray]:
     """All series as one list of entries per user, by time, ties in the order of the config, then of the file."""
     series = pl.concat([_compressed(part) for part in parts])
-    series = series.sort("code", "time", maintain_order=True)
+    series = series.sort("code", "time", times.FRACTION, maintain_order=True)
     counts = np.bincount(series["code"].to_numpy(), minlength=users)
     return {
         "series_offsets": np.concatenate([[0], np.cumsum(counts)]),
@@ -133,6 +133,6 @@ def _merged(parts: list[pl.DataFrame], users: int, unit: str) -> dict[str, np.nd
 
 def _compressed(part: pl.DataFrame) -> pl.DataFrame:
     """The earliest entry of each run of equal values of one series."""
-    part = part.sort("code", "time", maintain_order=True)
+    part = part.sort("code", "time", times.FRACTION, maintain_order=True)
     changed = [pl.col(name) != pl.col(name).shift() for name in ("code", "value_id")]
-    return part.filter(pl.any_horizontal(changed).fill_null(True)).select("code", "time", "value_id")
+    return part.filter(pl.any_horizontal(changed).fill_null(True)).select("code", "time", times.FRACTION, "value_id")

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data import actions, attributes, features, filters, ids, provenance, sources, unpack
+from gr_jax.data import actions, attributes, features, filters, ids, provenance, sources, times, unpack
 from gr_jax.data.dataset import Dataset, open_dataset, write
 
 
@@ -64,7 +64,7 @@ def _build(config: DataConfig, files: Sequence[Path], folder: Path, meta: dict) 
     events, log = log.events, dataclasses.replace(log, events=log.events.clear())
     user, raw_users = ids.encode(events["user"])
     item, raw_items = ids.encode(events["item"])
-    names = ("timestamp", "rating", "action")
+    names = ("timestamp", "rating", "action", times.FRACTION)
     columns = {name: events[name].to_numpy() for name in names if name in events.columns}
     del events
     if config.filter != "none":
@@ -75,7 +75,7 @@ def _build(config: DataConfig, files: Sequence[Path], folder: Path, meta: dict) 
         raise no_events(config, log)
     user, kept_users = ids.compact(user, len(raw_users))
     item, kept_items = ids.compact(item, len(raw_items))
-    order = stable_order(user, columns["timestamp"])
+    order = stable_order(user, columns["timestamp"], columns.pop(times.FRACTION, None))
     columns = {name: column[order] for name, column in columns.items()}
     if log.unit == "ms":  # only now: milliseconds order events that share a second
         columns["timestamp"] = columns["timestamp"] // 1000
@@ -118,8 +118,10 @@ def write_log(
     )
 
 
-def stable_order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
-    """The stable order by (user, timestamp): ties keep the order of the file."""
+def stable_order(user: np.ndarray, timestamp: np.ndarray, fraction: np.ndarray | None = None) -> np.ndarray:
+    """The stable order by (user, timestamp, fraction): ties keep the order of the file."""
+    if fraction is not None:
+        return np.lexsort((fraction, timestamp, user))
     first, span = int(timestamp.min()), int(timestamp.max()) - int(timestamp.min()) + 1
     if (int(user.max()) + 1) * span >= 2**63:
         return np.lexsort((timestamp, user))

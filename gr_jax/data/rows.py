@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 
 from gr_jax.config import ConfigError
-from gr_jax.data import bad_rows
-from gr_jax.data.layout import PER_SECOND, Layout
+from gr_jax.data import bad_rows, times
+from gr_jax.data.layout import Layout
 
 _CHUNK_BYTES = 1 << 22
 
@@ -29,7 +29,8 @@ def read_text(
 
     Returns:
       Columns user and item (Int64 if the layout says integers, else String), timestamp (Int64, in the
-      layout's unit), rating (Float32, if the layout has one), and the columns that its actions look at.
+      layout's unit), rating (Float32, if the layout has one), and the columns that its actions look at;
+      fraction (Float64, beyond the integer timestamp) where some time has one.
 
     Raises:
       ConfigError: a column is missing. BadRow: the first row that cannot be used, if on_bad_row is "error".
@@ -79,7 +80,7 @@ def read_parquet(
         raw = pl.scan_parquet(file).select(chosen).slice(before, rows).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ConfigError(f"{file}: not a readable Parquet file ({_first_line(error)})") from None
-    raw = raw.with_columns(integer_times(raw["timestamp"], layout))
+    raw = raw.with_columns(times.split(raw["timestamp"], layout))
     for role in ("user", "item"):
         if isinstance(raw[role].dtype, (pl.Categorical, pl.Enum)):
             raw = raw.with_columns(pl.col(role).cast(pl.String))
@@ -189,13 +190,6 @@ def _is_sound(events: pl.DataFrame, layout: Layout) -> bool:
 def _types(at: dict, layout: Layout) -> dict:
     """Type of each column of the file; of a column in two roles (a flag that is also compared) that of the first."""
     return {place: layout.types[role] for role, place in reversed(at.items())}
-
-
-def integer_times(time: pl.Series, layout: Layout) -> pl.Series:
-    """Date-times and fractions of a Parquet file as integers of the layout's unit; other columns as they are."""
-    if isinstance(time.dtype, (pl.Datetime, pl.Date)):
-        return time.cast(pl.Datetime("ms")).dt.epoch("ms") // (1000 // PER_SECOND[layout.unit])
-    return time.floor().cast(pl.Int64, strict=False) if time.dtype.is_float() else time
 
 
 def _first_line(error: Exception) -> str:

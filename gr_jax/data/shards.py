@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int32, Int64
 
-from gr_jax.data import filters, ids
+from gr_jax.data import filters, ids, times
 from gr_jax.data.layout import PER_SECOND
 from gr_jax.data.pieces import Facts
 from gr_jax.data.preparation import stable_order
@@ -46,11 +46,12 @@ def write(
       facts: of the whole log, `pieces.numbered`.
       unit: of the timestamps, s or ms.
     """
-    events = pl.concat([block for _, block in sorted(blocks, key=lambda block: block[0])])
+    events = times.concat([block for _, block in sorted(blocks, key=lambda block: block[0])])
     distinct = events["user"].unique()
     distinct = distinct.gather(ids.arg_order(distinct, integers=facts.integers[0]))
     user, item = ids.codes(events["user"], distinct), ids.codes(events["item"], facts.items["raw"])
-    order = stable_order(user, events["timestamp"].to_numpy())
+    fraction = events[times.FRACTION].to_numpy() if times.FRACTION in events.columns else None
+    order = stable_order(user, events["timestamp"].to_numpy(), fraction)
     columns = {"item": item[order], "timestamp": events["timestamp"].to_numpy()[order] // PER_SECOND[unit]}
     if "rating" in facts.filled:
         columns["rating"] = events["rating"].fill_null(float("nan")).to_numpy()[order]

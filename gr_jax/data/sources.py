@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data import actions, attributes, download, rows, unpack
+from gr_jax.data import actions, attributes, download, rows, times, unpack
 from gr_jax.data.attributes import Attributes
 from gr_jax.data.layout import Layout
 
@@ -30,7 +30,8 @@ _KUAIRAND_RECORD = "https://zenodo.org/api/records/10439422"
 class Log:
     """A raw log in memory, in file order."""
 
-    events: pl.DataFrame  # user, item: Int64 or String; timestamp: Int64; optional rating: Float32, action: Int32
+    # user, item: Int64 or String; timestamp: Int64; optional rating: Float32, action: Int32, fraction: Float64 (times)
+    events: pl.DataFrame
     unit: str = "s"  # of the timestamps, s or ms
     titles: pl.DataFrame | None = None  # item: raw id, title; both String
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> bad rows left out
@@ -271,10 +272,10 @@ def with_actions(
 def usual_columns(
     events: pl.DataFrame, happens: Sequence[actions.Action], columns: Mapping[actions.Action, str]
 ) -> pl.DataFrame:
-    """user, item, timestamp, rating if there is one, and action, if any can happen, of some or all events of a log."""
+    """user, item, timestamp and, if there are any, rating, action and fraction, of some or all events of a log."""
     if happens:
         events = actions.bits(events, happens, columns)
-    usual = ("user", "item", "timestamp", "rating", "action")
+    usual = ("user", "item", "timestamp", "rating", "action", times.FRACTION)
     return events.select(name for name in usual if name in events.columns)
 
 
@@ -328,7 +329,7 @@ def _concat(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     for name in ("user", "item"):
         if len({part[name].dtype for part in parts}) > 1:
             parts = [part.with_columns(pl.col(name).cast(pl.String)) for part in parts]
-    return pl.concat(parts)
+    return times.concat(parts)
 
 
 def _drop_empty_rating(events: pl.DataFrame) -> pl.DataFrame:

@@ -138,7 +138,7 @@ def test_own_files_are_csv_gzip_or_parquet_with_the_columns_of_the_log(tmp_path)
     found = sources.read(config, sources.find(config)).attributes
     assert found.users is not None and found.users.rows.rows() == [("a", "30")]
     assert found.items is not None and found.items.rows.rows() == [("y", ["p", "q"], ["2.5"])]
-    assert found.series[0].rows.rows() == [("a", 60, "x")]
+    assert found.series[0].rows.rows() == [("a", 60, "x", 0.0)]
     assert found.skipped == {"time is not a number in home.parquet": 1}
     with pytest.raises(BadRow, match=r"home\.parquet: row 2: time is not a number"):
         prepare(DataConfig(source="csv", path=config.path, prepared=str(tmp_path / "out"), **fields, **names))

@@ -74,6 +74,14 @@ def test_files_with_bad_rows_actions_and_features_become_the_same_dataset(raw, t
     assert b'"time is not a number": 1' in files["meta.json"]
 
 
+def test_fractions_in_some_of_the_files_order_the_same_dataset(raw, tmp_path):
+    fractions = (np.random.default_rng(9).integers(0, 10, 120) / 10).astype(str)
+    put(raw / "a.csv", lines(7))
+    split = [row.split(",") for row in lines(8)]
+    put(raw / "b.csv", [f"{u},{i},{t}{f[1:]},{s}" for (u, i, t, s), f in zip(split, fractions, strict=True)])
+    assert "fraction.npy" not in same(tmp_path, source="csv", rating_column="stars", filter="k_core", min_events=2)
+
+
 @pytest.mark.parametrize("filter", ["k_core", "one_pass"])
 def test_filters_leave_the_same_dataset(raw, tmp_path, filter):
     # Chains of users and items that hold each other by one event: the core is reached after more rounds than a run has.

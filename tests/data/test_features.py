@@ -87,7 +87,7 @@ def test_series_are_merged_by_time_and_keep_the_first_of_each_run(tmp_path):
     assert dataset.series_offsets is not None and dataset.series_value is not None and dataset.series_time is not None
     assert dataset.series_offsets.tolist() == [0, 0, 5, 6], "users a, b, c"
     assert named(dataset, dataset.series_value) == [
-        *("country=de", "country=us", "country=de", "device=tv", "device=phone"),
+        *("country=de", "country=us", "device=tv", "country=de", "device=phone"),
         "country=de",
     ]
     assert dataset.series_time.tolist() == [1, 9, 9, 9, 11, 4] and dataset.series_time.dtype == np.int64

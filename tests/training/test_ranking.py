@@ -8,6 +8,7 @@ import pytest
 
 from gr_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig, RankingConfig, TrainConfig
 from gr_jax.data import pipeline
+from gr_jax.data.share import WHOLE
 from gr_jax.data.tokens import stream_of
 from gr_jax.models.recommender import functional
 from gr_jax.training import ranking, sharding
@@ -71,7 +72,7 @@ def test_the_cost_of_impressions_is_that_of_the_events_there_are_before_each(mod
     run = open_run("dlrm", 1, tmp_path, mode)
     made = ranking.task(run).batches()
     steps = made.plan.first_step(made.epochs if mode == "streaming" else 1)
-    batches = [made.plan.batch(step) for step in range(steps)]
+    batches = [made.plan.batch(step, WHOLE) for step in range(steps)]
     real = np.concatenate([batch.item > 0 for batch in batches])
     before = np.concatenate([(batch.history_item > 0).sum(1) for batch in batches])
     assert 0 < before.sum() < before[real].size * run.config.data.max_length
