@@ -118,13 +118,20 @@ class Session:
     @property
     def last_step(self) -> int:
         """Steps of the whole run, unless it stops early."""
-        return self.run.config.train.steps or self.batches.plan.first_step(self.batches.epochs)
+        return last_step(self.run.config, self.batches)
 
     def epoch_at(self, step: int) -> float:
         """Epochs done after `step` steps."""
         plan = self.batches.plan
         epoch, k = plan.locate(step)
         return epoch + (k / (plan.first_step(epoch + 1) - plan.first_step(epoch)) if k else 0.0)
+
+
+def last_step(config: Config, batches: Batches) -> int:
+    """Steps of a whole run: as many as `config` says; a stream ends with its last window, however many that are."""
+    planned = batches.plan.first_step(batches.epochs)
+    steps = config.train.steps or planned
+    return min(steps, planned) if config.train.mode == "streaming" else steps
 
 
 def is_over(session: Session, step: int, progress: Progress) -> bool:
@@ -147,6 +154,7 @@ def loop(
     """
     run, task, plan, log = session.run, session.task, session.batches.plan, session.log
     config, step = run.config, int(train_state.step)
+    is_stream = config.train.mode == "streaming"
     out_shardings = shardings, sharding.replicated(run.mesh)
     train_step = jax.jit(task.train_step(), donate_argnums=0, out_shardings=out_shardings)
     train_step = sharding.on_mesh(run.mesh, train_step)
@@ -172,13 +180,14 @@ def loop(
         meter.add(losses)
         epochs_done, step_of_epoch = plan.locate(step)
         ends_epoch = step_of_epoch == 0 and epochs_done % config.train.validate_every == 0
+        is_last = step == session.last_step
         # A stream that stops inside a window has trained on a part of it: there is none to test it on.
-        validates = ends_epoch or (step == session.last_step and config.train.mode != "streaming")
+        validates = ends_epoch or (is_last and not is_stream)
         if step % config.train.log_every == 0 and meter.has_news:
             values = meter.report() | {"fill": session.batches.fill}
             log.write(step, epochs_done, "train", values)
             say(train_line(step, session.epoch_at(step), values))
-        if validates or signal or step % config.train.checkpoint_every == 0:
+        if validates or signal or is_last or step % config.train.checkpoint_every == 0:
             losses, late_signal = fetch(pending, leave=0)
             signal = signal or late_signal
             meter.add(losses)
@@ -193,6 +202,8 @@ def loop(
                     log.write(step, epochs_done, "valid", result)
                     is_best = progress.best_step == step
                     say(valid_line(step, session.epoch_at(step), result, task.headline, is_best=is_best))
+            if is_stream:  # its newest parameters are its best, validated or not
+                progress = dataclasses.replace(progress, best_step=step)
             progress = dataclasses.replace(progress, wall_seconds=session.clock.seconds())
             progress = save(session, step, train_state, progress, before)
             meter.resume()
@@ -316,7 +327,7 @@ def describe(run: Run, batches: Batches, train_state: state.TrainState) -> str:
     size = sum(a.size for a in jax.tree.leaves(train_state.params))
     mesh = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     hosts = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    step, last = int(train_state.step), config.train.steps or batches.plan.first_step(batches.epochs)
+    step, last = int(train_state.step), last_step(config, batches)
     return "\n".join(
         [
             f"data    {dataset.num_users:,} users, {dataset.num_items:,} items, {dataset.num_events:,} events",

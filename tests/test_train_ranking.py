@@ -83,20 +83,57 @@ def test_a_stream_tests_each_window_before_it_trains_on_it(finished):
         assert [line["epoch"] for line in lines] == [1, 2, 3]  # windows trained on; the last has none after it
         result = json.loads((finished[variant] / "result.json").read_text())
         assert result["valid"]["ne/liked"] == lines[-1]["ne/liked"]
-        last = max(int(p.name) for p in (finished[variant] / "checkpoints").iterdir() if p.name.isdigit())
-        assert result["best_step"] == last  # the newest parameters, not those that did best on some window
+        assert (
+            result["best_step"] == saved_steps(finished[variant])[-1]
+        )  # the newest parameters, not those that did best on some window
 
 
-def test_a_stream_that_stops_inside_a_window_does_not_test_on_what_it_has_trained_on(config_file, tmp_path):
-    assert run_train(Path(f"{config_file}:hstu-streaming"), tmp_path, "--config.train.steps=2") == 0
-    assert json.loads((tmp_path / "result.json").read_text())["valid"] == {}
-    assert lines_of(tmp_path, "valid") == []
+def saved_steps(workdir: Path) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def test_a_stream_that_stops_in_its_first_window_has_nothing_to_judge_and_keeps_what_it_tests(config_file, tmp_path):
+    for _ in range(2):  # the second time there is nothing left to do
+        assert run_train(Path(f"{config_file}:hstu-streaming"), tmp_path, "--config.train.steps=2") == 0
+        result = json.loads((tmp_path / "result.json").read_text())
+        assert saved_steps(tmp_path) == [2] and result["best_step"] == 2
+        assert result["valid"] == {} and lines_of(tmp_path, "valid") == []
+        assert [line["step"] for line in lines_of(tmp_path, "test")] == [2]
+    assert evaluate.evaluate(tmp_path, "test") == pytest.approx(result["test"], abs=1e-6)
+
+
+def test_a_stream_that_stops_inside_a_later_window_tests_its_newest_parameters(finished, config_file, tmp_path):
+    judged = lines_of(finished["hstu-streaming"], "valid")[:2]
+    step = judged[1]["step"] + 1
+    assert run_train(Path(f"{config_file}:hstu-streaming"), tmp_path, f"--config.train.steps={step}") == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["best_step"] == step == saved_steps(tmp_path)[-1]
+    assert evaluate.evaluate(tmp_path, "test") == pytest.approx(result["test"], abs=1e-6)
+    assert [line["ne/liked"] for line in lines_of(tmp_path, "valid")] == [line["ne/liked"] for line in judged]
+    assert result["valid"]["ne/liked"] == judged[1]["ne/liked"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "override"),
+    [
+        ("hstu-streaming", "--config.train.validate_every=3"),  # of four windows
+        ("hstu-streaming", "--config.train.steps=1000"),
+        ("dlrm-streaming", "--config.train.steps=1000"),
+    ],
+)
+def test_a_stream_ends_with_its_last_window_and_saves_it(finished, config_file, tmp_path, capsys, variant, override):
+    assert run_train(Path(f"{config_file}:{variant}"), tmp_path, override) == 0
+    result, whole = (json.loads((d / "result.json").read_text()) for d in (tmp_path, finished[variant]))
+    assert result["best_step"] == whole["best_step"] and result["test"] == whole["test"]
+    assert f"0 of {whole['best_step']} done" in capsys.readouterr().out
+    assert_same_state(finished[variant], tmp_path)
 
 
 @pytest.mark.parametrize("variant", ["hstu", "hstu-streaming"])
 def test_a_stopped_run_resumes_to_the_same_bits(finished, config_file, tmp_path, variant):
-    for steps in ("--config.train.steps=2", "--config.train.steps=0"):
-        assert run_train(Path(f"{config_file}:{variant}"), tmp_path, steps) == 0
+    assert run_train(Path(f"{config_file}:{variant}"), tmp_path, "--config.train.steps=2") == 0
+    assert saved_steps(tmp_path) == [2]
+    assert run_train(Path(f"{config_file}:{variant}"), tmp_path, "--config.train.steps=0") == 0
     assert_same_state(finished[variant], tmp_path)
 
 
@@ -131,6 +168,10 @@ def test_stochastic_length_trains_on_fewer_tokens_and_judges_on_all(config_file,
         (["--config.ranking.valid_from=1e-9"], "ranking.valid_from=1e-09 leaves no event to train"),
         (["--config.data.row_length=20"], "config.data.row_length=20: a sequence can have 28 tokens"),
         (["--config.train.windows=100000", "--config.train.mode=streaming"], "config.train.windows=100000"),
+        (
+            ["--config.train.mode=streaming", "--config.train.sampling_rate=1e-12"],
+            r"config.train.sampling_rate=1e-12 keeps no example: choose a greater one, or 0",
+        ),
     ],
 )
 def test_a_ranking_run_that_cannot_be_is_told_in_one_line(config_file, tmp_path, overrides, told):

@@ -110,7 +110,11 @@ class StreamRows:
 def stream_rows(
     dataset: Dataset, config: Config, stream: tokens.Stream, edges: Int[np.ndarray, " W1"], *, row_multiple: int
 ) -> StreamRows:
-    """Plans one pass over the windows between `edges`."""
+    """Plans one pass over the windows between `edges`.
+
+    Raises:
+      ConfigError: the sampling rate keeps no example.
+    """
     train, max_length = config.train, config.data.max_length
     spans, emitted = session_spans(
         dataset,
@@ -121,6 +125,10 @@ def stream_rows(
         rate=train.sampling_rate,
         seed=config.seed,
     )
+    if not len(spans):
+        raise ConfigError(
+            f"config.train.sampling_rate={train.sampling_rate} keeps no example: choose a greater one, or 0 to keep all"
+        )
     lengths = tokens.token_counts(dataset, spans, stream=stream)
     length = config.data.row_length
     batch_rows = max(1, round(train.batch_users * float(lengths.mean()) / length))
