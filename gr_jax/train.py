@@ -36,6 +36,7 @@ from gr_jax.training.speed import SpeedMeter
 from gr_jax.training.task import Batches, Task
 from gr_jax.training.tasks import task_of
 from gr_jax.training.vocabulary import Revision, catalogue_maker, make_update
+from gr_jax.training.workdir_lock import only_training
 
 
 def main(argv: list[str]) -> int:
@@ -64,8 +65,8 @@ def default_workdir(spec: str) -> str:
 def train(config: Config, workdir: Path) -> int:
     """Runs or resumes the training of `config` in `workdir`; returns the exit code."""
     started = time.monotonic()
-    check_workdir(config, workdir)
-    with Interruption() as interruption:
+    with only_training(workdir), Interruption() as interruption:
+        check_workdir(config, workdir)
         run = open_run(config, workdir)
         claim_workdir(run)
         train_state, shardings = run.fresh_state()

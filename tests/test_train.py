@@ -18,6 +18,7 @@ from gr_jax.config import ConfigError
 from gr_jax.training import retrieval
 from gr_jax.training.checkpoint import Checkpoints
 from gr_jax.training.divergence import Diverged
+from gr_jax.training.workdir_lock import only_training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -259,6 +260,18 @@ def test_a_run_of_more_devices_than_there_are_is_evaluated_on_those_that_are_the
     (copy / "config.json").write_text(json.dumps(config))
     here, there = (evaluate.evaluate(workdir, "test") for workdir in (copy, finished))
     assert here == pytest.approx(there, abs=1e-6)
+
+
+def test_a_workdir_in_training_is_evaluated_but_not_trained_by_another(config_file, finished, tmp_path):
+    copy = Path(shutil.copytree(finished, tmp_path / "w"))
+    partial = copy / "checkpoints" / "99.orbax-checkpoint-tmp-0"
+    partial.mkdir()
+    with only_training(copy):
+        with pytest.raises(ConfigError, match=f"{copy}: another training runs there"):
+            run_train(config_file, copy)
+        assert evaluate.evaluate(copy, "test") == evaluate.evaluate(finished, "test")
+    assert partial.exists()
+    assert run_train(config_file, copy) == 0 and not partial.exists()
 
 
 def test_a_damaged_result_is_written_anew_by_the_same_command(config_file, finished, tmp_path):
