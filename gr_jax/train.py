@@ -69,9 +69,9 @@ def train(config: Config, workdir: Path) -> int:
         check_workdir(config, workdir)
         run = open_run(config, workdir)
         claim_workdir(run)
-        train_state, shardings = run.fresh_state()
+        target = run.planned_state()
         checkpoints = Checkpoints(workdir / "checkpoints", writes=True)
-        train_state, progress = checkpoints.restore(state.abstract(train_state)) or (train_state, Progress())
+        train_state, progress = checkpoints.restore(target) or (run.fresh_state()[0], Progress())
         # Step i stands for the same users on any number of devices: those of the first session set the batch size.
         run = dataclasses.replace(run, batch_multiple=progress.batch_multiple or run.batch_multiple)
         progress = dataclasses.replace(progress, batch_multiple=run.batch_multiple)
@@ -82,7 +82,9 @@ def train(config: Config, workdir: Path) -> int:
         log = reporting.MetricsLog(workdir, resume_step=int(train_state.step))
         session = Session(run, task, batches, checkpoints, log, clock)
         try:
-            train_state, progress, signal = loop(session, train_state, shardings, progress, interruption)
+            train_state, progress, signal = loop(
+                session, train_state, state.shardings_of(target), progress, interruption
+            )
             if signal and not is_over(session, int(train_state.step), progress):
                 say(f"interrupted: step {checkpoints.newest_step()} is saved in {workdir}; the same command goes on")
                 return 128 + signal
@@ -259,12 +261,15 @@ def make_meter(batches: Batches, compute_dtype: str) -> SpeedMeter:
 def finish(session: Session, train_state: state.TrainState, progress: Progress) -> None:
     """Evaluates the checkpoint with the best validation on both splits, and reports that."""
     task = session.task
-    if progress.best_step:
-        best = session.checkpoints.restore(state.abstract(train_state), step=progress.best_step)
+    step = int(train_state.step)
+    if not progress.best_step:  # a run cut short by a lower train.steps, before its first validation
+        progress = dataclasses.replace(progress, best_step=step)
+    if progress.best_step != step:
+        target = state.abstract(train_state)
+        state.free(train_state)  # there need not be room for two
+        best = session.checkpoints.restore(target, step=progress.best_step)
         assert best is not None
         train_state = best[0]
-    else:  # a run cut short by a lower train.steps, before its first validation
-        progress = dataclasses.replace(progress, best_step=int(train_state.step))
     params = catalogue_maker(session.run.mesh)(train_state)
     results = {"valid": valid_result(session, params), "test": task.evaluate(params, "test")}
     processes.first_then_others(lambda: report(session, results, progress) if processes.is_first() else None)

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -18,6 +19,7 @@ from gr_jax.config import ConfigError
 from gr_jax.training import retrieval
 from gr_jax.training.checkpoint import Checkpoints
 from gr_jax.training.divergence import Diverged
+from gr_jax.training.run import Run
 from gr_jax.training.workdir_lock import only_training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -272,6 +274,32 @@ def test_a_workdir_in_training_is_evaluated_but_not_trained_by_another(config_fi
         assert evaluate.evaluate(copy, "test") == evaluate.evaluate(finished, "test")
     assert partial.exists()
     assert run_train(config_file, copy) == 0 and not partial.exists()
+
+
+def test_what_has_a_checkpoint_makes_no_fresh_state_beside_it(config_file, finished, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(finished, tmp_path / "w"))
+    monkeypatch.setattr(Run, "fresh_state", None)
+    assert run_train(config_file, copy) == 0
+    result = json.loads((finished / "result.json").read_text())
+    assert evaluate.evaluate(copy, "test") == pytest.approx(result["test"])
+
+
+@pytest.mark.parametrize("best_epoch", [1, 2])
+def test_the_end_reads_the_best_checkpoint_if_it_is_not_the_newest(config_file, tmp_path, monkeypatch, best_epoch):
+    def restore(self, target, *, step=None):
+        restored.append(step)
+        return read(self, target, step=step)
+
+    restored, read, task_of = [], Checkpoints.restore, train.task_of
+    score = lambda _, epochs_done: float(epochs_done == best_epoch)
+    monkeypatch.setattr(train, "task_of", lambda run: dataclasses.replace(task_of(run), score=score))
+    monkeypatch.setattr(Checkpoints, "restore", restore)
+    assert run_train(config_file, tmp_path, "--config.train.epochs=2") == 0
+    best = lines_of(tmp_path, "valid")[best_epoch - 1]["step"]
+    assert restored == ([None, best] if best_epoch == 1 else [None])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["best_step"] == best
+    assert evaluate.evaluate(tmp_path, "test") == pytest.approx(result["test"])
 
 
 def test_a_damaged_result_is_written_anew_by_the_same_command(config_file, finished, tmp_path):

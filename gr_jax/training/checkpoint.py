@@ -98,7 +98,7 @@ class Checkpoints:
         """The state and progress of `step`, or of the newest step that is not damaged; None when there is none.
 
         Args:
-          target: a tree of ShapeDtypeStructs with shardings, or of arrays.
+          target: a tree of ShapeDtypeStructs with shardings, or of arrays; None = the progress alone, no state.
           step: the step wanted; None = the newest.
 
         Raises:
@@ -133,10 +133,11 @@ class Checkpoints:
         return restored, ""
 
     def _read(self, step: int, target: Any) -> tuple[Any, Progress]:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore())
+        wanted: dict[str, Any] = {} if target is None else {"state": ocp.args.StandardRestore(target)}
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore(), **wanted)
         restored: Any = self._manager.restore(step, args=args)
-        jax.block_until_ready(restored.state)
-        return restored.state, Progress(**restored.progress)
+        state = None if target is None else jax.block_until_ready(restored.state)
+        return state, Progress(**restored.progress)
 
     def _move_aside(self, damaged: Sequence[int]) -> None:
         """Renames damaged steps, so that the steps taken again do not count as older than them."""
@@ -167,6 +168,11 @@ class Checkpoints:
     def newest_step(self) -> int:
         """The newest step; 0 when there is none."""
         return self._manager.latest_step() or 0
+
+    def newest_progress(self) -> Progress | None:
+        """The progress of the newest step that is not damaged, without reading its arrays; None when there is none."""
+        restored = self.restore(None)
+        return None if restored is None else restored[1]
 
     def newest_arrays(self) -> Any:
         """The newest state as host arrays in nested containers, without a target: for inspection."""

@@ -56,6 +56,11 @@ class Run:
         """Rows of an evaluation batch are a multiple of this."""
         return self.mesh.shape["data"]
 
+    def planned_state(self) -> state.TrainState:
+        """Shapes, dtypes and shardings of the state: the target that a checkpoint is restored against."""
+        rules = self.config.mesh.rules
+        return state.planned(self.init_params, self.optimizer, mesh=self.mesh, rules=rules, vocabulary=self.vocabulary)
+
     def fresh_state(self) -> tuple[state.TrainState, state.TrainState]:
         """The state at step 0, sharded, and its shardings."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)

@@ -37,6 +37,20 @@ def _fields(state: TrainState) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
 jax.tree_util.register_pytree_with_keys(TrainState, _fields, lambda names, values: TrainState(*values))
 
 
+def planned(
+    init_params: Callable[[PRNGKeyArray], dict],
+    optimizer: Optimizer,
+    *,
+    mesh: jax.sharding.Mesh,
+    rules: ShardingRules,
+    vocabulary: Any = None,
+) -> TrainState:
+    """What `create` makes of the same arguments, as shapes, dtypes and shardings alone: nothing is allocated."""
+    shapes = jax.eval_shape(_initial(init_params, optimizer), jax.random.key(0), vocabulary)
+    shardings = sharding.by_path(shapes, rules, mesh)
+    return jax.tree.map(lambda a, over: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=over), shapes, shardings)
+
+
 def create(
     init_params: Callable[[PRNGKeyArray], dict],
     optimizer: Optimizer,
@@ -53,13 +67,28 @@ def create(
     Returns:
       The state, and a TrainState of NamedShardings with the same structure.
     """
+    shardings = shardings_of(planned(init_params, optimizer, mesh=mesh, rules=rules, vocabulary=vocabulary))
+    return jax.jit(_initial(init_params, optimizer), out_shardings=shardings)(key, vocabulary), shardings
 
+
+def _initial(
+    init_params: Callable[[PRNGKeyArray], dict], optimizer: Optimizer
+) -> Callable[[PRNGKeyArray, Any], TrainState]:
     def init(key: PRNGKeyArray, vocabulary: Any) -> TrainState:
         params = init_params(key)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), vocabulary)
 
-    shardings = sharding.by_path(jax.eval_shape(init, key, vocabulary), rules, mesh)
-    return jax.jit(init, out_shardings=shardings)(key, vocabulary), shardings
+    return init
+
+
+def shardings_of(state: TrainState) -> TrainState:
+    """The sharding of each array of `state`, or of each shape that has one."""
+    return jax.tree.map(lambda a: a.sharding, state)
+
+
+def free(state: TrainState) -> None:
+    """Gives the memory of all arrays of `state` back at once, whoever still refers to them."""
+    jax.tree.map(lambda a: a.delete(), state)
 
 
 def abstract(state: TrainState) -> TrainState:

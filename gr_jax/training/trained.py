@@ -10,8 +10,7 @@ import jax
 from gr_jax import config_files
 from gr_jax.config import ConfigError, MeshConfig
 from gr_jax.data import trained_on
-from gr_jax.training import state
-from gr_jax.training.checkpoint import Checkpoints, Progress
+from gr_jax.training.checkpoint import Checkpoints
 from gr_jax.training.row_optimizer import cast_tables
 from gr_jax.training.run import Run, open_run
 from gr_jax.training.vocabulary import catalogue_maker
@@ -49,14 +48,12 @@ def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False)
         raise no_checkpoint
     run = open_run(config, workdir)
     trained_on.check(workdir, run.dataset)
-    target = state.abstract(run.fresh_state()[0])
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
-        newest = checkpoints.restore(target)
-        progress = newest[1] if newest else Progress()
-        if not progress.best_step:
+        progress = checkpoints.newest_progress()
+        if progress is None or not progress.best_step:
             raise no_checkpoint
-        best = checkpoints.restore(target, step=progress.best_step)
+        best = checkpoints.restore(run.planned_state(), step=progress.best_step)
         assert best is not None
         return run, cast_tables(catalogue_maker(run.mesh)(best[0]), "float32")
     finally:

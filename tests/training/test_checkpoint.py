@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from gr_jax.config import ConfigError
@@ -37,6 +38,16 @@ def test_state_and_progress_come_back(checkpoints):
     state, restored = checkpoints.restore(a_state(0))
     np.testing.assert_array_equal(state["w"], a_state(3)["w"])
     assert restored == progress
+
+
+def test_progress_is_read_without_the_arrays_and_of_a_step_that_is_not_damaged(checkpoints, monkeypatch):
+    assert checkpoints.newest_progress() is None
+    for step in (1, 2):
+        checkpoints.save(step, a_state(step), Progress(best_step=step))
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", None)
+    assert checkpoints.newest_progress() == Progress(best_step=2)
+    largest_file(Path(checkpoints.folder) / "2" / "state").write_bytes(b"")
+    assert checkpoints.newest_progress() == Progress(best_step=1)
 
 
 def test_the_newest_two_and_the_best_are_kept(checkpoints):

@@ -73,6 +73,19 @@ def losses_of(config: Config, steps: int = 20):
     return np.array(losses), train_state
 
 
+def test_a_planned_state_is_a_fresh_one_without_its_memory():
+    config = make_config("group", 4, 2, table="rowwise_adamw", table_dtype="bfloat16")
+    mesh, optimizer, rules = sharding.make_mesh(config.mesh), make_optimizer(config.optimizer), config.mesh.rules
+    _, init = functional(config.model, num_items=ITEMS, max_length=config.data.max_length)
+    fresh = lambda key: cast_tables(init(key), config.optimizer.table_dtype)
+    rows = {"rows": np.zeros((ITEMS, 2), np.int32)}
+    made, shardings = state.create(fresh, optimizer, jax.random.key(7), mesh=mesh, rules=rules, vocabulary=rows)
+    planned = state.planned(fresh, optimizer, mesh=mesh, rules=rules, vocabulary=rows)
+    assert planned == state.abstract(made) and state.shardings_of(planned) == shardings
+    state.free(made)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(made))
+
+
 @pytest.mark.parametrize("loss", ["full", "per_token", "group"])
 def test_one_and_eight_devices_train_to_the_same_losses(loss):
     one, _ = losses_of(make_config(loss, 1, 1))
