@@ -1,7 +1,7 @@
 """What the relative attention bias is worth: HSTU on MovieLens-1M with none, position, time and both.
 
     python -m experiments.ablation_bias --path=ml-1m             # 5 runs a seed, each as long as configs/ml_1m.py
-    python -m experiments.ablation_bias --path=ml-1m --seeds=0
+    python -m experiments.ablation_bias --path=ml-1m --seeds=0 -- --config.train.epochs=20     # what is in results/
     python -m experiments.ablation_bias --quick
 
 Published, one seed, HR@10: .2980 none, .3023 position, .3205 time, .3227 both. "Query time" measures the time of a key

@@ -93,6 +93,18 @@ def retrieval() -> str:
     return markdown(("dataset", "model", "seeds", "HR@10", "NDCG@10", "paper HR@10", "paper NDCG@10"), rows)
 
 
+def ablation_bias() -> str:
+    """Test metrics of HSTU by parts of its relative bias, beside those published."""
+    published = {"none": 0.2980, "position": 0.3023, "time": 0.3205, "both": 0.3227}
+    shown = {"both-own-time": "both, time from the token's own event"}
+    names, rows = (*published, "both-own-time"), []
+    for name in names:
+        runs = list(by_seed(RESULTS / "ablation_bias", name).values())
+        found = (spread([run["test"][metric] for run in runs]) for metric in ("hr@10", "ndcg@10", "hr@200"))
+        rows.append((shown.get(name, name), *found, figure(published[name]) if name in published else ""))
+    return markdown(("bias", "HR@10", "NDCG@10", "HR@200", "published HR@10"), rows)
+
+
 def ranking() -> str:
     """Normalised entropy, AUC and squared error on MovieLens-1M, by model and baseline."""
     metrics = ("ne/liked", "auc/liked", "ne/loved", "auc/loved", "mse/rating")
@@ -298,6 +310,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         retrieval,
+        ablation_bias,
         ranking,
         train_speed,
         sparsity,
