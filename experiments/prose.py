@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.tables import MARKED, ROOT, by_seed, figure, read
+from experiments.tables import MARKED, RESULTS, ROOT, by_seed, figure, read
 
 UNIT = "ms|%|x|times|[KMG]i?B|s|seconds?|minutes?|hours?|/s"
 FIGURE = re.compile(rf"(?<![\w.,])(?:\.\d{{2,4}}\b|\d[\d.,]*e-?\d+|\d[\d.,]*[ -]?(?:{UNIT})(?!\w))")
@@ -129,7 +129,7 @@ def smaller() -> dict[str, str]:
 
 def retrieval() -> dict[str, str]:
     """Of public_retrieval: test metrics, seeds, epochs and minutes of each run."""
-    folder = ROOT / "experiments/results/public_retrieval"
+    folder = RESULTS / "public_retrieval"
     found, words = {}, {2: "two", 3: "three"}
     for run_name in sorted({file.stem.rpartition("-")[0] for file in folder.glob("*-*.json")}):
         name, of = run_name.replace("-", "_"), list(by_seed(folder, run_name).values())

@@ -19,13 +19,11 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from experiments.tables import by_seed, spread
+from experiments.tables import RESULTS, ROOT, by_seed, spread
 from gr_jax.data import pipeline
 from gr_jax.training.evaluation import make_judge
 from gr_jax.training.trained import open_trained
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "experiments/results"
 SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexity")
 
 

@@ -37,8 +37,9 @@ def read(name: str) -> Any:
 
 def by_seed(folder: Path, name: str) -> dict[int, dict]:
     """The results of a run's seeds, by seed: NAME-SEED.json of a folder that `retrieval_runs` writes."""
-    seeds = {file.stem.removeprefix(f"{name}-"): file for file in folder.glob(f"{name}-*.json")}
-    return {int(seed): json.loads(seeds[seed].read_text()) for seed in sorted(seeds, key=len) if seed.isdecimal()}
+    rests = (file.stem.removeprefix(f"{name}-") for file in folder.glob(f"{name}-*.json"))
+    seeds = sorted(int(rest) for rest in rests if rest.isdecimal())
+    return {seed: json.loads((folder / f"{name}-{seed}.json").read_text()) for seed in seeds}
 
 
 def figure(value: float) -> str:

@@ -83,9 +83,8 @@ def test_a_stream_tests_each_window_before_it_trains_on_it(finished):
         assert [line["epoch"] for line in lines] == [1, 2, 3]  # windows trained on; the last has none after it
         result = json.loads((finished[variant] / "result.json").read_text())
         assert result["valid"]["ne/liked"] == lines[-1]["ne/liked"]
-        assert (
-            result["best_step"] == saved_steps(finished[variant])[-1]
-        )  # the newest parameters, not those that did best on some window
+        # The newest parameters, not those that did best on some window.
+        assert result["best_step"] == saved_steps(finished[variant])[-1]
 
 
 def saved_steps(workdir: Path) -> list[int]:

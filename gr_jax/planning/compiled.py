@@ -51,20 +51,13 @@ def abstract_state(config: Config, sizes: Sizes, mesh: Mesh | AbstractMesh) -> s
     model = sizes.model() | {"num_items": config.vocabulary.table_ids(sizes.num_items)}
     shapes = _shapes(config.model, config.optimizer, tuple(model.items()))
     shapes = dataclasses.replace(shapes, vocabulary=vocabulary.shapes(config.vocabulary, sizes.num_items))
-    placements = sharding.by_path(shapes, config.mesh.rules, mesh)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, placements)
+    return state.placed(shapes, mesh=mesh, rules=config.mesh.rules)
 
 
 @functools.lru_cache(maxsize=8)  # a plan asks again and again for other meshes
 def _shapes(model: ModelConfig, optimizer: OptimizerConfig, sizes: tuple[tuple[str, int], ...]) -> state.TrainState:
     _, init = functional(model, **dict(sizes))
-    rule = make_optimizer(optimizer)
-
-    def fresh(key: PRNGKeyArray) -> state.TrainState:
-        params = cast_tables(init(key), optimizer.table_dtype)
-        return state.TrainState(jnp.zeros((), jnp.int32), params, rule.init(params))
-
-    return jax.eval_shape(fresh, jax.random.key(0))
+    return state.shapes(lambda key: cast_tables(init(key), optimizer.table_dtype), make_optimizer(optimizer))
 
 
 def compile_step(config: Config, sizes: Sizes, mesh: Mesh) -> jax.stages.Compiled:
@@ -79,7 +72,7 @@ def compile_step(config: Config, sizes: Sizes, mesh: Mesh) -> jax.stages.Compile
         step = make_train_step(graphdef, optimizer, config, num_items=sizes.num_items, item_log_q=None)
     train_state, batch = abstract_state(config, sizes, mesh), abstract_batch(sizes, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shardings = jax.tree.map(lambda a: a.sharding, train_state)
+    shardings = state.shardings_of(train_state)
 
     def from_fields(train_state: state.TrainState, fields: dict, key: PRNGKeyArray) -> Any:
         return step(train_state, Batch(**fields), key)

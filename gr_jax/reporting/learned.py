@@ -62,7 +62,7 @@ def look(workdir: Path) -> Learned:
     """
     run, params = open_trained(workdir, one_device=True)
     # Those that were trained: the item table of `params` has a row for each item, whatever the vocabulary.
-    size = sum(a.size for a in jax.tree.leaves(jax.eval_shape(run.init_params, jax.random.key(0))))
+    size = sum(a.size for a in jax.tree.leaves(run.planned_state().params))
     span = run.dataset.meta["time_max"] - run.dataset.meta["time_min"]
     model = ready(run, params)
     samples = tuple(_sample(model, user) for user in typical_users(run.dataset))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PRNGKeyArray
 
 from gr_jax.config import ShardingRules
@@ -41,14 +42,23 @@ def planned(
     init_params: Callable[[PRNGKeyArray], dict],
     optimizer: Optimizer,
     *,
-    mesh: jax.sharding.Mesh,
+    mesh: Mesh,
     rules: ShardingRules,
     vocabulary: Any = None,
 ) -> TrainState:
     """What `create` makes of the same arguments, as shapes, dtypes and shardings alone: nothing is allocated."""
-    shapes = jax.eval_shape(_initial(init_params, optimizer), jax.random.key(0), vocabulary)
-    shardings = sharding.by_path(shapes, rules, mesh)
-    return jax.tree.map(lambda a, over: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=over), shapes, shardings)
+    return placed(shapes(init_params, optimizer, vocabulary), mesh=mesh, rules=rules)
+
+
+def shapes(init_params: Callable[[PRNGKeyArray], dict], optimizer: Optimizer, vocabulary: Any = None) -> TrainState:
+    """Shapes and dtypes of a state at step 0, on no devices yet."""
+    return jax.eval_shape(_initial(init_params, optimizer), jax.random.key(0), vocabulary)
+
+
+def placed(unplaced: TrainState, *, mesh: Mesh | AbstractMesh, rules: ShardingRules) -> TrainState:
+    """Shapes with the shardings that the rules give them on a mesh."""
+    shardings = sharding.by_path(unplaced, rules, mesh)
+    return jax.tree.map(lambda a, over: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=over), unplaced, shardings)
 
 
 def create(
@@ -56,7 +66,7 @@ def create(
     optimizer: Optimizer,
     key: PRNGKeyArray,
     *,
-    mesh: jax.sharding.Mesh,
+    mesh: Mesh,
     rules: ShardingRules,
     vocabulary: Any = None,
 ) -> tuple[TrainState, TrainState]:
