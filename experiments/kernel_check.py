@@ -7,8 +7,8 @@
 Random packed rows with gaps, empty rows, sequences of 1 token and of a whole row; all mask rules; head widths 25 to
 256; float32 and bfloat16. A case passes when output and all gradients are within the tolerance of the reference (over
 the largest entry; the reference runs on the CPU), two runs agree to the last bit, and NaN in the padding of q, k and v
-changes nothing. "gate" is the u * LN(attended) kernel, against XLA. Goes on after a failure; the exit code is 1 when
-something failed.
+changes nothing. "gate" is the u * LN(attended) kernel and "cached" the attention to cached keys, against XLA. Goes on
+after a failure; the exit code is 1 when something failed.
 """
 
 from __future__ import annotations
@@ -179,6 +179,47 @@ def check_gate(width: int, dtype: str, interpret: bool) -> dict[str, Any]:
     return {"errors": errors, "wrong": wrong}
 
 
+def check_cached(width: int, dtype: str, interpret: bool) -> dict[str, Any]:
+    """Returns the largest errors of the attention to cached keys, of one query and of many, against XLA in float32."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from pallas_kernels import hstu_cached_attention
+
+    rng = np.random.default_rng(0)
+    rows, heads, room = 3, 2, 300
+    normal = lambda *shape: rng.standard_normal(shape, np.float32).astype(jnp.dtype(dtype))
+    tables = {name: rng.standard_normal(n, np.float32) for name, n in (("position_table", 200), ("time_table", 60))}
+    times = np.cumsum(rng.lognormal(6, 3, (rows, room)).clip(0, 1e6), 1).astype(np.int32)
+    ends = np.array([[room], [150], [0]], np.int32)
+    found = {}
+    for queries in (1, 100):
+        q, own_k, own_v = (normal(rows, queries, heads, width) for _ in range(3))
+        arrays = {"q": q, "k": normal(rows, heads, room, width), "v": normal(rows, heads, room, width)}
+        arrays |= {"own_k": own_k, "own_v": own_v, **tables}
+        same = {"ends": ends, "positions": ends, "query_times": times[:, -1:] + 60, "key_times": times}
+        same["own_times"] = same["query_times"] - 30
+
+        def run(name: str, dtype, device, arrays=arrays, same=same, width=width):
+            floats = {key: x.astype(dtype) if x.dtype != np.float32 else x for key, x in arrays.items()}
+            with jax.default_device(device):
+                return hstu_cached_attention(
+                    **floats, **same, max_length=room, scale=width**-0.5, implementation=name,
+                    interpret=interpret and name != "xla",
+                )  # fmt: skip
+
+        ours = np.asarray(run("pallas_triton", q.dtype, jax.devices()[0])).astype(np.float32)
+        exact = np.asarray(run("xla", np.float32, jax.devices("cpu")[0]))
+        found[f"{queries} queries"] = float(np.abs(ours - exact).max() / np.abs(exact).max())
+    wrong = [f"{name} is off by {e:.1e}" for name, e in found.items() if not e < TOLERANCE[dtype]]
+    return {"errors": found, "wrong": wrong}
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000]
+
+
 @functools.cache
 def _reference(mask: str, qk_width: int, length: int, bias: bool):
     import jax
@@ -219,7 +260,7 @@ def main() -> int:
         if "skipped" in record and (case.implementation, case.dtype, record["skipped"]) in told:
             return  # one line for all cases of a reason
         told.add((case.implementation, case.dtype, record.get("skipped")))
-        what = record.get("skipped") or record.get("error") or ", ".join(record.get("wrong", [])) or "ok"
+        what = record.get("skipped") or record.get("error", "")[:300] or ", ".join(record.get("wrong", [])) or "ok"
         worst = f"{max(record['errors'].values()):.1e}" if "errors" in record else ""
         widths = f"{case.qk_width}/{case.v_width}"
         print(f"{case.implementation:18} {case.mask:9} {widths:8} {case.dtype:9} {'bias' if case.bias else '':5}"
@@ -228,16 +269,18 @@ def main() -> int:
             text = {"command": " ".join(sys.argv), "device": device.kind, "jax": jax.__version__, "cases": records}
             Path(args.json).write_text(json.dumps(text, indent=1) + "\n")
 
-    for width, dtype in ((50, "float32"), (512, "bfloat16")) if "pallas_triton" in names else ():
-        case = Case("pallas_triton", "gate", width, width, dtype, False)
+    extras = [("gate", check_gate, 50, "float32"), ("gate", check_gate, 512, "bfloat16")]
+    extras += [("cached", check_cached, 50, "float32"), ("cached", check_cached, 128, "bfloat16")]
+    for mask, check_one, width, dtype in extras if "pallas_triton" in names else ():
+        case = Case("pallas_triton", mask, width, width, dtype, mask == "cached")
         reason = dispatch.why_not("pallas_triton", device, dtype, 1)
         if reason and not args.interpret:
             about(case, {"skipped": reason})
             continue
         try:
-            record = check_gate(width, dtype, args.interpret)
+            record = check_one(width, dtype, args.interpret)
         except Exception as error:  # attention matters as much
-            record = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+            record = {"error": one_line(error)}
         failed += "error" in record or bool(record["wrong"])
         about(case, record)
 
@@ -257,7 +300,7 @@ def main() -> int:
             try:
                 record = check(case, future.result(), args.length)
             except Exception as error:  # the other cases matter as much
-                record = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+                record = {"error": one_line(error)}
             failed += "error" in record or bool(record.get("wrong"))
             about(case, record)
             if args.seconds and time.monotonic() - start > args.seconds:
