@@ -15,21 +15,13 @@ from experiments import retrieval_runs
 
 NAME = "ablation_bias"
 VARIANTS = {
-    "none": ["--config.model.bias=none"],
-    "position": ["--config.model.bias=position"],
-    "time": ["--config.model.bias=time"],
-    "both": [],
-    "both-own-time": ["--config.model.use_query_time=false"],
+    "none": ("configs/ml_1m.py", ["--config.model.bias=none"]),
+    "position": ("configs/ml_1m.py", ["--config.model.bias=position"]),
+    "time": ("configs/ml_1m.py", ["--config.model.bias=time"]),
+    "both": ("configs/ml_1m.py", []),
+    "both-own-time": ("configs/ml_1m.py", ["--config.model.use_query_time=false"]),
 }
 
 
-def main() -> None:
-    args = retrieval_runs.parser_of(__doc__).parse_args()
-    for seed in retrieval_runs.seeds_of(args):
-        for name, change in VARIANTS.items():
-            retrieval_runs.run(NAME, name, seed, "configs/ml_1m.py", [*change, *args.change], args)
-            print(retrieval_runs.table(NAME, list(VARIANTS)), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    retrieval_runs.run_variants(NAME, VARIANTS, __doc__)

@@ -13,20 +13,12 @@ from __future__ import annotations
 from experiments import retrieval_runs
 
 NAME = "ablation_loss"
-CONFIGS = {"hstu": "configs/ml_1m.py", "sasrec": "configs/ml_1m.py:sasrec"}
-LOSSES = ("per_token", "group", "full")
-
-
-def main() -> None:
-    args = retrieval_runs.parser_of(__doc__).parse_args()
-    names = [f"{model}-{loss}" for model in CONFIGS for loss in LOSSES]
-    for seed in retrieval_runs.seeds_of(args):
-        for model, config in CONFIGS.items():
-            for loss in LOSSES:
-                change = [f"--config.loss.kind={loss}", *args.change]
-                retrieval_runs.run(NAME, f"{model}-{loss}", seed, config, change, args)
-                print(retrieval_runs.table(NAME, names), flush=True)
+VARIANTS = {
+    f"{model}-{loss}": (config, [f"--config.loss.kind={loss}"])
+    for model, config in (("hstu", "configs/ml_1m.py"), ("sasrec", "configs/ml_1m.py:sasrec"))
+    for loss in ("per_token", "group", "full")
+}
 
 
 if __name__ == "__main__":
-    main()
+    retrieval_runs.run_variants(NAME, VARIANTS, __doc__)

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from scipy import stats
 
@@ -103,7 +104,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
     if abs(float(np.mean(rank <= 10)) - result["test"]["hr@10"]) > 1e-3:
         raise RuntimeError(f"{workdir}: the ranks made again are not those that training found")
     return {
-        "hardware": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} CPU cores, shared with other work",
+        "hardware": hardware(),
         **result,
         "popularity": result["baseline"]["test"],
         "last_epoch": valid[-1]["epoch"],
@@ -111,6 +112,13 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
         "validation": [[line[name] for name in ("epoch", "hr@10", "ndcg@10", "log_perplexity")] for line in valid],
         "config": {name: config[name] for name in ("data", "model", "loss", "optimizer", "train", "evaluate")},
     }, rank
+
+
+def hardware() -> str:
+    """What this process computes on."""
+    if (device := jax.devices()[0]).platform != "cpu":
+        return device.device_kind
+    return f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} CPU cores, shared with other work"
 
 
 def kept(experiment: str, name: str) -> dict[int, dict]:
@@ -148,6 +156,20 @@ def table(experiment: str, names: list[str]) -> str:
             cells = [spread([run[metric] for run in runs]) for metric in SHOWN]
             lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def run_variants(experiment: str, variants: dict[str, tuple[str, list[str]]], doc: str | None) -> None:
+    """The command of an ablation: every variant (its config, and more of the command line) with every seed."""
+    parser = parser_of(doc)
+    parser.add_argument("--only", default=",".join(variants), help="of these variants")
+    args = parser.parse_args()
+    if unknown := set(args.only.split(",")) - set(variants):
+        parser.error(f"--only: there are {', '.join(variants)}, not {', '.join(sorted(unknown))}")
+    for seed in seeds_of(args):
+        for name in args.only.split(","):
+            config, change = variants[name]
+            run(experiment, name, seed, config, [*change, *args.change], args)
+            print(table(experiment, list(variants)), flush=True)
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
