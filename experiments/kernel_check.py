@@ -6,8 +6,8 @@
 
 Random packed rows with gaps, empty rows, sequences of 1 token and of a whole row; all mask rules; head widths 25 to
 256; float32 and bfloat16. A case passes when output and all gradients are within the tolerance of the reference (over
-the largest entry; the reference runs on the CPU), two runs agree to the last bit, and NaN in the padding of q, k and v
-changes nothing. "gate" is the u * LN(attended) kernel and "cached" the attention to cached keys, against XLA. Goes on
+the largest entry; the reference runs on the CPU), two runs agree to the last bit (not asked of XLA on a GPU, which adds
+in any order), and NaN in the padding of q, k and v changes nothing. "gate" is the u * LN(attended) kernel and "cached" the attention to cached keys, against XLA. Goes on
 after a failure; the exit code is 1 when something failed.
 """
 
@@ -82,11 +82,23 @@ def random_inputs(case: Case, length: int, seed: int) -> tuple[dict, dict]:
     if case.bias:
         floats["position_table"] = rng.standard_normal(length // 2, np.float32)
         floats["time_table"] = rng.standard_normal(60, np.float32)
-        rows["key_times"] = np.cumsum(rng.lognormal(6, 3, segments.shape).clip(0, 1e6), 1).astype(np.int32)
-        rows["query_times"] = rows["key_times"] + rng.integers(0, 10**5, segments.shape).astype(np.int32)
+        rows |= random_times(rng, segments.shape)
     rules = MASKS[case.mask]
     rows |= {name: flags for name, flags in (("targets", targets), ("contexts", contexts)) if rules.get(name)}
     return floats, rows
+
+
+def random_times(rng, shape: tuple[int, int]) -> dict:
+    """Returns query and key times of which no pair is so near the end of a time bucket that rounding decides it."""
+    import numpy as np
+
+    while True:
+        keys = np.cumsum(rng.lognormal(6, 3, shape).clip(0, 1e5), 1).astype(np.int32)
+        queries = keys + rng.integers(0, 10**5, shape).astype(np.int32)
+        apart = np.abs(queries[:, :, None].astype(float) - keys[:, None])
+        bucket = np.log(np.maximum(apart, 1)) / np.float32(0.301)
+        if (np.abs(bucket - np.round(bucket))[apart > 1] > 1e-5).all():
+            return {"key_times": keys, "query_times": queries}
 
 
 def output_and_gradients(
@@ -117,7 +129,7 @@ def compiled(case: Case, length: int, interpret: bool):
     return jax.jit(function).lower(*example).compile()
 
 
-def check(case: Case, executable, length: int) -> dict[str, Any]:
+def check(case: Case, executable, length: int, device: str) -> dict[str, Any]:
     """Returns the largest errors over the seeds, and what is wrong, as a list of words."""
     import jax
     import numpy as np
@@ -137,9 +149,10 @@ def check(case: Case, executable, length: int) -> dict[str, Any]:
         same = lambda a, b: all(
             np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
         )
-        if not same(result, again):
+        in_order = case.implementation != "xla" or device == "cpu"  # XLA scatters in any order on a GPU
+        if in_order and not same(result, again):
             wrong.append("two runs differ")
-        if not same(result, nan):
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(nan)) or (in_order and not same(result, nan)):
             wrong.append("NaN in the padding leaks")
         tokens = [result[0]] + [result[1][name] for name in "qkv" if name in result[1]]
         if any(np.any(np.where(padding, x, 0)) for x in tokens):
@@ -298,7 +311,7 @@ def main() -> int:
         for future in as_completed(running, timeout=args.seconds or None):
             case = left.pop(future)
             try:
-                record = check(case, future.result(), args.length)
+                record = check(case, future.result(), args.length, device.platform)
             except Exception as error:  # the other cases matter as much
                 record = {"error": one_line(error)}
             failed += "error" in record or bool(record.get("wrong"))
@@ -308,8 +321,8 @@ def main() -> int:
     except OutOfTime:
         for case in left.values():
             about(case, {"skipped": f"the budget of {args.seconds:.0f} s is spent"})
-    checked = sum("errors" in record for record in records)
-    print(f"{checked} checked, {failed} failed, {len(records) - checked - failed} skipped")
+    checked = sum("skipped" not in record for record in records)
+    print(f"{checked} checked, {failed} failed, {len(records) - checked} skipped")
     sys.stdout.flush()
     os._exit(1 if failed or not checked else 0)  # without waiting for compilations that are no longer wanted
 
