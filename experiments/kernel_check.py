@@ -7,8 +7,8 @@
 Random packed rows with gaps, empty rows, sequences of 1 token and of a whole row; all mask rules; head widths 25 to
 256; float32 and bfloat16. A case passes when output and all gradients are within the tolerance of the reference (over
 the largest entry; the reference runs on the CPU), two runs agree to the last bit (not asked of XLA on a GPU, which adds
-in any order), and NaN in the padding of q, k and v changes nothing. "gate" is the u * LN(attended) kernel and "cached" the attention to cached keys, against XLA. Goes on
-after a failure; the exit code is 1 when something failed.
+in any order), and NaN in the padding of q, k and v changes nothing. "gate" is the u * LN(attended) kernel and "cached"
+the attention to cached keys, against XLA. Goes on after a failure; the exit code is 1 when something failed.
 """
 
 from __future__ import annotations
