@@ -106,6 +106,19 @@ def ablation_bias() -> str:
     return markdown(("bias", "HR@10", "NDCG@10", "HR@200", "published HR@10"), rows)
 
 
+def ablation_loss() -> str:
+    """Test metrics of HSTU and SASRec by loss, and by how much HSTU is the better one."""
+    losses = {"per_token": "128 negatives a token", "group": "128 shared by 128 tokens", "full": "full softmax"}
+    rows = []
+    for loss, shown in losses.items():
+        runs = [list(by_seed(RESULTS / "ablation_loss", f"{model}-{loss}").values()) for model in ("hstu", "sasrec")]
+        values = [[run["test"][metric] for run in of] for of in runs for metric in ("hr@10", "ndcg@10")]
+        gain = 100 * statistics.mean(values[1]) / statistics.mean(values[3]) - 100
+        rows.append((shown, str(len(runs[0])), *map(spread, values), f"{gain:+.1f} %"))
+    models = (f"{model} {metric}" for model in ("HSTU", "SASRec") for metric in ("HR@10", "NDCG@10"))
+    return markdown(("loss", "seeds", *models, "HSTU's gain in NDCG@10"), rows)
+
+
 def ranking() -> str:
     """Normalised entropy, AUC and squared error on MovieLens-1M, by model and baseline."""
     metrics = ("ne/liked", "auc/liked", "ne/loved", "auc/loved", "mse/rating")
@@ -312,6 +325,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for f in (
         retrieval,
         ablation_bias,
+        ablation_loss,
         ranking,
         train_speed,
         sparsity,
