@@ -158,8 +158,11 @@ def default_blocks(a: int, v: int, dtype: str) -> MosaicBlocks:
     a, v: head widths of q and v. dtype: of q, k and v.
     """
     del dtype  # two bytes always
+    a, v = (-(-n // 64) * 64 for n in (a, v))
     if max(a, v) <= 128:
         return MosaicBlocks(128, 128, 2, True)
+    if a != v:  # the output has shared memory of its own then
+        return MosaicBlocks(64, 64, 2, True)
     return MosaicBlocks(128, 64, 2, False)
 
 
@@ -186,7 +189,7 @@ def forward(q, k, v, visible: VisibleKeys, bias: BiasTiles | None, options: Opti
     scores_shape = (TILE_ROWS, block_k)
 
     def body(q_gmem, k_gmem, v_gmem, first_gmem, end_gmem, ranges_gmem, order_gmem, unmasked_gmem, *rest):
-        *bias_gmem, out_gmem, q_smem, k_ring, v_ring, bias_ring, weights_smem, q_barrier = rest
+        *bias_gmem, out_gmem, q_smem, out_smem, k_ring, v_ring, bias_ring, weights_smem, q_barrier = rest
         program = lax.axis_index("program")
         head, item = lax.rem(program, heads), order_gmem[lax.div(program, heads)]
         row, block = lax.div(item, blocks), lax.rem(item, blocks)
@@ -205,10 +208,8 @@ def forward(q, k, v, visible: VisibleKeys, bias: BiasTiles | None, options: Opti
         def compute(warpgroup):
             tile = block * warpgroups + warpgroup
             queries = pl.ds(tile * TILE_ROWS, TILE_ROWS)
-            q_tile, out_tile = (
-                q_smem.at[warpgroup] if n == q_smem.shape[2] else q_smem.at[warpgroup, :, pl.ds(0, n)]
-                for n in (width, value_width)
-            )
+            q_tile = q_smem.at[warpgroup]
+            out_tile = q_tile if out_smem is None else out_smem.at[warpgroup]
             weights_tile = None if in_registers else weights_smem.at[warpgroup]
             along_queries = plgpu.Layout.WGMMA.reduce(1)
             first, end = (
@@ -280,7 +281,8 @@ def forward(q, k, v, visible: VisibleKeys, bias: BiasTiles | None, options: Opti
         warpgroups,
         out_type=jax.ShapeDtypeStruct(v.shape, v.dtype),
         scratch_types=[
-            matrix_tiles((warpgroups, TILE_ROWS, max(width, value_width)), v.dtype),
+            matrix_tiles((warpgroups, TILE_ROWS, width), v.dtype),
+            None if width == value_width else matrix_tiles((warpgroups, TILE_ROWS, value_width), v.dtype),
             ring(matrix_tiles((stages, block_k, width), v.dtype), warpgroups),
             ring(matrix_tiles((stages, block_k, value_width), v.dtype), warpgroups),
             None if bias is None else ring(matrix_tiles((stages, block_q, block_k), bias.tiles.dtype), warpgroups),

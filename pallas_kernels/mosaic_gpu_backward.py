@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.bias_tiles import BiasTiles, bias_part
 from pallas_kernels.mosaic_gpu_tiles import (
+    COPY_ALIGNMENT,
     TILE_ROWS,
     Options,
     fill,
@@ -322,7 +323,7 @@ def _key_gradients(q, k, v, d_out, visible, bias, options, parts):
             ring(matrix_tiles((stages, block_q, width), q.dtype), warpgroups),
             ring(matrix_tiles((stages, block_q, value_width), q.dtype), warpgroups),
             ring(plgpu.SMEM((stages, 2, block_q), jnp.int32), warpgroups),
-            ring(plgpu.SMEM((stages, 4), jnp.int32), warpgroups),
+            ring(plgpu.SMEM((stages, COPY_ALIGNMENT // 4), jnp.int32), warpgroups),
             None if bias is None else ring(matrix_tiles((stages, block_q, block_k), q.dtype), warpgroups),
             None if in_registers else matrix_tiles((len(parts), warpgroups, TILE_ROWS, block_q), q.dtype),
             plgpu.Barrier(num_arrivals=2, num_barriers=warpgroups),
@@ -341,10 +342,10 @@ def key_gradient_blocks(width: int, value_width: int) -> tuple[int, int, int]:
 
 
 def query_bounds(visible: VisibleKeys, block: int):
-    """Returns first and end of the queries of each block [R, Q, 2, block], and their extremes [R, Q, 4].
+    """Returns first and end of the queries of each block [R, Q, 2, block], and their extremes [R, Q, 32].
 
-    The extremes are the last first and the first end, twice: 16 bytes, the least that is copied in bulk.
+    The extremes are the last first and the first end, again and again: a bulk copy writes at multiples of 128 bytes.
     """
     first, end = (x.reshape(x.shape[0], -1, block) for x in (visible.first, visible.end))
     extremes = [first.max(2), end.min(2)]
-    return jnp.stack([first, end], 2), jnp.stack(extremes * 2, -1)
+    return jnp.stack([first, end], 2), jnp.stack(extremes * (COPY_ALIGNMENT // 8), -1)

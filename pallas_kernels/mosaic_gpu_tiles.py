@@ -10,6 +10,7 @@ Letters: R rows, L tokens in a row, Q blocks of queries, W tiles of 64 queries.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from jaxtyping import Array, Int
 from pallas_kernels.visible_keys import VisibleKeys, key_block_ranges, longest_first
 
 INTERPRETER = {}  # parameters of the interpreter, for tests
+COPY_ALIGNMENT = 128  # bytes: bulk copies read and write shared memory at multiples of it
 TILE_ROWS = 64  # rows of the tile that one warpgroup multiplies: M of the wgmma instruction
 
 
@@ -127,7 +129,9 @@ def matrix_tiles(shape: tuple[int, ...], dtype):
 def ring(tiles, readers: int) -> Ring:
     """Returns the scratch types of a ring; tiles: the type of its slots, [slots, ..]. readers: warpgroups."""
     plgpu = mosaic()
-    slots = tiles.shape[0]
+    slots, *shape = tiles.shape
+    # Else the second slot is at an address that the copy engine takes for an error. No interpreter notices.
+    assert math.prod(shape) * tiles.dtype.itemsize % COPY_ALIGNMENT == 0, (shape, tiles.dtype)
     return Ring(tiles, plgpu.Barrier(num_barriers=slots), plgpu.Barrier(num_arrivals=readers, num_barriers=slots))
 
 
