@@ -12,6 +12,7 @@ Needs jax, flax, optax and numpy: no data, no Grain, no polars.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -151,35 +152,34 @@ def main() -> int:
     from pallas_kernels import dispatch
 
     device = dispatch.current_device()
-    cases = [(model, name) for model in args.model.split(",") for name in args.implementation.split(",")]
+    names, records = args.implementation.split(","), []
 
-    def prepared(case: tuple[str, str]) -> dict[str, Any]:
+    def prepared(model: str, name: str) -> dict[str, Any]:
         try:
-            return prepare(*case, args.tiny)
+            return prepare(model, name, args.tiny)
         except Exception as error:  # the other cases matter as much
             return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
 
-    records = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ready = pool.map(prepared, cases)
-        compiled = list(ready)  # all, before the first is timed
-    for (model, name), found in zip(cases, compiled, strict=True):
-        record = found
-        if "step" in found:
-            try:
-                record = run(found, args.steps)
-            except Exception as error:
-                record = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
-            found.clear()  # its state need not stay on the device
-        records.append({"model": model, "implementation": name} | record)
-        text = record.get("skipped") or record.get("error") or (
-            f"{record['ms']:9.1f} ms {record['tokens_per_second']:12,.0f} tokens/s {record['peak_gib']:7.2f} GiB"
-            f"  loss {record['first_loss']:.4f} -> {record['last_loss']:.4f}"
-        )  # fmt: skip
-        print(f"{model:18} {name:18} {text}", flush=True)
-        if args.json:
-            about = {"command": " ".join(sys.argv), "device": device.kind, "jax": jax.__version__, "tiny": args.tiny}
-            Path(args.json).write_text(json.dumps(about | {"cases": records}, indent=1) + "\n")
+    for model in args.model.split(","):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # all compile before the first is timed
+            compiled = list(pool.map(functools.partial(prepared, model), names))
+        for name, found in zip(names, compiled, strict=True):
+            record = found
+            if "step" in found:
+                try:
+                    record = run(found, args.steps)
+                except Exception as error:
+                    record = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+                found.clear()  # its state need not stay on the device
+            records.append({"model": model, "implementation": name} | record)
+            text = record.get("skipped") or record.get("error") or (
+                f"{record['ms']:9.1f} ms {record['tokens_per_second']:12,.0f} tokens/s {record['peak_gib']:7.2f} GiB"
+                f"  loss {record['first_loss']:.4f} -> {record['last_loss']:.4f}"
+            )  # fmt: skip
+            print(f"{model:18} {name:18} {text}", flush=True)
+            if args.json:
+                about = {"command": " ".join(sys.argv), "device": device.kind, "jax": jax.__version__}
+                Path(args.json).write_text(json.dumps(about | {"tiny": args.tiny, "cases": records}, indent=1) + "\n")
     return 0 if any("ms" in record for record in records) else 1
 
 

@@ -39,6 +39,8 @@ SLICE = 512  # tokens of a row that are checked against the reference
 GPU_SHAPES = "4x128-l4096,4x128-l4096-bias,4x128-sparse80,4x128-sparse80-padded"
 CONTENDERS = (*(name for name in dispatch.IMPLEMENTATIONS if name != "reference"), *rivals.RIVALS)
 NAMES = ("reference", *CONTENDERS)
+# Their set-up captures or times what the device does: nothing else may run then.
+ALONE = ("cudnn", "peer")
 DEVICE_LOST = ("CUDA_ERROR", "ILLEGAL_ADDRESS", "illegal memory access", "misaligned address", "launch failure")
 CRASHED = "the process ended during this case"
 
@@ -176,9 +178,10 @@ def bench_shape(spec: Spec, names: list[str], peer: str) -> dict[str, dict[str, 
         return ready
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # compilers use one core each
-        list(pool.map(prepare, [name for name in running if name != "peer"]))
-    if "peer" in running:
-        prepare("peer")
+        list(pool.map(prepare, [name for name in running if name not in ALONE]))
+    for name in running:
+        if name in ALONE:
+            prepare(name)
     timed = interleaved(programs)
     for name in running:
         parts = [part for part in ("forward", "forward_backward") if f"{name} {part}" in timed]
