@@ -5,6 +5,7 @@ point `--config.data.path` at a folder that has it).
 
     python -m gr_jax.train --config=configs/ml_1m.py             # base: 2 blocks of 1 head
     python -m gr_jax.train --config=configs/ml_1m.py:large       # 8 blocks of 2 heads
+    python -m gr_jax.train --config=configs/ml_1m.py:swiglu      # base, with a feed-forward layer after each attention
     python -m gr_jax.train --config=configs/ml_1m.py:sasrec      # the softmax baseline, same loss
     python -m gr_jax.train --config=configs/ml_1m.py:transformer     # its feed-forward layer four times as wide
     python -m gr_jax.train --config=configs/ml_1m.py:ranking     # is a film liked (4 or 5), loved (5), and its rating
@@ -42,6 +43,7 @@ from gr_jax.config import (
 MODELS = {
     "base": ModelConfig(num_blocks=2, num_heads=1, qk_width=50, v_width=50),
     "large": ModelConfig(num_blocks=8, num_heads=2, qk_width=25, v_width=25),
+    "swiglu": ModelConfig(num_blocks=2, num_heads=1, qk_width=50, v_width=50, swiglu_width=100),
     "sasrec": ModelConfig(kind="sasrec", num_blocks=2, num_heads=1, ffn_width=50),
     "transformer": ModelConfig(kind="sasrec", num_blocks=2, num_heads=1, ffn_width=200),
 }

@@ -21,6 +21,7 @@ CONFIGS = {  # dataset -> model -> config file and variant
     "ml-1m": {
         "hstu": "configs/ml_1m.py",
         "hstu-large": "configs/ml_1m.py:large",
+        "hstu-swiglu": "configs/ml_1m.py:swiglu",
         "sasrec": "configs/ml_1m.py:sasrec",
         "transformer": "configs/ml_1m.py:transformer",
     },

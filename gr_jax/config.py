@@ -109,6 +109,7 @@ class ModelConfig:
     qk_width: int = 50  # A: query and key width of a head (hstu; sasrec uses width / num_heads)
     v_width: int = 50  # V: value width of a head (hstu; sasrec uses width / num_heads)
     ffn_width: int = 50  # hidden width of the feed-forward layer (sasrec only)
+    swiglu_width: int = 0  # hidden width of a SwiGLU layer after the attention of a block; 0 = none (hstu only)
     bias: str = "both"  # relative attention bias: none | position | time | both (hstu only)
     use_query_time: bool = True  # retrieval: time bias from the time of the event to predict, else from the token's own
     use_actions: bool = False  # retrieval: a token is item and action, else the item alone
@@ -133,6 +134,9 @@ class ModelConfig:
             check(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
         for name in ("input_dropout", "dropout"):
             check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
+        check(self.swiglu_width >= 0, "model.swiglu_width", self.swiglu_width, "at least 0")
+        if self.kind in ("sasrec", "dlrm"):
+            check(self.swiglu_width == 0, "model.swiglu_width", self.swiglu_width, f"0 for model.kind={self.kind}")
         check(self.temperature > 0, "model.temperature", self.temperature, "positive")
         check(self.cross_layers >= 0, "model.cross_layers", self.cross_layers, "at least 0")
         widths = len(self.hidden_widths) > 0 and all(type(w) is int and w >= 1 for w in self.hidden_widths)
@@ -312,6 +316,8 @@ TENSOR: ShardingRules = (  # (regular expression on the parameter path, mesh axe
     (r"(item|feature)_table", (("data", "model"), None)),
     (r"blocks/\d+/uvqk", (None, "model")),
     (r"blocks/\d+/output/kernel", ("model", None)),
+    (r"blocks/\d+/swiglu/(gate|up)", (None, "model")),
+    (r"blocks/\d+/swiglu/down", ("model", None)),
 )
 # The same, and the other dimension of the matrices over `data`: a device holds 1 / n of them and of their moments, and
 # gathers each when a block needs it (FSDP, ZeRO 3). `data` has to divide the model's width.
@@ -319,6 +325,8 @@ FSDP: ShardingRules = (
     (r"(item|feature)_table", (("data", "model"), None)),
     (r"blocks/\d+/uvqk", ("data", "model")),
     (r"blocks/\d+/output/kernel", ("model", "data")),
+    (r"blocks/\d+/swiglu/(gate|up)", ("data", "model")),
+    (r"blocks/\d+/swiglu/down", ("model", "data")),
     (r"blocks/\d+/\w+/kernel", ("data", None)),
 )
 

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batch import Batch
-from gr_jax.models.layers import Linear, dropout
+from gr_jax.models.feed_forward import Swiglu
+from gr_jax.models.layers import Linear, dropout, split
 from gr_jax.models.transformer import softmax_attention
 from pallas_kernels import hstu_attention
 from pallas_kernels.elementwise import normalised_gate, normalised_projection
@@ -46,6 +47,7 @@ class HstuBlock(nnx.Module):
       uvqk: [D, 2 H V + 2 H A], the first projection; columns u, v, q, k, each head-major.
       bias: tables of the relative attention bias.
       output: second projection, [H V, D] with bias.
+      swiglu: the layer after it, or None.
     """
 
     def __init__(self, config: ModelConfig, max_length: int, *, rngs: nnx.Rngs):
@@ -55,6 +57,7 @@ class HstuBlock(nnx.Module):
         self.uvqk = nnx.Param(normal(rngs.params(), (config.width, 2 * heads_v + 2 * heads_a)))
         self.bias = RelativeBias(config.bias, max_length, rngs=rngs)
         self.output = Linear(heads_v, config.width, kernel_init=jax.nn.initializers.xavier_uniform(), rngs=rngs)
+        self.swiglu = Swiglu(config.width, config.swiglu_width, rngs=rngs) if config.swiglu_width else None
 
     def __call__(self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None) -> Float[Array, "R L D"]:
         """x plus the layer's output; dropout before the second projection when `key` is given."""
@@ -70,7 +73,11 @@ class HstuBlock(nnx.Module):
         u, v, q, k = jnp.split(uvqk, (heads_v, 2 * heads_v, 2 * heads_v + heads_a), axis=-1)
         attended = attend(*(y.reshape(*x.shape[:2], config.num_heads, -1) for y in (q, k, v)))
         gated = normalised_gate(u, attended.reshape(u.shape), NORM_EPS, implementation=config.attention or None)
-        return x + self.output(dropout(gated, config.dropout, key))
+        if self.swiglu is None:
+            return x + self.output(dropout(gated, config.dropout, key))
+        key_output, key_swiglu = split(key, 2)
+        x = x + self.output(dropout(gated, config.dropout, key_output))
+        return self.swiglu(x, rate=config.dropout, key=key_swiglu)
 
     def _attend(self, q: Array, k: Array, v: Array, batch: Batch) -> Float[Array, "R L H V"]:
         config, with_time = self.config, self.bias.time is not None

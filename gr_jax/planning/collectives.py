@@ -121,13 +121,14 @@ def _blocks(config: Config, sizes: Sizes, data: int, model: int) -> list[Exchang
     tokens = sizes.tokens / data
     columns = 2 * m.num_heads * (m.v_width + m.qk_width)
     passes = 3 if m.remat else 2
+    sums = passes * (2 if m.swiglu_width else 1)
     return [
         Exchange(
             "sums over heads",
             "all-reduce",
             model,
-            float(width * m.num_blocks * passes * tokens * m.width),
-            f"{passes} s (T/d) D for each block",
+            float(width * m.num_blocks * sums * tokens * m.width),
+            f"{sums} s (T/d) D for each block",
         ),
         Exchange(
             "u, v, q, k to their heads",

@@ -93,12 +93,14 @@ def executed_flops(config: Config, sizes: Sizes) -> float:
     """FLOPs that are computed for a global batch: padding in the linear layers, and products that are made again.
 
     The backward pass of a product costs two products; the backward pass of the first projection makes that once more
-    (`pallas_kernels/elementwise.py`), that of attention the scores: five products for the forward pass's two; `remat`
-    adds a forward pass. Attention counts real pairs: kernels skip blocks without any, XLA's on a CPU does not.
+    (`pallas_kernels/elementwise.py`), that of attention the scores: five products for the forward pass's two; that of
+    SwiGLU makes the layer once more; `remat` adds a forward pass. Attention counts real pairs: kernels skip blocks
+    without any, XLA's on a CPU does not.
     """
     model, tokens = config.model, sizes.tokens
     per_token, per_pair = block_flops(model)
     linear, attention = 3.0 * per_token, 3.0 * per_pair
+    linear += 6.0 * model.width * model.swiglu_width
     if model.kind == "hstu":
         heads_a, heads_v = model.num_heads * model.qk_width, model.num_heads * model.v_width
         linear += 4 * model.width * (heads_a + heads_v)
@@ -135,13 +137,15 @@ def activation_traffic(config: Config, sizes: Sizes) -> float:
     """Bytes of activations and of the loss that all devices read and write for a global batch.
 
     Forward pass of a block, for a token: x is read twice and written, its norm written and read (5 D); u, v, q, k are
-    written, activated and read (3 F); attention and gate write and read theirs (5 H V). The backward pass moves twice
-    that, `remat` once more. Scores stay on the chip. Rows of tables are read, and their gradients written and read.
+    written, activated and read (3 F); attention and gate write and read theirs (5 H V); SwiGLU moves 5 D and 6 times its
+    width. The backward pass moves twice that, `remat` once more. Scores stay on the chip. Rows of tables are read, and
+    their gradients written and read.
     """
     model, loss, tokens = config.model, config.loss, sizes.tokens
     size = 2 if model.compute_dtype == "bfloat16" else 4
     heads_a, heads_v = model.num_heads * model.qk_width, model.num_heads * model.v_width
     block = 5 * model.width + 6 * (heads_a + heads_v) + 5 * heads_v
+    block += (5 * model.width + 6 * model.swiglu_width) * bool(model.swiglu_width)
     if model.kind == "sasrec":
         block = 12 * model.width + 4 * model.ffn_width
     blocks = (4 if model.remat else 3) * size * tokens * model.num_blocks * block

@@ -83,7 +83,7 @@ def backend(config: Config, platform: str) -> Backend:
 
 def knows(config: Config) -> bool:
     """Whether the formulas hold for this kind of model."""
-    return config.model.kind == "hstu"
+    return config.model.kind == "hstu" and not config.model.swiglu_width
 
 
 def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[Part, ...]:
@@ -99,7 +99,8 @@ def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[
       ConfigError: a model kind that the formulas do not know.
     """
     if not knows(config):
-        raise ConfigError(f"model.kind={config.model.kind!r}: the formulas know hstu; --compile asks the compiler")
+        known = "the formulas know hstu without SwiGLU; --compile asks the compiler"
+        raise ConfigError(f"model.kind={config.model.kind!r}, swiglu_width={config.model.swiglu_width}: {known}")
     mesh = jax.tree.leaves(state)[0].sharding.mesh
     tokens = sizes.tokens / mesh.shape["data"]
     kept, kept_formula = _activations(config, sizes, tokens, mesh.shape["model"], platform, kept=True)

@@ -57,6 +57,7 @@ def block_flops(model: ModelConfig) -> tuple[float, float]:
     if model.kind != "sasrec":
         heads_v, heads_a = model.num_heads * model.v_width, model.num_heads * model.qk_width
         per_token = 2.0 * model.width * (2 * heads_v + 2 * heads_a) + 2.0 * heads_v * model.width
+        per_token += 6.0 * model.width * model.swiglu_width
         return per_token, 2.0 * (heads_v + heads_a)
     return 2.0 * model.width * (4 * model.width + 2 * model.ffn_width), 4.0 * model.width
 
