@@ -32,6 +32,7 @@ from pallas_kernels.mosaic_gpu_tiles import (
     kept,
     launch,
     load_once,
+    lowered_once,
     masked,
     matrix_tiles,
     mosaic,
@@ -178,6 +179,7 @@ def smaller_blocks(blocks: MosaicBlocks, width: int) -> MosaicBlocks:
     return blocks._replace(query_block=64, weights_in_registers=True)
 
 
+@lowered_once
 def forward(q, k, v, visible: VisibleKeys, bias: BiasTiles | None, options: Options) -> Float[Array, "R L H V"]:
     """Returns the output of padded inputs: L a multiple of 128, A and V of 64, no NaN in v."""
     plgpu = mosaic()

@@ -27,6 +27,7 @@ from pallas_kernels.mosaic_gpu_tiles import (
     kept,
     launch,
     load_once,
+    lowered_once,
     masked,
     matrix_tiles,
     mosaic,
@@ -43,6 +44,7 @@ from pallas_kernels.mosaic_gpu_tiles import (
 from pallas_kernels.visible_keys import VisibleKeys, key_block_ranges, longest_first, query_block_ranges
 
 
+@lowered_once
 def query_gradient(
     q, k, v, d_out, visible: VisibleKeys, bias: BiasTiles | None, options: Options
 ) -> Float[Array, "R L H A"]:
@@ -182,6 +184,7 @@ def query_gradient_blocks(width: int, value_width: int) -> tuple[int, int, int]:
     return (128, 64, 2) if max(width, value_width) <= 128 else (64, 64, 1)
 
 
+@lowered_once
 def key_gradients(
     q, k, v, d_out, visible: VisibleKeys, bias: BiasTiles | None, options: Options
 ) -> tuple[Float[Array, "R L H A"], Float[Array, "R L H V"]]:

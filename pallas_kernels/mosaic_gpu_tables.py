@@ -11,6 +11,8 @@ E splits of a diagonal, P position-table entries.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -25,6 +27,7 @@ from pallas_kernels.mosaic_gpu_tiles import (
     fill,
     half_scores,
     launch,
+    lowered_once,
     masked,
     matrix_tiles,
     mosaic,
@@ -67,6 +70,7 @@ def tiles_of_diagonals(
     return diagonals, order, chosen.sum(1).astype(jnp.int32), visited
 
 
+@functools.partial(lowered_once, static_argnames=("num_positions", "num_buckets", "options"))
 def table_gradients(
     q,
     k,

@@ -70,6 +70,10 @@ def mosaic() -> Any:
     return mosaic_gpu
 
 
+# Lowering a kernel takes seconds of Python. A jitted function is lowered once in a program, for all blocks of a model.
+lowered_once = functools.partial(jax.jit, static_argnames="options")
+
+
 def launch(body: Callable, name: str, programs: int, warpgroups: int, out_type, scratch_types, interpret: bool):
     """Returns the kernel as a function of arrays: `programs` blocks of `warpgroups` compute warpgroups and one more.
 
