@@ -94,7 +94,7 @@ def small_sasrec(tmp_path, monkeypatch) -> list[str]:
 
 
 def test_a_kind_that_the_formulas_do_not_know_is_compiled_alone(small_sasrec, capsys):
-    with pytest.raises(ConfigError, match="the formulas know hstu; --compile asks the compiler"):
+    with pytest.raises(ConfigError, match="the formulas know hstu without SwiGLU; --compile asks the compiler"):
         plan.main(small_sasrec)
     assert plan.main([*small_sasrec, "--compile"]) == 0
     text = capsys.readouterr().out

@@ -137,9 +137,9 @@ def activation_traffic(config: Config, sizes: Sizes) -> float:
     """Bytes of activations and of the loss that all devices read and write for a global batch.
 
     Forward pass of a block, for a token: x is read twice and written, its norm written and read (5 D); u, v, q, k are
-    written, activated and read (3 F); attention and gate write and read theirs (5 H V); SwiGLU moves 5 D and 6 times its
-    width. The backward pass moves twice that, `remat` once more. Scores stay on the chip. Rows of tables are read, and
-    their gradients written and read.
+    written, activated and read (3 F); attention and gate write and read theirs (5 H V); SwiGLU moves 5 D and six times
+    its width. The backward pass moves twice that, `remat` once more. Scores stay on the chip. Rows of tables are read,
+    and their gradients written and read.
     """
     model, loss, tokens = config.model, config.loss, sizes.tokens
     size = 2 if model.compute_dtype == "bfloat16" else 4

@@ -16,7 +16,7 @@ from gr_jax.models.recommender import functional
 from tests.models.ranking_batch import ACTIONS, ITEMS, TASKS, VALUES, one_per_row, random_sequence
 
 N, ROOM, CANDIDATES = 16, 20, 3  # tokens of a history, and what a cache has room for
-SMALL = ModelConfig(width=8, num_blocks=2, num_heads=2, qk_width=3, v_width=5, head_width=6)
+SMALL = ModelConfig(width=8, num_blocks=2, num_heads=2, qk_width=3, v_width=5, head_width=6, swiglu_width=7)
 SIZES = dict(num_items=ITEMS, num_actions=ACTIONS, num_feature_values=VALUES, num_tasks=TASKS)
 
 
@@ -129,7 +129,9 @@ def test_a_model_that_computes_in_bfloat16_keeps_its_cache_so_and_stays_close():
 
 
 def test_other_models_than_hstu_are_refused():
-    graphdef, init = functional(dataclasses.replace(SMALL, kind="sasrec"), max_length=N, num_items=ITEMS)
+    graphdef, init = functional(
+        dataclasses.replace(SMALL, kind="sasrec", swiglu_width=0), max_length=N, num_items=ITEMS
+    )
     batch = one_per_row([history(0, 3)], (1, 4))
     bare = Batch(batch.item, batch.time, batch.query_time, batch.position, batch.segment)
     with pytest.raises(ValueError, match="only HSTU models can be cached, here 'sasrec'"):

@@ -86,9 +86,9 @@ def test_a_row_wise_rule_has_one_moment_a_row_and_no_gradient_as_large_as_the_ta
 
 def test_other_models_are_left_to_the_compiler():
     config, sizes = small()
-    sasrec = dataclasses.replace(config, model=ModelConfig(kind="sasrec", width=32, num_heads=2))
-    with pytest.raises(ConfigError, match="the formulas know hstu; --compile"):
-        planned(sasrec, sizes)
+    for other in (ModelConfig(kind="sasrec", width=32, num_heads=2), ModelConfig(width=32, swiglu_width=64)):
+        with pytest.raises(ConfigError, match="the formulas know hstu without SwiGLU; --compile"):
+            planned(dataclasses.replace(config, model=other), sizes)
 
 
 def test_windows_of_attention_are_counted_as_xla_cuts_them():

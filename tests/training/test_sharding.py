@@ -41,7 +41,7 @@ def make_log() -> Dataset:
 def make_config(loss: str, data: int, model: int, exchange: str = "gather", **optimizer) -> Config:
     return Config(
         data=DataConfig(max_length=16, row_length=32),
-        model=ModelConfig(width=16, num_heads=2, qk_width=8, v_width=8),
+        model=ModelConfig(width=16, num_heads=2, qk_width=8, v_width=8, swiglu_width=24),
         loss=LossConfig(kind=loss, negatives=16, group=8, chunk_tokens=64),
         train=TrainConfig(batch_users=24),
         optimizer=OptimizerConfig(**optimizer),

@@ -10,11 +10,11 @@ from gr_jax.training import speed
 
 def test_flops_of_a_sequence_equal_a_hand_count():
     config = Config(
-        model=ModelConfig(width=4, num_blocks=1, num_heads=2, qk_width=3, v_width=5),
+        model=ModelConfig(width=4, num_blocks=1, num_heads=2, qk_width=3, v_width=5, swiglu_width=7),
         loss=LossConfig(kind="full"),
     )
     tokens, pairs = 3, 6  # a token sees itself and what is before it
-    projections = 2 * 4 * (10 + 10 + 6 + 6) + 2 * 10 * 4
+    projections = 2 * 4 * (10 + 10 + 6 + 6) + 2 * 10 * 4 + 3 * 2 * 4 * 7
     attention = 2 * (6 + 10)
     scores = 2 * 4 * 100
     expected = 3 * (tokens * projections + pairs * attention + tokens * scores)
