@@ -73,7 +73,14 @@ if [ -n "$tiny" ]; then
     summary
     exit $failed
 fi
-part "correctness" 140 "$python" experiments/kernel_check.py --seconds=115 --json="$results/gpu_kernel_check.json"
+# A process for each: after an illegal address the device answers nothing more of that process.
+checks=()
+for name in pallas_triton pallas_mosaic_gpu xla,jax_triton; do
+    file=$results/gpu_kernel_check_${name/xla,jax_triton/others}.json
+    timeout --kill-after=5 140 "$python" experiments/kernel_check.py --implementation="$name" --seconds=115 --json="$file" &
+    checks+=($!)
+done
+for check in "${checks[@]}"; do wait "$check" || failed=1; done
 bench "$results/gpu_kernel_bench.json" 160 "4x128-l4096,4x128-l4096-bias,4x128-sparse80,4x128-sparse80-padded"
 part "training steps" 110 "$python" experiments/gpu_train_step.py --json="$results/gpu_train_step.json"
 bench "$results/gpu_kernel_bench_more.json" $((520 - SECONDS + start)) \

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import kernel_bench
 from experiments.tables import MARKED, RESULTS, ROOT, by_seed, figure, read
 
 UNIT = "ms|%|x|times|[KMG]i?B|s|seconds?|minutes?|hours?|/s"
@@ -84,6 +85,33 @@ def planning() -> dict[str, str]:
         "weak_scaling_percent": f"{100 - 100 * min(speeds) / max(speeds):.0f}",
         "memory_times": f"{kept['transformer'] / kept['hstu']:.1f}",
         "memory_more": f"{kept['hstu'] - 14:.0f}",
+    }
+
+
+def gpu() -> dict[str, str]:
+    """Of gpu_kernel_bench and gpu_training."""
+    records = kernel_bench.read(sorted(RESULTS.glob("gpu_kernel_bench*.json")))[1]
+    ms = {
+        (r["shape"], r["implementation"], part): r[part]["ms"]
+        for r in records
+        for part in ("forward", "backward")
+        if part in r
+    }
+
+    def times(slow: str, fast: str) -> str:
+        ratios = [
+            x / ms[shape, fast, part] for (shape, n, part), x in ms.items() if n == slow and (shape, fast, part) in ms
+        ]
+        return f"{min(ratios):.1f} to {max(ratios):.1f}"
+
+    runs = read("gpu_training")["runs"]
+    usual = [run for run in runs if "chunk_tokens" not in run["command"]]
+    compiled = next(run for run in runs if run["compiled_before"])
+    return {
+        "mosaic_times": times("pallas_triton", "pallas_mosaic_gpu"),
+        "cudnn_times": times("pallas_mosaic_gpu", "cudnn"),
+        "gpu_step_ms": f"{min(run['step_ms'] for run in usual):.1f} to {max(run['step_ms'] for run in usual):.1f}",
+        "gpu_seconds": str(compiled["seconds_in_all"]),
     }
 
 
@@ -188,6 +216,7 @@ def facts() -> dict[str, str]:
         steps(),
         preparing(),
         planning(),
+        gpu(),
         serving(),
         smaller(),
         retrieval(),

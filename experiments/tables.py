@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import kernel_bench
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
 FILES = ("README.md", "experiments/README.md")
@@ -112,11 +114,38 @@ def ablation_loss() -> str:
     rows = []
     for loss, shown in losses.items():
         runs = [list(by_seed(RESULTS / "ablation_loss", f"{model}-{loss}").values()) for model in ("hstu", "sasrec")]
+        if not all(runs):
+            continue
         values = [[run["test"][metric] for run in of] for of in runs for metric in ("hr@10", "ndcg@10")]
         gain = 100 * statistics.mean(values[1]) / statistics.mean(values[3]) - 100
         rows.append((shown, str(len(runs[0])), *map(spread, values), f"{gain:+.1f} %"))
     models = (f"{model} {metric}" for model in ("HSTU", "SASRec") for metric in ("HR@10", "NDCG@10"))
     return markdown(("loss", "seeds", *models, "HSTU's gain in NDCG@10"), rows)
+
+
+def successors() -> str:
+    """Test and validation metrics of HSTU with a layer that came after it, beside HSTU."""
+    rows = []
+    for name, shown in {"hstu": "HSTU", "swiglu": "with SwiGLU, `model.swiglu_width=100`"}.items():
+        runs = list(by_seed(RESULTS / "successors", name).values())
+        values = [[run[split][m] for run in runs] for split in ("test", "valid") for m in ("hr@10", "ndcg@10")]
+        values.append([run["test"]["log_perplexity"] for run in runs])
+        rows.append((shown, str(len(runs)), *map(spread, values)))
+    head = ("model", "seeds", "HR@10", "NDCG@10", "validation HR@10", "validation NDCG@10", "log perplexity")
+    return markdown(head, rows)
+
+
+def kernels() -> str:
+    """Time and rate of attention on an H100 by shape and implementation."""
+    paths = sorted(RESULTS.glob("gpu_kernel_bench*.json"))
+    found = {(r["shape"], r["implementation"]): r for r in kernel_bench.read(paths)[1] if "forward" in r}
+    names, rows = ("pallas_mosaic_gpu", "pallas_triton", "xla", "cudnn"), []
+    cell = lambda part: f"{part['ms']:.2f} ms, {part['tflops']:.0f}"
+    for shape in sorted({shape for shape, _ in found}):
+        for part in ("forward", "backward"):
+            times = (cell(found[shape, name][part]) if (shape, name) in found else "" for name in names)
+            rows.append((f"`{shape}`", part, *times))
+    return markdown(("shape", "", *(f"{name}: time, TFLOP/s" for name in names)), rows)
 
 
 def ranking() -> str:
@@ -326,6 +355,8 @@ TABLES: dict[str, Callable[[], str]] = {
         retrieval,
         ablation_bias,
         ablation_loss,
+        successors,
+        kernels,
         ranking,
         train_speed,
         sparsity,
