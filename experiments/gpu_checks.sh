@@ -15,10 +15,11 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
 tiny=${GPU_CHECKS_TINY:-}
-results=${1:-experiments/results}
+results=${1:-$([ -n "$tiny" ] && mktemp -d || echo experiments/results)} # what is kept there is of a GPU
 mkdir -p "$results" || exit 1
 cache=$(mktemp -d)
-trap 'rm -rf "$cache"' EXIT
+checks=()
+trap 'kill "${checks[@]}" 2>/dev/null; rm -rf "$cache"' EXIT
 export JAX_COMPILATION_CACHE_DIR=$cache # a second try of a part does not compile again
 [ -n "${PEER:-}" ] && export XLA_PYTHON_CLIENT_PREALLOCATE=false # torch needs some of the memory
 [ -n "$tiny" ] && export JAX_PLATFORMS=cpu
@@ -67,20 +68,24 @@ summary() { # the table of the benchmark, and what was skipped and why
 }
 
 if [ -n "$tiny" ]; then
-    part "correctness" 120 "$python" experiments/kernel_check.py --length=48 --cases=2 --json="$results/gpu_kernel_check.json"
+    part "correctness" 120 "$python" experiments/kernel_check.py --length=48 --cases=2 --json="$results/gpu_kernel_check_tiny.json"
     bench "$results/gpu_kernel_bench.json" 60 "tiny,tiny-bias"
     part "training steps" 120 "$python" experiments/gpu_train_step.py --tiny --steps=2 --json="$results/gpu_train_step.json"
     summary
     exit $failed
 fi
 # A process for each: after an illegal address the device answers nothing more of that process.
-checks=()
-for name in pallas_triton pallas_mosaic_gpu xla,jax_triton; do
+echo "== correctness (at most 140 s, $((SECONDS - start)) s so far)"
+names=(pallas_triton pallas_mosaic_gpu xla,jax_triton)
+for name in "${names[@]}"; do
     file=$results/gpu_kernel_check_${name/xla,jax_triton/others}.json
-    timeout --kill-after=5 140 "$python" experiments/kernel_check.py --implementation="$name" --seconds=115 --json="$file" &
+    XLA_PYTHON_CLIENT_PREALLOCATE=false timeout --kill-after=5 140 "$python" experiments/kernel_check.py \
+        --implementation="$name" --seconds=115 --json="$file" &
     checks+=($!)
 done
-for check in "${checks[@]}"; do wait "$check" || failed=1; done
+for i in "${!checks[@]}"; do
+    wait "${checks[i]}" || { echo "== correctness of ${names[i]}: exit code $?"; failed=1; }
+done
 bench "$results/gpu_kernel_bench.json" 160 "4x128-l4096,4x128-l4096-bias,4x128-sparse80,4x128-sparse80-padded"
 part "training steps" 110 "$python" experiments/gpu_train_step.py --json="$results/gpu_train_step.json"
 bench "$results/gpu_kernel_bench_more.json" $((520 - SECONDS + start)) \

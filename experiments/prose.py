@@ -14,8 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import kernel_bench
-from experiments.tables import MARKED, RESULTS, ROOT, by_seed, figure, read
+import numpy as np
+
+from experiments.tables import MARKED, RESULTS, ROOT, by_seed, figure, gpu_records, read
+from gr_jax import config_files
+from gr_jax.training.speed import train_flops
 
 UNIT = "ms|%|x|times|[KMG]i?B|s|seconds?|minutes?|hours?|/s"
 FIGURE = re.compile(rf"(?<![\w.,])(?:\.\d{{2,4}}\b|\d[\d.,]*e-?\d+|\d[\d.,]*[ -]?(?:{UNIT})(?!\w))")
@@ -90,7 +93,7 @@ def planning() -> dict[str, str]:
 
 def gpu() -> dict[str, str]:
     """Of gpu_kernel_bench and gpu_training."""
-    records = kernel_bench.read(sorted(RESULTS.glob("gpu_kernel_bench*.json")))[1]
+    records = gpu_records()
     ms = {
         (r["shape"], r["implementation"], part): r[part]["ms"]
         for r in records
@@ -104,15 +107,25 @@ def gpu() -> dict[str, str]:
         ]
         return f"{min(ratios):.1f} to {max(ratios):.1f}"
 
-    runs = read("gpu_training")["runs"]
+    runs, hstu = read("gpu_training")["runs"], by_seed(RESULTS / "ablation_loss", "hstu-full")[0]["test"]["ndcg@10"]
+    rival = [run["test"]["ndcg@10"] for run in by_seed(RESULTS / "public_retrieval", "ml-1m-transformer").values()]
     usual = [run for run in runs if "chunk_tokens" not in run["command"]]
     compiled = next(run for run in runs if run["compiled_before"])
     return {
+        "gpu_hstu_ndcg": figure(hstu),
+        "gpu_over_transformer": f"{100 * hstu / statistics.mean(rival) - 100:.1f}",
         "mosaic_times": times("pallas_triton", "pallas_mosaic_gpu"),
         "cudnn_times": times("pallas_mosaic_gpu", "cudnn"),
         "gpu_step_ms": f"{min(run['step_ms'] for run in usual):.1f} to {max(run['step_ms'] for run in usual):.1f}",
         "gpu_seconds": str(compiled["seconds_in_all"]),
     }
+
+
+def layers() -> dict[str, str]:
+    """What `configs/ml_1m.py:swiglu` costs, by the mathematics of a step on histories of 200 events."""
+    configs = (config_files.load(str(ROOT / "configs/ml_1m.py") + variant) for variant in ("", ":swiglu"))
+    base, more = (train_flops(config, np.array([200]), num_items=3706) for config in configs)
+    return {"swiglu_percent": f"{100 * more / base - 100:.0f}"}
 
 
 def serving() -> dict[str, str]:
@@ -217,6 +230,7 @@ def facts() -> dict[str, str]:
         preparing(),
         planning(),
         gpu(),
+        layers(),
         serving(),
         smaller(),
         retrieval(),

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from scipy import stats
 
@@ -25,6 +24,8 @@ from gr_jax.data import pipeline
 from gr_jax.training.evaluation import make_judge
 from gr_jax.training.trained import open_trained
 
+# On a GPU the trainings run while this process holds on to what it computed their ranks with.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexity")
 
 
@@ -104,7 +105,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
     if abs(float(np.mean(rank <= 10)) - result["test"]["hr@10"]) > 1e-3:
         raise RuntimeError(f"{workdir}: the ranks made again are not those that training found")
     return {
-        "hardware": hardware(),
+        "hardware": hardware(result.pop("device")),
         **result,
         "popularity": result["baseline"]["test"],
         "last_epoch": valid[-1]["epoch"],
@@ -114,10 +115,10 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
     }, rank
 
 
-def hardware() -> str:
-    """What this process computes on."""
-    if (device := jax.devices()[0]).platform != "cpu":
-        return device.device_kind
+def hardware(device: str) -> str:
+    """What a training that names this device ran on."""
+    if device != "cpu":
+        return device
     return f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} CPU cores, shared with other work"
 
 

@@ -4,8 +4,8 @@
     python -m experiments.successors --path=ml-1m --seeds=0 -- --config.train.epochs=20     # what is in results/
     python -m experiments.successors --quick
 
-`swiglu`: a feed-forward layer after the attention of a block (`model.swiglu_width`), as in LiGR and today's language
-models. Runs and results as in `public_retrieval`.
+`swiglu`: a feed-forward layer after the attention of a block (`model.swiglu_width`), as language models have it. `hstu`
+is `both` of `ablation_bias`, the same command. Runs and results as in `public_retrieval`.
 """
 
 from __future__ import annotations

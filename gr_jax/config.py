@@ -109,7 +109,7 @@ class ModelConfig:
     qk_width: int = 50  # A: query and key width of a head (hstu; sasrec uses width / num_heads)
     v_width: int = 50  # V: value width of a head (hstu; sasrec uses width / num_heads)
     ffn_width: int = 50  # hidden width of the feed-forward layer (sasrec only)
-    swiglu_width: int = 0  # hidden width of a SwiGLU layer after the attention of a block; 0 = none (hstu only)
+    swiglu_width: int = 0  # hidden width of a SwiGLU layer after attention; 0 = no such layer (hstu, hstu_softmax)
     bias: str = "both"  # relative attention bias: none | position | time | both (hstu only)
     use_query_time: bool = True  # retrieval: time bias from the time of the event to predict, else from the token's own
     use_actions: bool = False  # retrieval: a token is item and action, else the item alone
@@ -117,7 +117,7 @@ class ModelConfig:
     hidden_widths: tuple = (256, 128)  # of the fully connected layers (dlrm only)
     cross_layers: int = 3  # DCN-v2 cross layers (dlrm only)
     input_dropout: float = 0.2  # after the input embeddings
-    dropout: float = 0.2  # before the output projection of a block
+    dropout: float = 0.2  # before the output projection of a block, and that of its SwiGLU
     temperature: float = 0.05  # of the dot product of L2-normalised vectors
     compute_dtype: str = "float32"  # float32 | bfloat16: activations and matmuls; parameters stay float32
     remat: bool = False  # recompute each block in the backward pass: less memory, more time

@@ -316,6 +316,7 @@ def write_result(
         "wall_seconds": wall_seconds,
         "dataset": {"source": run.config.data.source} | {name: getattr(run.dataset, name) for name in names},
         "versions": versions(),
+        "device": jax.devices()[0].device_kind,
     }
     write_whole(run.workdir / "result.json", json.dumps(result, indent=2) + "\n")
 

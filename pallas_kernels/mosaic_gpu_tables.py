@@ -70,7 +70,7 @@ def tiles_of_diagonals(
     return diagonals, order, chosen.sum(1).astype(jnp.int32), visited
 
 
-@functools.partial(lowered_once, static_argnames=("num_positions", "num_buckets", "options"))
+@functools.partial(lowered_once, static=("num_positions", "num_buckets", "options"))
 def table_gradients(
     q,
     k,

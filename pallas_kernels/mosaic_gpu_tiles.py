@@ -70,8 +70,15 @@ def mosaic() -> Any:
     return mosaic_gpu
 
 
-# Lowering a kernel takes seconds of Python. A jitted function is lowered once in a program, for all blocks of a model.
-lowered_once = functools.partial(jax.jit, static_argnames="options")
+def lowered_once(run: Callable, static: Sequence[str] = ("options",)) -> Callable:
+    """Returns run(.., options), lowered once in a program for all blocks of a model: it takes seconds of Python."""
+    jitted = jax.jit(run, static_argnames=static)
+
+    @functools.wraps(run)
+    def once(*args):
+        return (run if args[-1].interpret else jitted)(*args)  # interpreters have settings that jit does not see
+
+    return once
 
 
 def launch(body: Callable, name: str, programs: int, warpgroups: int, out_type, scratch_types, interpret: bool):
@@ -135,7 +142,8 @@ def ring(tiles, readers: int) -> Ring:
     plgpu = mosaic()
     slots, *shape = tiles.shape
     # Else the second slot is at an address that the copy engine takes for an error. No interpreter notices.
-    assert math.prod(shape) * tiles.dtype.itemsize % COPY_ALIGNMENT == 0, (shape, tiles.dtype)
+    if math.prod(shape) * tiles.dtype.itemsize % COPY_ALIGNMENT:
+        raise ValueError(f"slots of {shape} {tiles.dtype}: their bytes must be a multiple of {COPY_ALIGNMENT}")
     return Ring(tiles, plgpu.Barrier(num_barriers=slots), plgpu.Barrier(num_arrivals=readers, num_barriers=slots))
 
 

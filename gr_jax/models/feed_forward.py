@@ -14,10 +14,10 @@ NORM_EPS = 1e-6
 class Swiglu(nnx.Module):
     """x + W_down (SiLU(W_gate LN(x)) * W_up LN(x)), token by token; its hidden values are made again for the gradients.
 
-    Source: SwiGLU, arXiv:2002.05202; in ranking transformers, LiGR, arXiv:2502.03417.
+    Source: SwiGLU, arXiv:2002.05202.
 
     Attributes:
-      gate: [D, F]. up: [D, F]. down: [F, D].
+      gate: [D, F], of D = `width` and F = `hidden`. up: [D, F]. down: [F, D].
     """
 
     def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):

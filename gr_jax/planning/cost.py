@@ -94,13 +94,13 @@ def executed_flops(config: Config, sizes: Sizes) -> float:
 
     The backward pass of a product costs two products; the backward pass of the first projection makes that once more
     (`pallas_kernels/elementwise.py`), that of attention the scores: five products for the forward pass's two; that of
-    SwiGLU makes the layer once more; `remat` adds a forward pass. Attention counts real pairs: kernels skip blocks
+    SwiGLU its hidden values; `remat` adds a forward pass. Attention counts real pairs: kernels skip blocks
     without any, XLA's on a CPU does not.
     """
     model, tokens = config.model, sizes.tokens
     per_token, per_pair = block_flops(model)
     linear, attention = 3.0 * per_token, 3.0 * per_pair
-    linear += 6.0 * model.width * model.swiglu_width
+    linear += 4.0 * model.width * model.swiglu_width
     if model.kind == "hstu":
         heads_a, heads_v = model.num_heads * model.qk_width, model.num_heads * model.v_width
         linear += 4 * model.width * (heads_a + heads_v)

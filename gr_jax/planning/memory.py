@@ -96,7 +96,7 @@ def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[
       platform: cpu or gpu: attention there is XLA's or a kernel's.
 
     Raises:
-      ConfigError: a model kind that the formulas do not know.
+      ConfigError: a model that the formulas do not know.
     """
     if not knows(config):
         known = "the formulas know hstu without SwiGLU; --compile asks the compiler"

@@ -21,7 +21,7 @@ N, WIDTH, ITEMS = 12, 16, 40
 
 def small(kind: str = "hstu", **changes) -> ModelConfig:
     config = ModelConfig(kind=kind, width=WIDTH, num_blocks=2, num_heads=2, qk_width=6, v_width=10, ffn_width=24)
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, **{"swiglu_width": 9 if kind == "hstu" else 0} | changes)
 
 
 def make_model(config: ModelConfig, **sizes):
