@@ -30,7 +30,8 @@ class Swiglu(nnx.Module):
         self, x: Float[Array, "R L D"], *, rate: float = 0.0, key: PRNGKeyArray | None = None
     ) -> Float[Array, "R L D"]:
         """x plus the layer's output, in the dtype of x; dropout of the hidden values at `rate` when `key` is given."""
-        return _swiglu(rate, x, *(w.astype(x.dtype) for w in (self.gate, self.up, self.down)), key)
+        gate, up, down = (weight.astype(x.dtype) for weight in (self.gate, self.up, self.down))
+        return _swiglu(rate, x, gate, up, down, key)
 
 
 def _forward(rate, x, gate, up, down, key):
@@ -46,7 +47,7 @@ def _backward_rule(rate, args, d_out):
     *floats, key = args
     # Else the compiler keeps the hidden values of the forward pass, which are the same.
     floats, d_out = jax.lax.optimization_barrier((floats, d_out))
-    _, backward = jax.vjp(lambda *floats: _forward(rate, *floats, key), *floats)
+    _, backward = jax.vjp(lambda x, gate, up, down: _forward(rate, x, gate, up, down, key), *floats)
     return *backward(d_out), None
 
 

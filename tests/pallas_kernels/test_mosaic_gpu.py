@@ -9,6 +9,7 @@ from pallas_kernels import bucket_ranges, mosaic_gpu
 from pallas_kernels.bias_tiles import bias_tiles
 from pallas_kernels.masks import time_bucket
 from pallas_kernels.mosaic_gpu import mosaic_gpu_attention
+from pallas_kernels.mosaic_gpu_tiles import mosaic, ring
 from pallas_kernels.visible_keys import visible_keys
 from tests.pallas_kernels.lowering import CALLS, lowered
 from tests.pallas_kernels.packed_rows import border_rows
@@ -38,6 +39,28 @@ def test_forward_and_backward_with_all_mask_rules_lower_for_a_gpu(widths):
         return out, backward(out)
 
     assert lowered(call, floats, rows).count(CALLS["pallas_mosaic_gpu"]) == 4 + (sum(widths) > 256)
+
+
+@needs_mosaic
+def test_all_layers_of_a_shape_are_lowered_once():
+    floats, rows = arrays("plain")
+
+    def gradient(layers: int):
+        def loss(q):
+            for _ in range(layers):
+                q = mosaic_gpu_attention(**(floats | {"q": q}), **rows, max_length=65)
+            return q.astype(jnp.float32).sum()
+
+        return jax.grad(loss)
+
+    two, three = (lowered(gradient(layers), floats["q"]).count(CALLS["pallas_mosaic_gpu"]) for layers in (2, 3))
+    assert two == three == 2  # the forward pass, and the gradient of q
+
+
+@needs_mosaic
+def test_a_slot_that_the_copy_engine_would_stop_at_is_refused():
+    with pytest.raises(ValueError, match="slots of .4. int32: their bytes must be a multiple of 128"):
+        ring(mosaic().SMEM((2, 4), jnp.int32), 1)
 
 
 @needs_mosaic
