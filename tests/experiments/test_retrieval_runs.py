@@ -68,3 +68,37 @@ def test_another_training_does_not_take_the_name_of_a_kept_one(results, seed):
     said = ["--config=configs/ml_1m.py", f"--config.seed={seed}", "--config.model.bias=none"]
     with pytest.raises(SystemExit, match=r"hstu-0\.json is of .*not of .*bias=none.*move it away"):
         retrieval_runs.kept_already("some", "hstu", seed, said)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Runs that an ablation of two variants asks for."""
+    found = []
+    monkeypatch.setattr(retrieval_runs, "run", lambda experiment, name, seed, config, change, args: found.append(
+        (name, seed, config, change)
+    ))  # fmt: skip
+
+    def ablation(*arguments: str):
+        monkeypatch.setattr("sys.argv", ["ablation", *arguments])
+        variants = {"plain": ("a.py", []), "other": ("a.py", ["--config.x=1"])}
+        retrieval_runs.run_variants("some", variants, "An ablation.")
+        return found
+
+    return ablation
+
+
+def test_an_ablation_runs_the_variants_that_are_asked_for_with_each_seed(asked, results):
+    command = ("--only=other", "--seeds=0,2", "--", "--config.train.epochs=3")
+    expected = ["--config.x=1", "--config.train.epochs=3"]
+    assert asked(*command) == [("other", seed, "a.py", expected) for seed in (0, 2)]
+
+
+def test_an_unknown_variant_is_named_with_the_known_ones(asked, capsys):
+    with pytest.raises(SystemExit):
+        asked("--only=plain,ohter")
+    assert "--only: there are plain, other, not ohter" in capsys.readouterr().err
+
+
+def test_a_result_names_the_device_that_its_training_names():
+    assert retrieval_runs.hardware("NVIDIA H100 80GB HBM3") == "NVIDIA H100 80GB HBM3"
+    assert "CPU cores" in retrieval_runs.hardware("cpu")
