@@ -386,7 +386,7 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(config_file, long_run, t
             ["--config=configs/ml_2m.py"],
             "error: --config: no file 'configs/ml_2m.py'; did you mean 'configs/ml_",
         ),
-        (["--config=configs/ml_1m.py:bas"], "error: --config: no variant 'bas', only base, large, sasrec"),
+        (["--config=configs/ml_1m.py:bas"], "error: --config: no variant 'bas', only base, large, swiglu, sasrec"),
         (["--config=configs/ml_1m.py", "--config.model.widht=3"], "did you mean config.model.width"),
         (
             ["--config=configs/ml_1m.py", "--config.model.width=wide"],
