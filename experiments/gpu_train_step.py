@@ -150,6 +150,7 @@ def main() -> int:
     import jax
 
     from pallas_kernels import dispatch
+    from pallas_kernels.bench import one_line
 
     device = dispatch.current_device()
     names, records = args.implementation.split(","), []
@@ -158,7 +159,7 @@ def main() -> int:
         try:
             return prepare(model, name, args.tiny)
         except Exception as error:  # the other cases matter as much
-            return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+            return {"error": one_line(error)}
 
     for model in args.model.split(","):
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # all compile before the first is timed
@@ -169,7 +170,7 @@ def main() -> int:
                 try:
                     record = run(found, args.steps)
                 except Exception as error:
-                    record = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
+                    record = {"error": one_line(error)}
                 found.clear()  # its state need not stay on the device
             records.append({"model": model, "implementation": name} | record)
             text = record.get("skipped") or record.get("error") or (

@@ -31,6 +31,14 @@ def read(paths: list[Path]) -> tuple[list[str], list[dict[str, Any]]]:
     return origins, [{"device": key[0]} | record for key, record in records.items()]
 
 
+def gpu_records() -> list[dict[str, Any]]:
+    """What the benchmark of attention found on the one kind of GPU that it ran on."""
+    records = read(sorted(RESULTS.glob("gpu_kernel_bench*.json")))[1]
+    if len(devices := {record["device"] for record in records}) > 1:
+        raise ValueError(f"gpu_kernel_bench*.json are of {', '.join(sorted(devices))}: a table is of one device")
+    return records
+
+
 def row(record: dict[str, Any]) -> list[str]:
     """Returns the cells of a record that was timed."""
     cells = [record["shape"], record["implementation"]]

@@ -232,10 +232,6 @@ def check_cached(width: int, dtype: str, interpret: bool) -> dict[str, Any]:
     return {"errors": found, "wrong": wrong}
 
 
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:2000]
-
-
 @functools.cache
 def _reference(mask: str, qk_width: int, length: int, bias: bool):
     import jax
@@ -264,6 +260,7 @@ def main() -> int:
     import jax
 
     from pallas_kernels import IMPLEMENTATIONS, dispatch
+    from pallas_kernels.bench import one_line
 
     device, start = dispatch.current_device(), time.monotonic()
     names = args.implementation.split(",") if args.implementation else [n for n in IMPLEMENTATIONS if n != "reference"]
@@ -296,7 +293,7 @@ def main() -> int:
         try:
             record = check_one(width, dtype, args.interpret)
         except Exception as error:  # attention matters as much
-            record = {"error": one_line(error)}
+            record = {"error": one_line(error, 2000)}
         failed += "error" in record or bool(record["wrong"])
         about(case, record)
 
@@ -316,7 +313,7 @@ def main() -> int:
             try:
                 record = check(case, future.result(), args.length, device.platform)
             except Exception as error:  # the other cases matter as much
-                record = {"error": one_line(error)}
+                record = {"error": one_line(error, 2000)}
             failed += "error" in record or bool(record.get("wrong"))
             about(case, record)
             if args.seconds and time.monotonic() - start > args.seconds:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.tables import MARKED, RESULTS, ROOT, by_seed, figure, gpu_records, read
+from experiments.kernel_bench import gpu_records
+from experiments.tables import MARKED, RESULTS, ROOT, by_seed, figure, read
 from gr_jax import config_files
 from gr_jax.training.speed import train_flops
 

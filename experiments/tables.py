@@ -115,8 +115,6 @@ def ablation_loss() -> str:
     for loss, shown in losses.items():
         found = [by_seed(RESULTS / "ablation_loss", f"{model}-{loss}") for model in ("hstu", "sasrec")]
         runs = [[of[seed] for seed in sorted(found[0].keys() & found[1].keys())] for of in found]
-        if not runs[0]:
-            continue
         values = [[run["test"][metric] for run in of] for of in runs for metric in ("hr@10", "ndcg@10")]
         gain = 100 * statistics.mean(values[1]) / statistics.mean(values[3]) - 100
         rows.append((shown, str(len(runs[0])), *map(spread, values), f"{gain:+.1f} %"))
@@ -136,17 +134,9 @@ def successors() -> str:
     return markdown(head, rows)
 
 
-def gpu_records() -> list[dict]:
-    """What the benchmark of attention found on the one kind of GPU that it ran on."""
-    records = kernel_bench.read(sorted(RESULTS.glob("gpu_kernel_bench*.json")))[1]
-    if len(devices := {record["device"] for record in records}) > 1:
-        raise ValueError(f"gpu_kernel_bench*.json are of {', '.join(sorted(devices))}: a table is of one device")
-    return records
-
-
 def kernels() -> str:
     """Time and rate of attention on an H100 by shape and implementation."""
-    found = {(r["shape"], r["implementation"]): r for r in gpu_records() if "backward" in r}
+    found = {(r["shape"], r["implementation"]): r for r in kernel_bench.gpu_records() if "backward" in r}
     names, rows = ("pallas_mosaic_gpu", "pallas_triton", "xla", "cudnn"), []
     cell = lambda part: f"{part['ms']:.2f} ms, {part['tflops']:.0f}"
     for shape in sorted({shape for shape, _ in found}):

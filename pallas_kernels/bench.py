@@ -133,9 +133,9 @@ def why_not(name: str, spec: Spec, peer: str) -> str | None:
     return dispatch.why_not(name, device, spec.dtype, max(spec.qk_width, spec.v_width))
 
 
-def one_line(error: BaseException) -> str:
-    """Returns an error as one line of at most 300 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Returns an error as one line of at most so many characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:most]
 
 
 def bench_shape(spec: Spec, names: list[str], peer: str) -> dict[str, dict[str, Any]]:
