@@ -39,7 +39,9 @@ from gr_jax.config import (
     unknown_variant,
 )
 
-BASE = ModelConfig(width=64, num_blocks=4, num_heads=4, qk_width=16, v_width=16, input_dropout=0.5, dropout=0.5)
+BASE = ModelConfig(
+    width=64, num_blocks=4, num_heads=4, qk_width=16, v_width=16, input_dropout=0.5, dropout=0.5
+)
 # Rows of 1024 numbers, 1.5e12 in all; with the padding row 1024 devices divide them.
 TRILLION_ITEMS = 1430512 * 1024 - 1
 SASREC = replace(BASE, kind="sasrec", ffn_width=64)
@@ -76,8 +78,12 @@ def get_config(variant: str = "books") -> Config:
     return replace(
         beauty,
         data=replace(beauty.data, path="data/amazon-2014/ratings_Books.csv", filter="one_pass"),
-        loss=LossConfig(kind="per_token", negatives=512, group=32),  # a full softmax is 695,762 logits a token
-        evaluate=EvaluateConfig(valid_users=10_000),  # validation every epoch; the test is on all users
+        loss=LossConfig(
+            kind="per_token", negatives=512, group=32
+        ),  # a full softmax is 695,762 logits a token
+        evaluate=EvaluateConfig(
+            valid_users=10_000
+        ),  # validation every epoch; the test is on all users
     )
 
 

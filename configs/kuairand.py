@@ -51,7 +51,14 @@ USER_FEATURES = (
     "friend_user_num_range",
     "register_days_range",
 )
-LOG = DataConfig(source="kuairand", filter="k_core", min_events=5, actions=ACTIONS, max_length=512, row_length=1024)
+LOG = DataConfig(
+    source="kuairand",
+    filter="k_core",
+    min_events=5,
+    actions=ACTIONS,
+    max_length=512,
+    row_length=1024,
+)
 MODEL = ModelConfig(width=64, num_blocks=4, num_heads=4, qk_width=16, v_width=16, use_actions=True)
 
 
@@ -60,7 +67,9 @@ def get_config(variant: str = "base") -> Config:
         return Config(
             data=LOG,
             model=MODEL,
-            loss=LossConfig(positive="click", kind="group", group=32),  # of a catalogue too large for the full softmax
+            loss=LossConfig(
+                positive="click", kind="group", group=32
+            ),  # of a catalogue too large for the full softmax
             train=TrainConfig(epochs=101, batch_users=32, patience=10),
             evaluate=EvaluateConfig(batch_users=32),
         )

@@ -71,10 +71,18 @@ def _ranking(variant: str) -> Config:
     is_dlrm = variant == "ranking-dlrm"
     data = DataConfig(
         source="ml-1m",
-        actions=("watched=1", "rated2=rating>=2", "rated3=rating>=3", "liked=rating>=4", "loved=rating>=5"),
+        actions=(
+            "watched=1",
+            "rated2=rating>=2",
+            "rated3=rating>=3",
+            "liked=rating>=4",
+            "loved=rating>=5",
+        ),
         user_features=("gender", "age", "occupation", "zip_region"),
         item_features=("genres", "year"),
-        max_length=64 if is_dlrm else 128,  # a label of the sequence model sees 64 to 127 events before it
+        max_length=64
+        if is_dlrm
+        else 128,  # a label of the sequence model sees 64 to 127 events before it
         row_length=272,  # 2 tokens an event and the 4 attributes of the user
     )
     return Config(

@@ -16,11 +16,20 @@ Expected test metric, full catalogue: not measured here. The paper reports HR@10
 items and looks at the test split every epoch (Zhai et al. 2024, table 4).
 """
 
-from gr_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig, unknown_variant
+from gr_jax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    TrainConfig,
+    unknown_variant,
+)
 
 MODELS = {
     "base": ModelConfig(width=256, num_blocks=4, num_heads=4, qk_width=64, v_width=64),
-    "large": ModelConfig(width=256, num_blocks=16, num_heads=8, qk_width=32, v_width=32, remat=True),
+    "large": ModelConfig(
+        width=256, num_blocks=16, num_heads=8, qk_width=32, v_width=32, remat=True
+    ),
     "sasrec": ModelConfig(kind="sasrec", width=256, num_blocks=4, num_heads=4, ffn_width=256),
 }
 
@@ -32,5 +41,7 @@ def get_config(variant: str = "base") -> Config:
         data=DataConfig(source="ml-20m", max_length=200, row_length=256),
         model=MODELS[variant],  # dropouts 0.2, temperature 0.05 and the full softmax: the defaults
         train=TrainConfig(epochs=101, batch_users=128, patience=10),
-        evaluate=EvaluateConfig(valid_users=20_000),  # validation every epoch; the test is on all users
+        evaluate=EvaluateConfig(
+            valid_users=20_000
+        ),  # validation every epoch; the test is on all users
     )

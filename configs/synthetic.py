@@ -8,10 +8,10 @@
 Cost: one minute on 2 CPU cores that other jobs used too; ranking one minute, ranking-dlrm 5 minutes.
 
 Expected test HR@10: .83. What a user does next depends on order and on elapsed time
-(`gr_jax/data/synthetic.py`): the best ranking possible has .88, the best without the time of the request .49,
+(`gr_jax/data/log/synthetic.py`): the best ranking possible has .88, the best without the time of the request .49,
 a model with `bias=position` reaches .41, popularity .04 (`experiments/synthetic_structure.py`).
 
-Ranking is of another log (`gr_jax/data/synthetic_actions.py`): 6,000 users, 100 items in 20 categories, clicks by how
+Ranking is of another log (`gr_jax/data/log/synthetic_actions.py`): 6,000 users, 100 items in 20 categories, clicks by how
 often and how recently a category was met and clicked before. Expected test NE: .474, and an AUC of .933;
 ranking-dlrm .480 and .932. The true probabilities have .43; tables of click rates .44 by counts and recency, .57 by
 shares of the history and recency, .86 by recency alone (`experiments/synthetic_ranking_structure.py`).
@@ -30,8 +30,12 @@ from gr_jax.config import (
 )
 
 RANKERS = {
-    "ranking": ModelConfig(width=32, qk_width=32, v_width=32, head_width=32, input_dropout=0.0, dropout=0.1),
-    "ranking-dlrm": ModelConfig(kind="dlrm", width=32, hidden_widths=(64, 32), cross_layers=2, dropout=0.1),
+    "ranking": ModelConfig(
+        width=32, qk_width=32, v_width=32, head_width=32, input_dropout=0.0, dropout=0.1
+    ),
+    "ranking-dlrm": ModelConfig(
+        kind="dlrm", width=32, hidden_widths=(64, 32), cross_layers=2, dropout=0.1
+    ),
 }
 
 
@@ -44,7 +48,9 @@ def get_config(variant: str = "base") -> Config:
         data=DataConfig(source="synthetic", max_length=64, row_length=128),
         model=ModelConfig(width=48, qk_width=48, v_width=48, input_dropout=0.1, dropout=0.1),
         loss=LossConfig(kind="full"),
-        optimizer=OptimizerConfig(learning_rate=4e-3),  # high, for a short run: 2e-3 takes twice the epochs
+        optimizer=OptimizerConfig(
+            learning_rate=4e-3
+        ),  # high, for a short run: 2e-3 takes twice the epochs
         train=TrainConfig(epochs=12, batch_users=64),
     )
 

@@ -10,7 +10,7 @@ per label is what reading the history once saves: between n/2 (where the cost of
 and n/3 (where it is quadratic). Zhai et al. 2024, section 2.3.
 
 Per label are given
-  formula   FLOPs by `gr_jax.training.speed.train_flops`, causal pairs, over all n prefixes;
+  formula   FLOPs by `gr_jax.models.flops.train_flops`, causal pairs, over all n prefixes;
   xla       FLOPs counted by XLA's cost analysis of the compiled loss and gradient, attention `reference` (dense: no
             loops, whose bodies it would count once), over the sampled prefixes;
   wall      seconds of the compiled loss and gradient with the attention that trains here, over the sampled prefixes;
@@ -44,13 +44,15 @@ from jaxtyping import Array, Float, Int
 
 from experiments import figures
 from gr_jax.config import Config, ModelConfig
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
+from gr_jax.models.flops import train_flops
 from gr_jax.models.recommender import functional
-from gr_jax.training.speed import train_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ITEMS = 1000
-MODEL = ModelConfig(width=32, num_blocks=2, qk_width=32, v_width=32, head_width=32, input_dropout=0.0, dropout=0.0)
+MODEL = ModelConfig(
+    width=32, num_blocks=2, qk_width=32, v_width=32, head_width=32, input_dropout=0.0, dropout=0.0
+)
 
 
 def make_step(max_length: int, attention: str, *, last_only: bool) -> tuple[Callable, dict]:
@@ -154,12 +156,19 @@ def plot(cases: list[dict], path: Path) -> None:
     n = np.array([case["n"] for case in cases])
     figure, (left, right) = figures.pyplot().subplots(1, 2, figsize=(10, 4.2))
     left.fill_between(n, n / 3, n / 2, color="0.9", label="n/3 to n/2")
-    names = {"formula": "FLOPs, formula", "xla": "FLOPs, XLA", "wall": "wall time", "cpu": "CPU time"}
+    names = {
+        "formula": "FLOPs, formula",
+        "xla": "FLOPs, XLA",
+        "wall": "wall time",
+        "cpu": "CPU time",
+    }
     for (name, label), mark in zip(names.items(), "so^v", strict=True):
         left.plot(n, [case["ratio"][name] for case in cases], marker=mark, label=label)
     left.set_ylabel("cost of a label: impressions / generative")
     for kind, style in (("impression", "--"), ("generative", "-")):
-        right.plot(n, [1e3 * case[kind]["cpu"] for case in cases], f"k{style}", marker="v", label=kind)
+        right.plot(
+            n, [1e3 * case[kind]["cpu"] for case in cases], f"k{style}", marker="v", label=kind
+        )
     right.set_ylabel("CPU time of a label, ms")
     for axis in (left, right):
         axis.set_xscale("log", base=2)
@@ -169,34 +178,51 @@ def plot(cases: list[dict], path: Path) -> None:
         axis.legend(fontsize="small")
         axis.grid(alpha=0.3)
     left.set_title("A label at every event, or a sequence for each label", fontsize="medium")
-    right.set_title(f"{MODEL.num_blocks} HSTU blocks of width {MODEL.width}, loss and gradient", fontsize="medium")
+    right.set_title(
+        f"{MODEL.num_blocks} HSTU blocks of width {MODEL.width}, loss and gradient",
+        fontsize="medium",
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--n", default="64,128,256,512,1024")
     parser.add_argument("--prefixes", type=int, default=4, help="sampled prefix lengths for each n")
     parser.add_argument("--tokens", type=int, default=2048, help="of a step")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path, default=ROOT / "experiments/results/cost_per_label.json")
-    parser.add_argument("--plot_only", action="store_true", help="draw the figure of an existing JSON file")
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "experiments/results/cost_per_label.json"
+    )
+    parser.add_argument(
+        "--plot_only", action="store_true", help="draw the figure of an existing JSON file"
+    )
     args = parser.parse_args()
     if not args.plot_only:
         cases = []
         for n in map(int, args.n.split(",")):
             cases.append(measure(n, prefixes=args.prefixes, tokens=args.tokens, rounds=args.rounds))
             ratio = cases[-1]["ratio"]
-            print(f"n {n:5}  " + "  ".join(f"{name} {value:.1f}" for name, value in ratio.items()), flush=True)
+            print(
+                f"n {n:5}  " + "  ".join(f"{name} {value:.1f}" for name, value in ratio.items()),
+                flush=True,
+            )
         sizes = np.log([case["n"] for case in cases])
-        slopes = {x: np.polyfit(sizes, np.log([c["ratio"][x] for c in cases]), 1)[0] for x in cases[0]["ratio"]}
+        slopes = {
+            x: np.polyfit(sizes, np.log([c["ratio"][x] for c in cases]), 1)[0]
+            for x in cases[0]["ratio"]
+        }
         result = {
             "command": " ".join(["python", *sys.argv]),
             "machine": f"{os.cpu_count()} CPU cores, load average {os.getloadavg()[1]:.1f} over the last 5 minutes",
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
             "model": dataclasses.asdict(MODEL),
-            "exponent_of_n_in_the_ratio": {name: round(float(slope), 3) for name, slope in slopes.items()},
+            "exponent_of_n_in_the_ratio": {
+                name: round(float(slope), 3) for name, slope in slopes.items()
+            },
             "cases": cases,
         }
         args.json.write_text(json.dumps(result, indent=2) + "\n")

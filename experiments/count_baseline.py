@@ -19,10 +19,11 @@ from jaxtyping import Bool, Float, Int
 from gr_jax import cli
 from gr_jax.config import ConfigError
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.preparation import prepare
-from gr_jax.training import ranking_metrics
+from gr_jax.data.log.preparation import prepare
+from gr_jax.training.ranking import metrics
 
-PRIOR = 10.0  # events with the rate of the whole log so far that a user and an item are credited with
+# events with the rate of the whole log so far that a user and an item are credited with
+PRIOR = 10.0
 FEATURES = (
     "log(1 + user events)",
     "user rate",
@@ -49,17 +50,21 @@ def happened(dataset: Dataset, action: str) -> Float[np.ndarray, " E"]:
     Raises:
       ConfigError: the dataset has no such action.
     """
-    if dataset.action is None or action not in dataset.actions:
-        raise ConfigError(f"no action {action!r} in {dataset.folder}: it has {', '.join(dataset.actions) or 'none'}")
-    return (dataset.action >> dataset.actions.index(action) & 1).astype(np.float64)
+    if dataset.events.action is None or action not in dataset.catalogue.actions:
+        raise ConfigError(
+            f"no action {action!r} in {dataset.folder}: it has {', '.join(dataset.catalogue.actions) or 'none'}"
+        )
+    return (dataset.events.action >> dataset.catalogue.actions.index(action) & 1).astype(np.float64)
 
 
 def time_order(dataset: Dataset) -> Int[np.ndarray, " E"]:
     """Flat indices by time; of events in the same second, users in their order and a user's events in theirs."""
-    return np.argsort(dataset.timestamp, kind="stable")
+    return np.argsort(dataset.events.timestamp, kind="stable")
 
 
-def before(group: Int[np.ndarray, " E"], value: Float[np.ndarray, " E"]) -> tuple[np.ndarray, np.ndarray]:
+def before(
+    group: Int[np.ndarray, " E"], value: Float[np.ndarray, " E"]
+) -> tuple[np.ndarray, np.ndarray]:
     """Number and sum of the values before each event among those of its group; all in the order of time."""
     order = np.argsort(group, kind="stable")
     sorted_group = group[order]
@@ -78,12 +83,12 @@ def count_features(dataset: Dataset, action: str) -> Float[np.ndarray, "E D"]:
     """
     order = time_order(dataset)
     value = happened(dataset, action)[order]
-    user = np.repeat(np.arange(dataset.num_users), dataset.lengths)[order]
+    user = np.repeat(np.arange(dataset.num_users), dataset.events.lengths)[order]
     everything = np.zeros(len(order), np.int64)
     n, positives = before(everything, value)
     rate = (positives + 0.5) / (n + 1)  # never 0 or 1
     columns = []
-    for group in (user, dataset.item[order]):
+    for group in (user, dataset.events.item[order]):
         n, positives = before(group, value)
         own = (positives + PRIOR * rate) / (n + PRIOR)
         columns += [np.log1p(n), own, np.log(own) - np.log1p(-own)]
@@ -133,11 +138,15 @@ def _sigmoid(logit: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
     return np.exp(-np.logaddexp(0, -logit))
 
 
-def _sides(dataset: Dataset, test_from: int) -> tuple[Bool[np.ndarray, " E"], Int[np.ndarray, " T"]]:
-    train = dataset.timestamp < test_from
+def _sides(
+    dataset: Dataset, test_from: int
+) -> tuple[Bool[np.ndarray, " E"], Int[np.ndarray, " T"]]:
+    train = dataset.events.timestamp < test_from
     if not train.any() or train.all():
         side = "training" if not train.any() else "test"
-        raise ConfigError(f"no event on the {side} side of time {test_from}: choose another ranking.test_from")
+        raise ConfigError(
+            f"no event on the {side} side of time {test_from}: choose another ranking.test_from"
+        )
     order = time_order(dataset)
     return train, order[~train[order]]
 
@@ -169,7 +178,7 @@ def count_regression(dataset: Dataset, action: str, *, test_from: int) -> Predic
 
 def split_time(dataset: Dataset, share: float) -> int:
     """The time of the event that has this share of all events before it, ties aside: where a test part begins."""
-    return int(np.sort(dataset.timestamp)[int(dataset.num_events * share)])
+    return int(np.sort(dataset.events.timestamp)[int(dataset.num_events * share)])
 
 
 def main(argv: list[str]) -> None:
@@ -179,13 +188,17 @@ def main(argv: list[str]) -> None:
     measured = {}
     print(f"{'task':<12}{'baseline':<20}{'NE':>8}{'AUC':>8}")
     for task in args.config.ranking.tasks:
-        if task not in dataset.actions:
+        if task not in dataset.catalogue.actions:
             continue  # the value of the rating is no probability
         for baseline in (constant_rate, count_regression):
             found = baseline(dataset, task, test_from=test_from)
-            ne = ranking_metrics.ne(found.probability, found.outcome)
-            auc = ranking_metrics.auc(found.probability, found.outcome)
-            measured[f"{task}/{baseline.__name__}"] = {"ne": ne, "auc": auc, "labels": len(found.event)}
+            ne = metrics.ne(found.probability, found.outcome)
+            auc = metrics.auc(found.probability, found.outcome)
+            measured[f"{task}/{baseline.__name__}"] = {
+                "ne": ne,
+                "auc": auc,
+                "labels": len(found.event),
+            }
             shown = ["undefined" if value is None else f"{value:.4f}" for value in (ne, auc)]
             print(f"{task:<12}{baseline.__name__:<20}{shown[0]:>8}{shown[1]:>8}")
     print(json.dumps({"config": args.config_spec, "test_from": test_from, "test": measured}))

@@ -33,11 +33,11 @@ from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from experiments.gpu_train_step import random_batch  # noqa: E402
 from experiments.kernel_compile import TARGET  # noqa: E402
-from gr_jax import config_files  # noqa: E402
+from gr_jax.config import files  # noqa: E402
 from gr_jax.models import hstu  # noqa: E402
 from gr_jax.models.layers import layer_norm  # noqa: E402
+from pallas_kernels.bench.timing import Program, interleaved  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
-from pallas_kernels.timing import Program, interleaved  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -55,7 +55,7 @@ def step(variant: str, blocks: int, rows: int, target: Any = None) -> tuple[Any,
 
     target: a mesh of devices that are not there, to compile for.
     """
-    config = replace(config_files.load(f"{ROOT}/configs/ml_1m.py:{variant}").model, num_blocks=blocks)
+    config = replace(files.load(f"{ROOT}/configs/ml_1m.py:{variant}").model, num_blocks=blocks)
     if target is not None:
         config = replace(config, attention="pallas_triton", compute_dtype="bfloat16")
     batch = random_batch(replace(SPECS[f"ml_1m-{variant}-bias"], rows=rows), 3706)
@@ -78,7 +78,9 @@ def step(variant: str, blocks: int, rows: int, target: Any = None) -> tuple[Any,
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=32, help="rows of 256 tokens")
     parser.add_argument("--json", default="", help="file for the results; default: results/")
     parser.add_argument("--sm90", action="store_true", help="compile for an H100 that is not there")
@@ -89,7 +91,10 @@ def main() -> int:
             platform="cuda", topology_name="", target_config=TARGET, topology="1x1x1"
         )
         target = topologies.make_mesh(topology, (1,), ("x",))
-    plain: dict[str, Any] = {"normalised_projection": plain_projection, "normalised_gate": plain_gate}
+    plain: dict[str, Any] = {
+        "normalised_projection": plain_projection,
+        "normalised_gate": plain_gate,
+    }
     ours: dict[str, Any] = {name: getattr(hstu, name) for name in plain}
     cases = {}
     for variant in ("base", "large"):
@@ -98,14 +103,21 @@ def main() -> int:
             for name, patch in (("plain", plain), ("recomputed", ours)):
                 with mock.patch.multiple(hstu, **patch):
                     executable, inputs = step(variant, blocks, args.rows, target)
-                programs[name] = Program(lambda i, f=executable, x=inputs: f(*x), jax.block_until_ready)
+                programs[name] = Program(
+                    lambda i, f=executable, x=inputs: f(*x), jax.block_until_ready
+                )
                 record[name] = {"temp_mib": executable.memory_analysis().temp_size_in_bytes / 2**20}
             for name, times in (
-                {} if target else interleaved(programs, rounds=15, burst_seconds=0.2, slow_seconds=10).items()
+                {}
+                if target
+                else interleaved(programs, rounds=15, burst_seconds=0.2, slow_seconds=10).items()
             ):
                 record[name] |= times
             cases[f"{variant}, {blocks} blocks"] = record
-            print(f"{variant}, {blocks} blocks", {n: {k: round(x, 1) for k, x in r.items()} for n, r in record.items()})
+            print(
+                f"{variant}, {blocks} blocks",
+                {n: {k: round(x, 1) for k, x in r.items()} for n, r in record.items()},
+            )
     about = {"command": " ".join(sys.argv), "jax": jax.__version__, "machine": platform.machine()}
     about |= {"cores": os.cpu_count(), "rows": args.rows}
     default = RESULTS / f"elementwise_stage{'_sm90' if target else ''}.json"

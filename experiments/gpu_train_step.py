@@ -30,23 +30,37 @@ MODELS = ("ml_1m-large", "ml_1m-large-bf16", "long")
 
 def model_case(model: str, tiny: bool):
     """Returns the config, the shape of the batch and the size of the catalogue."""
-    from gr_jax import config_files
-    from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
+    from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, files
     from pallas_kernels.specs import SPECS
 
     if model == "long":
         widths = ModelConfig(
-            width=512, num_blocks=4, num_heads=4, qk_width=128, v_width=128, compute_dtype="bfloat16", remat=True
+            width=512,
+            num_blocks=4,
+            num_heads=4,
+            qk_width=128,
+            v_width=128,
+            compute_dtype="bfloat16",
+            remat=True,
         )
         data = DataConfig(max_length=4096, row_length=8192)
-        config = Config(data=data, model=widths, loss=LossConfig(kind="group", negatives=512, group=128))
+        config = Config(
+            data=data, model=widths, loss=LossConfig(kind="group", negatives=512, group=128)
+        )
         spec, items = SPECS["4x128-sparse80-bias"], 100_000
     else:
-        config, spec, items = config_files.load(str(ROOT / "configs/ml_1m.py:large")), SPECS["ml_1m-large-bias"], 3_706
+        config, spec, items = (
+            files.load(str(ROOT / "configs/ml_1m.py:large")),
+            SPECS["ml_1m-large-bias"],
+            3_706,
+        )
         if model.endswith("bf16"):
             config = replace(config, model=replace(config.model, compute_dtype="bfloat16"))
     if tiny:
-        spec, items = replace(spec, rows=2, length=256, max_length=128, median=60.0, shortest=1), 300
+        spec, items = (
+            replace(spec, rows=2, length=256, max_length=128, median=60.0, shortest=1),
+            300,
+        )
         data = replace(config.data, max_length=128, row_length=256)
         config = replace(config, data=data, model=replace(config.model, num_blocks=1))
     return replace(config, mesh=MeshConfig(data=1)), spec, items
@@ -56,7 +70,7 @@ def random_batch(spec, items: int):
     """Returns packed rows of random items with the lengths and times of the spec."""
     import numpy as np
 
-    from gr_jax.data.batch import Batch
+    from gr_jax.data.batches.batch import Batch
     from pallas_kernels import specs
 
     arrays = specs.inputs(replace(spec, heads=1, qk_width=1, v_width=1))
@@ -69,7 +83,12 @@ def random_batch(spec, items: int):
     real = segment != 0
     keep: Any = lambda x: np.where(real, x, 0).astype(np.int32)
     return Batch(
-        keep(item), keep(arrays["key_times"]), keep(arrays["query_times"]), keep(position), segment, keep(label)
+        keep(item),
+        keep(arrays["key_times"]),
+        keep(arrays["query_times"]),
+        keep(position),
+        segment,
+        keep(label),
     )
 
 
@@ -80,12 +99,14 @@ def prepare(model: str, implementation: str, tiny: bool) -> dict[str, Any]:
     from gr_jax.models.recommender import functional
     from gr_jax.training import sharding, state
     from gr_jax.training.optimizer import make_optimizer
-    from gr_jax.training.step import make_train_step
+    from gr_jax.training.retrieval.step import make_train_step
     from pallas_kernels import dispatch, specs
 
     config, spec, items = model_case(model, tiny)
     width = max(config.model.qk_width, config.model.v_width)
-    if reason := dispatch.why_not(implementation, dispatch.current_device(), config.model.compute_dtype, width):
+    if reason := dispatch.why_not(
+        implementation, dispatch.current_device(), config.model.compute_dtype, width
+    ):
         return {"skipped": reason}
     config = replace(config, model=replace(config.model, attention=implementation))
     mesh = sharding.make_mesh(config.mesh)
@@ -137,12 +158,16 @@ def run(ready: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--implementation", default=",".join(IMPLEMENTATIONS))
     parser.add_argument("--model", default=",".join(MODELS))
     parser.add_argument("--platform", default="", help="cpu, or gpu; default: the best there is")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
-    parser.add_argument("--tiny", action="store_true", help="two short rows and one block, to try the script")
+    parser.add_argument(
+        "--tiny", action="store_true", help="two short rows and one block, to try the script"
+    )
     parser.add_argument("--json", default="", help="file for the results")
     args = parser.parse_args()
     if args.platform:
@@ -150,7 +175,7 @@ def main() -> int:
     import jax
 
     from pallas_kernels import dispatch
-    from pallas_kernels.bench import one_line
+    from pallas_kernels.bench.measure import one_line
 
     device = dispatch.current_device()
     names, records = args.implementation.split(","), []
@@ -179,8 +204,14 @@ def main() -> int:
             )  # fmt: skip
             print(f"{model:18} {name:18} {text}", flush=True)
             if args.json:
-                about = {"command": " ".join(sys.argv), "device": device.kind, "jax": jax.__version__}
-                Path(args.json).write_text(json.dumps(about | {"tiny": args.tiny, "cases": records}, indent=1) + "\n")
+                about = {
+                    "command": " ".join(sys.argv),
+                    "device": device.kind,
+                    "jax": jax.__version__,
+                }
+                Path(args.json).write_text(
+                    json.dumps(about | {"tiny": args.tiny, "cases": records}, indent=1) + "\n"
+                )
     return 0 if any("ms" in record for record in records) else 1
 
 

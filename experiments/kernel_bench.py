@@ -17,7 +17,16 @@ from typing import Any
 from experiments import figures
 
 RESULTS = Path(__file__).with_name("results")
-COLUMNS = ("shape", "implementation", "forward ms", "TFLOP/s", "backward ms", "TFLOP/s", "temp GiB", "error")
+COLUMNS = (
+    "shape",
+    "implementation",
+    "forward ms",
+    "TFLOP/s",
+    "backward ms",
+    "TFLOP/s",
+    "temp GiB",
+    "error",
+)
 
 
 def read(paths: list[Path]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -27,7 +36,9 @@ def read(paths: list[Path]) -> tuple[list[str], list[dict[str, Any]]]:
         content = json.loads(path.read_text())
         versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
         origins.append(f"{path.name}: {content['device']}, {versions}")
-        records |= {(content["device"], r["shape"], r["implementation"]): r for r in content["results"]}
+        records |= {
+            (content["device"], r["shape"], r["implementation"]): r for r in content["results"]
+        }
     return origins, [{"device": key[0]} | record for key, record in records.items()]
 
 
@@ -35,7 +46,9 @@ def gpu_records() -> list[dict[str, Any]]:
     """What the benchmark of attention found on the one kind of GPU that it ran on."""
     records = read(sorted(RESULTS.glob("gpu_kernel_bench*.json")))[1]
     if len(devices := {record["device"] for record in records}) > 1:
-        raise ValueError(f"gpu_kernel_bench*.json are of {', '.join(sorted(devices))}: a table is of one device")
+        raise ValueError(
+            f"gpu_kernel_bench*.json are of {', '.join(sorted(devices))}: a table is of one device"
+        )
     return records
 
 
@@ -45,7 +58,9 @@ def row(record: dict[str, Any]) -> list[str]:
     for part in ("forward", "backward"):
         time = record.get(part)
         cells += [f"{time['ms']:.3f}", f"{time['tflops'] or 0:.1f}"] if time else ["-", "-"]
-    memory = record.get("memory", {}).get("forward_backward") or record.get("memory", {}).get("forward")
+    memory = record.get("memory", {}).get("forward_backward") or record.get("memory", {}).get(
+        "forward"
+    )
     cells.append(f"{memory['temp_bytes'] / 2**30:.3f}" if memory else "-")
     errors = record.get("error_of_largest")
     return [*cells, f"{max(errors.values()):.0e}" if errors else "-"]
@@ -65,11 +80,18 @@ def comparisons(records: list[dict[str, Any]]) -> list[str]:
 
         if shape.endswith("-bias"):
             ratio(
-                times.get((device, shape[:-5], name)), f"{name}, {shape}: {{1}} at {{0:.0%}} of the speed without bias"
+                times.get((device, shape[:-5], name)),
+                f"{name}, {shape}: {{1}} at {{0:.0%}} of the speed without bias",
             )
         if name != "peer":
-            ratio(times.get((device, shape, "peer")), f"{name}, {shape}: {{1}} {{0:.2f}} times as fast as the peer")
-        ratio(times.get((device, shape + "-padded", name)), f"{name}, {shape}: {{1}} {{0:.2f}} times as fast as padded")
+            ratio(
+                times.get((device, shape, "peer")),
+                f"{name}, {shape}: {{1}} {{0:.2f}} times as fast as the peer",
+            )
+        ratio(
+            times.get((device, shape + "-padded", name)),
+            f"{name}, {shape}: {{1}} {{0:.2f}} times as fast as padded",
+        )
     return lines
 
 
@@ -77,11 +99,20 @@ def plot(records: list[dict[str, Any]], path: str) -> None:
     """Writes bars of TFLOP/s, forward above backward."""
     shapes = list(dict.fromkeys(r["shape"] for r in records))
     names = list(dict.fromkeys(r["implementation"] for r in records))
-    figure, axes = figures.pyplot().subplots(2, 1, figsize=(max(6, 1.2 * len(shapes)), 7), sharex=True, squeeze=False)
+    figure, axes = figures.pyplot().subplots(
+        2, 1, figsize=(max(6, 1.2 * len(shapes)), 7), sharex=True, squeeze=False
+    )
     for axis, part in zip(axes[:, 0], ("forward", "backward"), strict=True):
         for number, name in enumerate(names):
-            found = {r["shape"]: r[part]["tflops"] or 0 for r in records if r["implementation"] == name and part in r}
-            at = [shapes.index(shape) + (number - (len(names) - 1) / 2) * 0.8 / len(names) for shape in found]
+            found = {
+                r["shape"]: r[part]["tflops"] or 0
+                for r in records
+                if r["implementation"] == name and part in r
+            }
+            at = [
+                shapes.index(shape) + (number - (len(names) - 1) / 2) * 0.8 / len(names)
+                for shape in found
+            ]
             axis.bar(at, list(found.values()), 0.8 / len(names), label=name)
         axis.set_ylabel(f"{part} TFLOP/s, causal half")
     axes[0, 0].legend(fontsize="small")
@@ -92,7 +123,9 @@ def plot(records: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", type=Path, help="default: results/*kernel_bench*.json")
     parser.add_argument("--plot", default="", help="PNG file to write")
     args = parser.parse_args()
@@ -106,13 +139,23 @@ def main() -> int:
         return 2
     origins, records = read(paths)
     timed = [record for record in records if "forward" in record]
-    print("\n".join(origins), "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS), sep="\n")
+    print(
+        "\n".join(origins),
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + " --- |" * len(COLUMNS),
+        sep="\n",
+    )
     for record in timed:
         print("| " + " | ".join(row(record)) + " |")
     lines = comparisons(timed)
     if lines:
         print("", *lines, sep="\n")
-    reasons = {f"- {r['implementation']}: {r.get('skipped') or r.get('error')}" for r in records if "forward" not in r}
+    reasons = {
+        f"- {r['implementation']}: {r.get('skipped') or r.get('error')}"
+        for r in records
+        if "forward" not in r
+    }
     if reasons:
         print("\nNot timed:", *sorted(reasons), sep="\n")
     if args.plot:

@@ -46,10 +46,14 @@ class Case(NamedTuple):
 
 def all_cases(implementations: list[str]) -> list[Case]:
     """Every head width with everything on, then every mask rule at two widths, then no bias: most telling first."""
-    shapes = [(w, w, t) for w in (64, 128, 25, 50, 256) for t in ("bfloat16", "float32")] + [(50, 25, "float32")]
+    shapes = [(w, w, t) for w in (64, 128, 25, 50, 256) for t in ("bfloat16", "float32")] + [
+        (50, 25, "float32")
+    ]
     cases = [("all", *shape, True) for shape in shapes]
     cases += [
-        (mask, *shape, True) for mask in list(MASKS)[:-1] for shape in ((64, 64, "bfloat16"), (25, 25, "float32"))
+        (mask, *shape, True)
+        for mask in list(MASKS)[:-1]
+        for shape in ((64, 64, "bfloat16"), (25, 25, "float32"))
     ]
     cases += [("plain", 128, 128, "bfloat16", False), ("targets", 64, 64, "bfloat16", False)]
     return [Case(implementation, *case) for case in cases for implementation in implementations]
@@ -61,12 +65,16 @@ def random_inputs(case: Case, length: int, seed: int) -> tuple[dict, dict]:
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    segments, targets, contexts = (np.zeros((ROWS, length), dtype) for dtype in (np.int32, bool, bool))
+    segments, targets, contexts = (
+        np.zeros((ROWS, length), dtype) for dtype in (np.int32, bool, bool)
+    )
     for row in range(ROWS):
         start, segment = 0, 0
         while start < length and not (row == 1 and seed == 0):  # one empty row
             whole = row == 0 and seed == 0
-            tokens = length if whole else 1 if rng.random() < 0.2 else int(rng.integers(1, length // 2))
+            tokens = (
+                length if whole else 1 if rng.random() < 0.2 else int(rng.integers(1, length // 2))
+            )
             stop, segment = min(start + tokens, length), segment + 1
             segments[row, start:stop] = segment
             tail = int(rng.integers(0, stop - start + 1)) // 2
@@ -77,14 +85,21 @@ def random_inputs(case: Case, length: int, seed: int) -> tuple[dict, dict]:
     shape = ROWS, length, HEADS
     widths = {"q": case.qk_width, "k": case.qk_width, "v": case.v_width, "d_out": case.v_width}
     dtype = jnp.dtype(case.dtype)
-    floats = {name: rng.standard_normal((*shape, n), np.float32).astype(dtype) for name, n in widths.items()}
+    floats = {
+        name: rng.standard_normal((*shape, n), np.float32).astype(dtype)
+        for name, n in widths.items()
+    }
     rows: dict[str, np.ndarray] = {"segments": segments}
     if case.bias:
         floats["position_table"] = rng.standard_normal(length // 2, np.float32)
         floats["time_table"] = rng.standard_normal(60, np.float32)
         rows |= random_times(rng, segments.shape)
     rules = MASKS[case.mask]
-    rows |= {name: flags for name, flags in (("targets", targets), ("contexts", contexts)) if rules.get(name)}
+    rows |= {
+        name: flags
+        for name, flags in (("targets", targets), ("contexts", contexts))
+        if rules.get(name)
+    }
     return floats, rows
 
 
@@ -111,7 +126,11 @@ def output_and_gradients(
 
     from pallas_kernels import hstu_attention
 
-    rules = {name: value for name, value in MASKS[case.mask].items() if name not in ("targets", "contexts")}
+    rules = {
+        name: value
+        for name, value in MASKS[case.mask].items()
+        if name not in ("targets", "contexts")
+    }
     call = lambda floats: hstu_attention(
         **floats, **rows, **rules, max_length=length, scale=case.qk_width**-0.5,
         implementation=implementation, interpret=interpret,
@@ -145,17 +164,27 @@ def check(case: Case, executable, length: int, device: str) -> dict[str, Any]:
         again = jax.tree.map(to32, executable(floats, rows))
         padding = (rows["segments"] == 0)[..., None, None]
         poisoned = {
-            name: np.where(padding, np.array(np.nan, x.dtype), x) if name in "qkv" else x for name, x in floats.items()
+            name: np.where(padding, np.array(np.nan, x.dtype), x) if name in "qkv" else x
+            for name, x in floats.items()
         }
         nan = jax.tree.map(to32, executable(poisoned, rows))
         same = lambda a, b: all(
-            np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+            np.array_equal(x, y)
+            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
         )
-        in_order = case.implementation != "xla" or device == "cpu"  # XLA scatters in any order on a GPU
+        in_order = (
+            case.implementation != "xla" or device == "cpu"
+        )  # XLA scatters in any order on a GPU
         if in_order and not same(result, again):
             wrong.append("two runs differ")
-        close = lambda x, y: np.abs(x - y).max() <= TOLERANCE[case.dtype] * np.abs(x).max()  # NaN is not
-        if not (same(result, nan) if in_order else all(map(close, jax.tree.leaves(result), jax.tree.leaves(nan)))):
+        close = lambda x, y: (
+            np.abs(x - y).max() <= TOLERANCE[case.dtype] * np.abs(x).max()
+        )  # NaN is not
+        if not (
+            same(result, nan)
+            if in_order
+            else all(map(close, jax.tree.leaves(result), jax.tree.leaves(nan)))
+        ):
             wrong.append("NaN in the padding leaks")
         tokens = [result[0]] + [result[1][name] for name in "qkv" if name in result[1]]
         if any(np.any(np.where(padding, x, 0)) for x in tokens):
@@ -163,7 +192,9 @@ def check(case: Case, executable, length: int, device: str) -> dict[str, Any]:
         with jax.default_device(jax.devices("cpu")[0]):
             exact = {name: to32(x) for name, x in floats.items()}
             expected = jax.tree.map(to32, reference(case, length)(exact, rows))
-        pairs = [("out", result[0], expected[0])] + [("d_" + n, x, expected[1][n]) for n, x in result[1].items()]
+        pairs = [("out", result[0], expected[0])] + [
+            ("d_" + n, x, expected[1][n]) for n, x in result[1].items()
+        ]
         for name, ours, theirs in pairs:
             error = float(np.abs(ours - theirs).max()) / max(float(np.abs(theirs).max()), 1e-30)
             error = float("inf") if error != error else error
@@ -180,17 +211,28 @@ def check_gate(width: int, dtype: str, interpret: bool) -> dict[str, Any]:
     from pallas_kernels.elementwise import normalised_gate
 
     rng = np.random.default_rng(0)
-    inputs = [rng.standard_normal((3, 333, width), np.float32).astype(jax.numpy.dtype(dtype)) for _ in range(3)]
+    inputs = [
+        rng.standard_normal((3, 333, width), np.float32).astype(jax.numpy.dtype(dtype))
+        for _ in range(3)
+    ]
 
     def results(implementation: str, u, attended, d_out):
-        gate = lambda u, a: normalised_gate(u, a, 1e-6, implementation=implementation, interpret=interpret)
+        gate = lambda u, a: normalised_gate(
+            u, a, 1e-6, implementation=implementation, interpret=interpret
+        )
         out, backward = jax.vjp(gate, u, attended)
         return {"out": out, **dict(zip(("d_u", "d_attended"), backward(d_out), strict=True))}
 
-    run = lambda name, dtype: jax.jit(functools.partial(results, name))(*(x.astype(dtype) for x in inputs))
+    run = lambda name, dtype: jax.jit(functools.partial(results, name))(
+        *(x.astype(dtype) for x in inputs)
+    )
     to32 = lambda x: np.asarray(x).astype(np.float32)
-    ours, exact = jax.tree.map(to32, (run("pallas_triton", inputs[0].dtype), run("xla", np.float32)))
-    errors = {name: float(np.abs(ours[name] - x).max() / np.abs(x).max()) for name, x in exact.items()}
+    ours, exact = jax.tree.map(
+        to32, (run("pallas_triton", inputs[0].dtype), run("xla", np.float32))
+    )
+    errors = {
+        name: float(np.abs(ours[name] - x).max() / np.abs(x).max()) for name, x in exact.items()
+    }
     wrong = [f"{name} is off by {e:.1e}" for name, e in errors.items() if not e < TOLERANCE[dtype]]
     return {"errors": errors, "wrong": wrong}
 
@@ -206,19 +248,33 @@ def check_cached(width: int, dtype: str, interpret: bool) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     rows, heads, room = 3, 2, 300
     normal = lambda *shape: rng.standard_normal(shape, np.float32).astype(jnp.dtype(dtype))
-    tables = {name: rng.standard_normal(n, np.float32) for name, n in (("position_table", 200), ("time_table", 60))}
+    tables = {
+        name: rng.standard_normal(n, np.float32)
+        for name, n in (("position_table", 200), ("time_table", 60))
+    }
     times = np.cumsum(rng.lognormal(6, 3, (rows, room)).clip(0, 1e6), 1).astype(np.int32)
     ends = np.array([[room], [150], [0]], np.int32)
     found = {}
     for queries in (1, 100):
         q, own_k, own_v = (normal(rows, queries, heads, width) for _ in range(3))
-        arrays = {"q": q, "k": normal(rows, heads, room, width), "v": normal(rows, heads, room, width)}
+        arrays = {
+            "q": q,
+            "k": normal(rows, heads, room, width),
+            "v": normal(rows, heads, room, width),
+        }
         arrays |= {"own_k": own_k, "own_v": own_v, **tables}
-        same = {"ends": ends, "positions": ends, "query_times": times[:, -1:] + 60, "key_times": times}
+        same = {
+            "ends": ends,
+            "positions": ends,
+            "query_times": times[:, -1:] + 60,
+            "key_times": times,
+        }
         same["own_times"] = same["query_times"] - 30
 
         def run(name: str, dtype, device, arrays=arrays, same=same, width=width):
-            floats = {key: x.astype(dtype) if x.dtype != np.float32 else x for key, x in arrays.items()}
+            floats = {
+                key: x.astype(dtype) if x.dtype != np.float32 else x for key, x in arrays.items()
+            }
             with jax.default_device(device):
                 return hstu_cached_attention(
                     **floats, **same, max_length=room, scale=width**-0.5, implementation=name,
@@ -246,13 +302,21 @@ def reference(case: Case, length: int):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--implementation", default="", help="comma-separated; default: all")
     parser.add_argument("--platform", default="", help="cpu, or gpu; default: the best there is")
-    parser.add_argument("--interpret", action="store_true", help="run the GPU kernels in their interpreters")
+    parser.add_argument(
+        "--interpret", action="store_true", help="run the GPU kernels in their interpreters"
+    )
     parser.add_argument("--length", type=int, default=300, help="tokens of a row")
-    parser.add_argument("--cases", type=int, default=0, help="only so many cases per implementation; 0 = all")
-    parser.add_argument("--seconds", type=float, default=0.0, help="begin no case after this time; 0 = no limit")
+    parser.add_argument(
+        "--cases", type=int, default=0, help="only so many cases per implementation; 0 = all"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="begin no case after this time; 0 = no limit"
+    )
     parser.add_argument("--json", default="", help="file for the results")
     args = parser.parse_args()
     if args.platform:
@@ -260,23 +324,39 @@ def main() -> int:
     import jax
 
     from pallas_kernels import IMPLEMENTATIONS, dispatch
-    from pallas_kernels.bench import one_line
+    from pallas_kernels.bench.measure import one_line
 
     device, start = dispatch.current_device(), time.monotonic()
-    names = args.implementation.split(",") if args.implementation else [n for n in IMPLEMENTATIONS if n != "reference"]
+    names = (
+        args.implementation.split(",")
+        if args.implementation
+        else [n for n in IMPLEMENTATIONS if n != "reference"]
+    )
     cases = all_cases(names)[: args.cases * len(names) or None]
-    print(f"{device.kind}, jax {jax.__version__}, {len(cases)} cases; errors over the largest entry of the reference")
+    print(
+        f"{device.kind}, jax {jax.__version__}, {len(cases)} cases; errors over the largest entry of the reference"
+    )
     records, failed, told = [], 0, set()
 
     def about(case: Case, record: dict) -> None:
         records.append(case._asdict() | record)
         if args.json:
-            text = {"command": " ".join(sys.argv), "device": device.kind, "jax": jax.__version__, "cases": records}
+            text = {
+                "command": " ".join(sys.argv),
+                "device": device.kind,
+                "jax": jax.__version__,
+                "cases": records,
+            }
             Path(args.json).write_text(json.dumps(text, indent=1) + "\n")
         if "skipped" in record and (case.implementation, case.dtype, record["skipped"]) in told:
             return  # one line for all cases of a reason
         told.add((case.implementation, case.dtype, record.get("skipped")))
-        what = record.get("skipped") or record.get("error", "")[:300] or ", ".join(record.get("wrong", [])) or "ok"
+        what = (
+            record.get("skipped")
+            or record.get("error", "")[:300]
+            or ", ".join(record.get("wrong", []))
+            or "ok"
+        )
         worst = f"{max(record['errors'].values()):.1e}" if "errors" in record else ""
         widths = f"{case.qk_width}/{case.v_width}"
         print(f"{case.implementation:18} {case.mask:9} {widths:8} {case.dtype:9} {'bias' if case.bias else '':5}"
@@ -301,7 +381,9 @@ def main() -> int:
     running = {}
     for case in cases:
         interpreted = args.interpret and case.implementation not in ("xla", "reference")
-        reason = dispatch.why_not(case.implementation, device, case.dtype, max(case.qk_width, case.v_width))
+        reason = dispatch.why_not(
+            case.implementation, device, case.dtype, max(case.qk_width, case.v_width)
+        )
         if reason and not interpreted:
             about(case, {"skipped": reason})
         else:
@@ -324,7 +406,9 @@ def main() -> int:
     checked = sum("skipped" not in record for record in records)
     print(f"{checked} checked, {failed} failed, {len(records) - checked} skipped")
     sys.stdout.flush()
-    os._exit(1 if failed or not checked else 0)  # without waiting for compilations that are no longer wanted
+    os._exit(
+        1 if failed or not checked else 0
+    )  # without waiting for compilations that are no longer wanted
 
 
 if __name__ == "__main__":

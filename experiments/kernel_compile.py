@@ -55,7 +55,8 @@ runtime_version {{ major: 13 minor: 0 patch: 0 }}
 device_description_str: "{DEVICE}"
 """
 KERNEL = re.compile(
-    r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.S
+    r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+    re.S,
 )
 THUNK = re.compile(r"(\w+) grid: .* shared_memory: (\d+) bytes")
 
@@ -66,7 +67,8 @@ def compile_one(implementation: str, shape: str, blocks: str) -> None:
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from pallas_kernels import bench, block_sizes, dispatch, specs
+    from pallas_kernels import block_sizes, dispatch, specs
+    from pallas_kernels.bench import measure as bench
 
     spec = specs.SPECS[shape]
     topology = topologies.get_topology_desc(
@@ -79,10 +81,14 @@ def compile_one(implementation: str, shape: str, blocks: str) -> None:
         sizes = [int(n) for n in blocks.split(",")]
         attend = functools.partial(attend, blocks=block_sizes.kind(implementation)(*sizes))
     arrays = bench.input_sets(spec, 1)[0]
-    arrays = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for name, x in arrays.items()}
+    arrays = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for name, x in arrays.items()
+    }
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         device = dispatch.current_device()
-        if reason := dispatch.why_not(implementation, device, spec.dtype, max(spec.qk_width, spec.v_width)):
+        if reason := dispatch.why_not(
+            implementation, device, spec.dtype, max(spec.qk_width, spec.v_width)
+        ):
             print(json.dumps({"skipped": reason}))
             return
         if implementation == "jax_triton":
@@ -91,7 +97,9 @@ def compile_one(implementation: str, shape: str, blocks: str) -> None:
         shared = record_shared_memory() if implementation == "pallas_mosaic_gpu" else {}
         lowered = jax.jit(bench.functions(attend, spec)[part]).lower(arrays)
         found: dict = {"shared": shared}
-        if implementation != "jax_triton":  # Triton compiles at lowering, and may be newer than XLA's assembler
+        if (
+            implementation != "jax_triton"
+        ):  # Triton compiles at lowering, and may be newer than XLA's assembler
             memory = bench.memory(lowered.compile())
             found["temp_mib"] = memory["temp_bytes"] / 2**20
     print(json.dumps(found))
@@ -127,13 +135,20 @@ def assemble(path: str) -> list[dict]:
         return []
     command = [ptxas(), "-v", "-arch=sm_90a", path, "-o", os.devnull]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    count = {"wgmma": len(re.findall(r"wgmma\.mma_async", text)), "mma": len(re.findall(r"\bmma\.sync", text))}
+    count = {
+        "wgmma": len(re.findall(r"wgmma\.mma_async", text)),
+        "mma": len(re.findall(r"\bmma\.sync", text)),
+    }
     return [kernel | count for kernel in resources(done.stderr)]
 
 
 def ptxas() -> str:
     """Returns the newest assembler of the installed packages: an old one does not read the PTX of a newer compiler."""
-    folders = [f"{d}/{p}" for d in site.getsitepackages() for p in ("nvidia/*/bin", "triton/backends/nvidia/bin")]
+    folders = [
+        f"{d}/{p}"
+        for d in site.getsitepackages()
+        for p in ("nvidia/*/bin", "triton/backends/nvidia/bin")
+    ]
     found = [path for folder in folders for path in glob.glob(f"{folder}/ptxas")]
     if not found:
         raise SystemExit("no ptxas: pip install nvidia-cuda-nvcc")
@@ -146,18 +161,39 @@ def inspect(case: tuple[str, str], blocks: str) -> dict:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as dump:
         flags = f"--xla_dump_to={dump} --xla_gpu_dump_llvmir=true --xla_dump_emitter_re=ptx"
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_TRITON_DUMP_DIR": dump}
-        environment |= {"MOSAIC_GPU_DUMP_PTXAS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, __file__, f"--one={implementation}:{shape}", f"--blocks={blocks}"]
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": flags,
+            "JAX_TRITON_DUMP_DIR": dump,
+        }
+        environment |= {
+            "MOSAIC_GPU_DUMP_PTXAS": "1",
+            "PYTHONWARNINGS": "ignore",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [
+            sys.executable,
+            __file__,
+            f"--one={implementation}:{shape}",
+            f"--blocks={blocks}",
+        ]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        record: dict = {"implementation": implementation, "shape": shape, "seconds": time.monotonic() - start}
+        record: dict = {
+            "implementation": implementation,
+            "shape": shape,
+            "seconds": time.monotonic() - start,
+        }
         if done.returncode:
             return record | {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}
         record |= json.loads(done.stdout.splitlines()[-1])
         if implementation == "pallas_mosaic_gpu":  # its PTX is assembled inside the compile
             kernels = resources(done.stdout + done.stderr)
         else:
-            kernels = [kernel for path in glob.glob(f"{dump}/**/*.ptx", recursive=True) for kernel in assemble(path)]
+            kernels = [
+                kernel
+                for path in glob.glob(f"{dump}/**/*.ptx", recursive=True)
+                for kernel in assemble(path)
+            ]
         shared = record.pop("shared", {})
         for path in glob.glob(f"{dump}/*/*.compile_info"):  # of jax-triton
             name, _, size = Path(path).read_text().partition(": shared_mem_bytes: ")
@@ -175,22 +211,34 @@ def inspect(case: tuple[str, str], blocks: str) -> dict:
         for name, size in shared.items():
             if kernel["kernel"].startswith(name):
                 kernel["shared_bytes"] = size
-    return record if "skipped" in record else record | {"kernels": sorted(ours, key=lambda kernel: kernel["kernel"])}
+    return (
+        record
+        if "skipped" in record
+        else record | {"kernels": sorted(ours, key=lambda kernel: kernel["kernel"])}
+    )
 
 
 def missing(implementation: str) -> str:
     """Returns what has to be installed to compile for a GPU, or an empty string."""
-    packages = ["jax_cuda13_plugin"] + (["jax_triton", "triton"] if implementation == "jax_triton" else [])
+    packages = ["jax_cuda13_plugin"] + (
+        ["jax_triton", "triton"] if implementation == "jax_triton" else []
+    )
     absent = [name for name in packages if not importlib.util.find_spec(name)]
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--implementation", default=",".join(IMPLEMENTATIONS))
     parser.add_argument("--shape", default=",".join(SHAPES), help="names of pallas_kernels.specs")
-    parser.add_argument("--blocks", default="", help="comma-separated block sizes in place of the shipped ones")
-    parser.add_argument("--json", default="", help="file for the results; default: results/, for a full run")
+    parser.add_argument(
+        "--blocks", default="", help="comma-separated block sizes in place of the shipped ones"
+    )
+    parser.add_argument(
+        "--json", default="", help="file for the results; default: results/, for a full run"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="compilations at the same time")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -216,19 +264,25 @@ def main() -> int:
             bad += "error" in record
             for kernel in record.get("kernels", []):
                 bad += kernel["spill_bytes"] > 0
-                counts = (
-                    f"{kernel.get('shared_bytes', '-'):>7} {kernel.get('wgmma', '-'):>6} {kernel.get('mma', '-'):>6}"
-                )
+                counts = f"{kernel.get('shared_bytes', '-'):>7} {kernel.get('wgmma', '-'):>6} {kernel.get('mma', '-'):>6}"
                 print(
                     f"{head} {kernel['kernel'][:34]:34} {kernel['registers']:9} {kernel['spill_bytes']:7} {counts}",
                     flush=True,
                 )
-    full = args.implementation == ",".join(IMPLEMENTATIONS) and args.shape == ",".join(SHAPES) and not args.blocks
+    full = (
+        args.implementation == ",".join(IMPLEMENTATIONS)
+        and args.shape == ",".join(SHAPES)
+        and not args.blocks
+    )
     path = Path(args.json) if args.json else RESULTS if full else None
     if path:
         import jax
 
-        about = {"command": " ".join(sys.argv), "jax": jax.__version__, "target": f"sm_90a, {DEVICE}, nothing was run"}
+        about = {
+            "command": " ".join(sys.argv),
+            "jax": jax.__version__,
+            "target": f"sm_90a, {DEVICE}, nothing was run",
+        }
         path.write_text(json.dumps(about | {"cases": records}, indent=1) + "\n")
     if not collections.Counter("kernels" in record for record in records)[True]:
         print("no kernel was compiled", file=sys.stderr)

@@ -36,7 +36,14 @@ def command(workdir: Path, prepared: Path) -> list[str]:
         "train.log_every": 1,
     }
     flags = [f"--config.{name}={value}" for name, value in overrides.items()]
-    return [sys.executable, "-m", "gr_jax.train", "--config=configs/synthetic.py", f"--workdir={workdir}", *flags]
+    return [
+        sys.executable,
+        "-m",
+        "gr_jax.train",
+        "--config=configs/synthetic.py",
+        f"--workdir={workdir}",
+        *flags,
+    ]
 
 
 def last_step(workdir: Path) -> int:
@@ -55,7 +62,9 @@ def final_arrays(workdir: Path) -> list[np.ndarray]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--json", default="", help="file for the result")
@@ -67,7 +76,9 @@ def main() -> int:
         total = last_step(whole)
         at_kill = []
         for kill in range(args.kills):
-            process = subprocess.Popen(command(killed, prepared), cwd=ROOT, stdout=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command(killed, prepared), cwd=ROOT, stdout=subprocess.DEVNULL
+            )
             # Wait until the session has taken a step of its own, then a random moment more.
             before = last_step(killed)
             while process.poll() is None and last_step(killed) <= before:
@@ -79,12 +90,22 @@ def main() -> int:
             print(f"kill {kill + 1}: at step {at_kill[-1]} of {total}", flush=True)
         done = subprocess.run(command(killed, prepared), cwd=ROOT, capture_output=True, text=True)
         readable = done.returncode == 0 and "cannot be read" not in done.stderr
-        pairs = list(zip(final_arrays(whole), final_arrays(killed), strict=True)) if readable else []
+        pairs = (
+            list(zip(final_arrays(whole), final_arrays(killed), strict=True)) if readable else []
+        )
         equal = readable and all(np.array_equal(a, b) for a, b in pairs)
-    result = {"kills": args.kills, "killed_at_step": at_kill, "steps": total, "arrays": len(pairs), "bit_equal": equal}
+    result = {
+        "kills": args.kills,
+        "killed_at_step": at_kill,
+        "steps": total,
+        "arrays": len(pairs),
+        "bit_equal": equal,
+    }
     print(json.dumps(result))
     if args.json:
-        Path(args.json).write_text(json.dumps({"command": " ".join(sys.argv), **result}, indent=2) + "\n")
+        Path(args.json).write_text(
+            json.dumps({"command": " ".join(sys.argv), **result}, indent=2) + "\n"
+        )
     return 0 if equal else 1
 
 

@@ -40,7 +40,7 @@ from gr_jax.config import ModelConfig  # noqa: E402
 from gr_jax.models import transformer  # noqa: E402
 from gr_jax.models.hstu import HstuBlock  # noqa: E402
 from gr_jax.models.transformer import SasrecBlock  # noqa: E402
-from gr_jax.planning import compiled  # noqa: E402
+from gr_jax.planning import compiled_step  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 
 RESULT = ROOT / "experiments/results/memory.json"
@@ -68,7 +68,9 @@ def temporaries(config: ModelConfig, depth: int, remat: bool, mesh: Mesh) -> int
 
     def loss(parameters: Any, x: jax.Array, batch: Any, key: jax.Array) -> jax.Array:
         for number, block in enumerate(nnx.merge(graphdef, parameters)):
-            call = lambda x, block=block, number=number: block(x, batch, key=jax.random.fold_in(key, number))
+            call = lambda x, block=block, number=number: block(
+                x, batch, key=jax.random.fold_in(key, number)
+            )
             x = jax.checkpoint(call)(x) if remat else call(x)
         return jnp.sum(jnp.square(x.astype(jnp.float32)))
 
@@ -77,16 +79,20 @@ def temporaries(config: ModelConfig, depth: int, remat: bool, mesh: Mesh) -> int
     shapes = parameters, x, batch, jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
     attention = transformer.softmax_attention
-    again = lambda *args, **options: jax.checkpoint(lambda *args: attention(*args, **options))(*args)
+    again = lambda *args, **options: jax.checkpoint(lambda *args: attention(*args, **options))(
+        *args
+    )
     with (
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
         mock.patch.object(transformer, "softmax_attention", again),
     ):
         executable = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes).compile()
-    return compiled.allocated(executable)["temp"]
+    return compiled_step.allocated(executable)["temp"]
 
 
-def measure(kind: str, width: int, dtype: str, remat: bool, depths: tuple[int, ...], mesh: Mesh) -> dict:
+def measure(
+    kind: str, width: int, dtype: str, remat: bool, depths: tuple[int, ...], mesh: Mesh
+) -> dict:
     """Temporary bytes by depth, and the slope for a token in bytes and in widths.
 
     Recomputed layers keep so little that the block at work is most of a shallow stack: those are taken twice as deep.
@@ -131,11 +137,17 @@ def draw(cases: list[dict], path: Path) -> None:
         style = "o--" if case["remat"] else "o-"
         kib = np.array(case["temporary_bytes"]) / (ROWS * LENGTH) / 2**10
         left.plot(case["depths"], kib, style, color=colour, label=label)
-    left.set(xlabel="layers", ylabel="temporary memory, KiB a token", title=f"bfloat16, width {shown[0]['width']}")
+    left.set(
+        xlabel="layers",
+        ylabel="temporary memory, KiB a token",
+        title=f"bfloat16, width {shown[0]['width']}",
+    )
     left.legend(loc="upper right")
     kept = [case for case in shown if not case["remat"]]
     place = np.arange(len(kept))
-    right.bar(place - 0.2, [case["in_widths"] for case in kept], 0.4, label="XLA, compiled for an H100")
+    right.bar(
+        place - 0.2, [case["in_widths"] for case in kept], 0.4, label="XLA, compiled for an H100"
+    )
     right.bar(place + 0.2, [PAPER[case["model"]] for case in kept], 0.4, label="paper's count")
     right.set_xticks(place, [case["model"] for case in kept])
     right.set(ylabel="bytes of a token and layer / width", title="kept by a layer")
@@ -146,14 +158,18 @@ def draw(cases: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="small; no results are kept")
     parser.add_argument("--figure", action="store_true", help="draw the results that are there")
     args = parser.parse_args()
     if args.figure:
         draw(json.loads(RESULT.read_text())["cases"], RESULT.with_suffix(".png"))
         return
-    topology = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=TARGET, topology="1x1x1")
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="", target_config=TARGET, topology="1x1x1"
+    )
     mesh = topologies.make_mesh(topology, (1,), ("x",))
     depths, width = ((1, 2), 128) if args.quick else ((2, 4, 8), 256)
     cases = []
@@ -168,8 +184,15 @@ def main() -> None:
                 flush=True,
             )
     if not args.quick:
-        about = {"command": " ".join(["python -m experiments.memory", *sys.argv[1:]]), "jax": jax.__version__}
-        about |= {"target": "NVIDIA H100 80GB HBM3, not there", "tokens_of_a_device": TOKENS, "paper_widths": PAPER}
+        about = {
+            "command": " ".join(["python -m experiments.memory", *sys.argv[1:]]),
+            "jax": jax.__version__,
+        }
+        about |= {
+            "target": "NVIDIA H100 80GB HBM3, not there",
+            "tokens_of_a_device": TOKENS,
+            "paper_widths": PAPER,
+        }
         RESULT.write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
 
 

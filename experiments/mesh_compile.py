@@ -27,7 +27,7 @@ from jax.experimental import topologies  # noqa: E402
 
 from experiments.kernel_compile import TARGET  # noqa: E402
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig  # noqa: E402
-from gr_jax.planning import compiled, memory  # noqa: E402
+from gr_jax.planning import compiled_step, memory  # noqa: E402
 from gr_jax.planning.collectives import exchanges  # noqa: E402
 from gr_jax.planning.sizes import Sizes  # noqa: E402
 
@@ -51,7 +51,9 @@ def case(data: int, model: int, blocks: int, attention: str) -> tuple[Config, Si
         mesh=MeshConfig(data=data, model=model),
     )
     lengths = np.full(64, 200)
-    return config, Sizes(50_000, 200, batch_rows=64, row_length=256, users_per_batch=64.0, lengths=lengths)
+    return config, Sizes(
+        50_000, 200, batch_rows=64, row_length=256, users_per_batch=64.0, lengths=lengths
+    )
 
 
 def compare(data: int, model: int, blocks: int, attention: str) -> dict:
@@ -62,12 +64,12 @@ def compare(data: int, model: int, blocks: int, attention: str) -> dict:
     )
     mesh = topologies.make_mesh(topology, (data, model), ("data", "model"))
     start = time.perf_counter()
-    executable = compiled.compile_step(config, sizes, mesh)
+    executable = compiled_step.compile_step(config, sizes, mesh)
     seconds = time.perf_counter() - start
-    state = compiled.abstract_state(config, sizes, mesh)
+    state = compiled_step.abstract_state(config, sizes, mesh)
     parts = memory.memory(config, sizes, state, platform="gpu")
-    found = compiled.collectives(executable, data * model)
-    allocated = compiled.allocated(executable)
+    found = compiled_step.collectives(executable, data * model)
+    allocated = compiled_step.allocated(executable)
     total = sum(part.bytes for part in parts)
     return {
         "mesh": f"{data}x{model}",
@@ -89,10 +91,16 @@ def by_kind(pairs: list[tuple[str, float]]) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--meshes", default="8x1,4x2", help="data x model, several with commas")
     parser.add_argument("--blocks", type=int, default=1, help="of the model")
-    parser.add_argument("--attention", default="xla", help="implementation; jax 0.11.2 crashes on pallas_triton here")
+    parser.add_argument(
+        "--attention",
+        default="xla",
+        help="implementation; jax 0.11.2 crashes on pallas_triton here",
+    )
     parser.add_argument("--json", default=str(RESULTS), help="file for the results")
     args = parser.parse_args()
     cases = []
@@ -105,9 +113,18 @@ def main() -> int:
             f" {got['planned']['total'] / size:.1f} ({got['planned_over_allocated'] - 1:+.1%})"
         )
         for kind in {**got["payload_by_kind"], **got["planned_payload_by_kind"]}:
-            found, planned = (got[name].get(kind, 0.0) for name in ("payload_by_kind", "planned_payload_by_kind"))
-            print(f"  {kind:20} {found / 1e6:9.3f} MB compiled {planned / 1e6:9.3f} MB planned", flush=True)
-        about = {"command": " ".join(sys.argv), "jax": jax.__version__, "target": "NVIDIA H100 80GB HBM3, not there"}
+            found, planned = (
+                got[name].get(kind, 0.0) for name in ("payload_by_kind", "planned_payload_by_kind")
+            )
+            print(
+                f"  {kind:20} {found / 1e6:9.3f} MB compiled {planned / 1e6:9.3f} MB planned",
+                flush=True,
+            )
+        about = {
+            "command": " ".join(sys.argv),
+            "jax": jax.__version__,
+            "target": "NVIDIA H100 80GB HBM3, not there",
+        }
         about |= {"blocks": args.blocks, "attention": args.attention}
         Path(args.json).write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
     return 0

@@ -39,14 +39,21 @@ from flax import nnx
 
 from experiments import figures
 from gr_jax.config import ModelConfig
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 from gr_jax.models.recommender import functional
 from gr_jax.serving.history_tokens import Tokens
 from gr_jax.serving.m_falcon import Candidates, Scorer
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS, CHECKED = 10_000, 16
-FULL = dict(width=256, blocks=8, heads=4, n=(128, 1024, 4096), m=(1, 16, 128, 1024, 16384), b=(128, 512, 1024))
+FULL = dict(
+    width=256,
+    blocks=8,
+    heads=4,
+    n=(128, 1024, 4096),
+    m=(1, 16, 128, 1024, 16384),
+    b=(128, 512, 1024),
+)
 QUICK = dict(width=32, blocks=2, heads=2, n=(64, 128), m=(1, 16, 256), b=(16, 64))
 
 
@@ -76,7 +83,11 @@ def seconds(run: Callable[[], Any], *, at_least: int = 3, within: float = 6.0) -
     together, more while they fit into it, 30 at most."""
     run()
     times: list[float] = []
-    while not times or sum(times) < (2 * within if len(times) < at_least else within) and len(times) < 30:
+    while (
+        not times
+        or sum(times) < (2 * within if len(times) < at_least else within)
+        and len(times) < 30
+    ):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
@@ -94,7 +105,11 @@ def history(n: int) -> Tokens:
     """Random items with random actions, some minutes apart."""
     rng = np.random.default_rng(n)
     times = np.cumsum(rng.integers(1, 1000, n)).astype(np.int32)
-    return Tokens(rng.integers(1, ITEMS + 1, n).astype(np.int32), times, 1 + 2 * rng.integers(0, 2, n).astype(np.int32))
+    return Tokens(
+        rng.integers(1, ITEMS + 1, n).astype(np.int32),
+        times,
+        1 + 2 * rng.integers(0, 2, n).astype(np.int32),
+    )
 
 
 def asked(tokens: Tokens, m: int) -> Candidates:
@@ -107,7 +122,9 @@ def whole_rows(tokens: Tokens, given: Candidates, rows: int, *, together: bool) 
     """The history in each row, and behind it one of the candidates, or all of them as such."""
     n, m = len(tokens), len(given.item) if together else 1
     items = given.item[None] if together else given.item[:rows, None]
-    behind = lambda past, values: np.concatenate([np.tile(past, (rows, 1)), values], 1).astype(np.int32)
+    behind = lambda past, values: np.concatenate([np.tile(past, (rows, 1)), values], 1).astype(
+        np.int32
+    )
     same = lambda value: np.full((rows, m), value)
     times = behind(tokens.time, same(given.time))
     assert tokens.action is not None
@@ -143,7 +160,9 @@ def append_seconds(scorer: Scorer, tokens: Tokens) -> float:
 
 def measure(config: ModelConfig, n: int, sizes: dict, rate: float) -> tuple[list[dict], dict]:
     """The rows of a history of n tokens, one for each b and m, and what does not depend on these."""
-    graphdef, init = functional(config, num_items=ITEMS, max_length=n + 1, num_actions=1, num_tasks=1)
+    graphdef, init = functional(
+        config, num_items=ITEMS, max_length=n + 1, num_actions=1, num_tasks=1
+    )
     params, tokens = init(jax.random.key(0)), history(n)
     rank = jax.jit(lambda params, batch: nnx.merge(graphdef, params).rank(batch))
     naive = naive_seconds(rank, params, tokens)
@@ -169,8 +188,12 @@ def measure(config: ModelConfig, n: int, sizes: dict, rate: float) -> tuple[list
         error = float(np.abs(scorer.score([entry], [few])[0] - expected).max())
         for m in sizes["m"]:
             given = asked(tokens, m)
-            cached = seconds(lambda scorer=scorer, entry=entry, given=given: scorer.score([entry], [given]))
-            cold = seconds(lambda scorer=scorer, given=given: scorer.score(scorer.history([tokens]), [given]))
+            cached = seconds(
+                lambda scorer=scorer, entry=entry, given=given: scorer.score([entry], [given])
+            )
+            cold = seconds(
+                lambda scorer=scorer, given=given: scorer.score(scorer.history([tokens]), [given])
+            )
             row = {"n": n, "b": b, "m": m, "cached_ms": 1e3 * cached, "cold_ms": 1e3 * cold}
             row |= {"naive_ms": 1e3 * naive * m, "error": error}
             row |= {"cached_floor_ms": 1e3 * peek_flops(config, n, m) / rate}
@@ -182,7 +205,9 @@ def measure(config: ModelConfig, n: int, sizes: dict, rate: float) -> tuple[list
 
 def line(row: dict) -> str:
     """A row of the table."""
-    times = "".join(f"{row[name]:12.2f}" for name in ("cached_ms", "cold_ms", "naive_ms", "cached_floor_ms"))
+    times = "".join(
+        f"{row[name]:12.2f}" for name in ("cached_ms", "cold_ms", "naive_ms", "cached_floor_ms")
+    )
     ratios = f"{row['naive_over_cached']:12.0f}{row['naive_over_cold']:12.0f}"
     return f"{row['n']:6}{row['b']:6}{row['m']:7}{times}{ratios}   {row['error']:.1e}"
 
@@ -196,9 +221,17 @@ def linear_fits(rows: list[dict]) -> list[dict]:
             continue
         for kind in ("cached_ms", "cold_ms"):
             m, ms = (np.array([row[name] for row in some], float) for name in ("m", kind))
-            (slope, intercept), *_ = np.linalg.lstsq(np.stack([m / ms, 1 / ms], 1), np.ones(len(m)), rcond=None)
+            (slope, intercept), *_ = np.linalg.lstsq(
+                np.stack([m / ms, 1 / ms], 1), np.ones(len(m)), rcond=None
+            )
             worst = float(np.abs((slope * m + intercept) / ms - 1).max())
-            fit = {"n": n, "b": b, "kind": kind, "ms_per_candidate": slope, "intercept_ms": intercept}
+            fit = {
+                "n": n,
+                "b": b,
+                "kind": kind,
+                "ms_per_candidate": slope,
+                "intercept_ms": intercept,
+            }
             fits.append({**fit, "worst_relative_error": worst})
     return fits
 
@@ -207,16 +240,22 @@ def draw(rows: list[dict], path: Path) -> None:
     """Time against m, one panel for each n, one line for each b and kind."""
     lengths = sorted({row["n"] for row in rows})
     size = (4 * len(lengths), 3.6)
-    figure, panels = figures.pyplot().subplots(1, len(lengths), figsize=size, sharey=True, squeeze=False)
+    figure, panels = figures.pyplot().subplots(
+        1, len(lengths), figsize=size, sharey=True, squeeze=False
+    )
     for n, panel in zip(lengths, panels[0], strict=True):
         here = [row for row in rows if row["n"] == n]
         for number, b in enumerate(sorted({row["b"] for row in here})):
             some = [row for row in here if row["b"] == b]
             for kind, style in (("cached_ms", "-o"), ("cold_ms", "--s")):
                 xs, ys = [row["m"] for row in some], [row[kind] for row in some]
-                panel.plot(xs, ys, style, color=f"C{number}", markersize=3, label=f"{kind[:-3]}, b={b}")
+                panel.plot(
+                    xs, ys, style, color=f"C{number}", markersize=3, label=f"{kind[:-3]}, b={b}"
+                )
         some = [row for row in here if row["b"] == here[0]["b"]]
-        panel.plot([row["m"] for row in some], [row["naive_ms"] for row in some], "k:", label="naive")
+        panel.plot(
+            [row["m"] for row in some], [row["naive_ms"] for row in some], "k:", label="naive"
+        )
         panel.set(xscale="log", yscale="log", title=f"history of {n} tokens", xlabel="candidates m")
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("ms per request")
@@ -226,7 +265,9 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--out", type=Path, help="JSON file; the figure lies beside it")
     parser.add_argument("--n", type=int, nargs="*", help="histories, instead of all")
@@ -235,11 +276,19 @@ def main() -> int:
     args = parser.parse_args()
     sizes: dict[str, Any] = dict(QUICK if args.quick else FULL)
     sizes |= {name: tuple(given) for name in "nmb" if (given := getattr(args, name))}
-    out = args.out or (ROOT / "runs/mfalcon/quick.json" if args.quick else ROOT / "experiments/results/mfalcon.json")
+    out = args.out or (
+        ROOT / "runs/mfalcon/quick.json"
+        if args.quick
+        else ROOT / "experiments/results/mfalcon.json"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     head = sizes["width"] // sizes["heads"]
     config = ModelConfig(
-        width=sizes["width"], num_blocks=sizes["blocks"], num_heads=sizes["heads"], qk_width=head, v_width=head
+        width=sizes["width"],
+        num_blocks=sizes["blocks"],
+        num_heads=sizes["heads"],
+        qk_width=head,
+        v_width=head,
     )
     rate = flops_per_second()
     columns = ("cached ms", "cold ms", "naive ms", "floor ms", "x cached", "x cold")
@@ -249,7 +298,10 @@ def main() -> int:
         more, about = measure(config, n, sizes, rate)
         rows, shared = rows + more, [*shared, about]
         text = ", ".join(f"{name} {value:.3f}" for name, value in about.items() if name != "n")
-        print(f"n={n}: {text}; an append costs {about['append_ms'] / about['encode_ms']:.2%} of an encode", flush=True)
+        print(
+            f"n={n}: {text}; an append costs {about['append_ms'] / about['encode_ms']:.2%} of an encode",
+            flush=True,
+        )
         result = {
             "command": " ".join(["python", "experiments/mfalcon.py", *sys.argv[1:]]),
             "model": {name: sizes[name] for name in ("width", "blocks", "heads")},
@@ -257,8 +309,16 @@ def main() -> int:
             "rows": rows,
             "histories": shared,
             "fits_m_at_least_b": linear_fits(rows),
-            "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0], "device": jax.devices()[0].device_kind},
-            "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
+            "machine": {
+                "cores": os.cpu_count(),
+                "load": os.getloadavg()[0],
+                "device": jax.devices()[0].device_kind,
+            },
+            "versions": {
+                "python": platform.python_version(),
+                "jax": jax.__version__,
+                "numpy": np.__version__,
+            },
         }
         out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written: {out}")

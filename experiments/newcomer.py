@@ -32,13 +32,16 @@ def blocks(text: str) -> list[tuple[str, str]]:
         if title:
             heading = title
         else:
-            found.append((heading, code if language == "bash" else f"python - <<'BLOCK'\n{code}BLOCK\n"))
+            found.append(
+                (heading, code if language == "bash" else f"python - <<'BLOCK'\n{code}BLOCK\n")
+            )
     return found
 
 
 def script(steps: list[tuple[str, str]]) -> str:
     """One shell script of all blocks, which prints a line `@@ number` and the time before each and at the end."""
-    mark = 'echo; echo "@@ {} $(date +%s.%N)"\n'  # on a line of its own, whatever was printed before
+    # on a line of its own, whatever was printed before
+    mark = 'echo; echo "@@ {} $(date +%s.%N)"\n'
     body = "".join(mark.format(number) + code for number, (_, code) in enumerate(steps))
     return "set -euo pipefail\n" + body + mark.format(len(steps))
 
@@ -49,11 +52,21 @@ def run(steps: list[tuple[str, str]], folder: Path) -> list[float]:
     Raises:
       SystemExit: a block fails.
     """
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
+    archive = subprocess.run(
+        ["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True
+    ).stdout
     subprocess.run(["tar", "x", "-C", folder], input=archive, check=True)
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
     shell = subprocess.Popen(
-        ["bash", "-c", script(steps)], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+        ["bash", "-c", script(steps)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert shell.stdout is not None
     marks = []
@@ -61,7 +74,9 @@ def run(steps: list[tuple[str, str]], folder: Path) -> list[float]:
         if line.startswith("@@ "):
             marks.append(float(line.split()[2]))
             if len(marks) <= len(steps):
-                print(f"\n===== {steps[len(marks) - 1][0]} ({marks[-1] - marks[0]:.0f} s)", flush=True)
+                print(
+                    f"\n===== {steps[len(marks) - 1][0]} ({marks[-1] - marks[0]:.0f} s)", flush=True
+                )
         else:
             print(line, end="", flush=True)
     if shell.wait() or len(marks) != len(steps) + 1:
@@ -70,7 +85,9 @@ def run(steps: list[tuple[str, str]], folder: Path) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", default="", help="file for the times")
     json_file = parser.parse_args().json
     steps = blocks(TUTORIAL.read_text())

@@ -4,7 +4,7 @@
     python experiments/open_vocabulary.py retrieval    # next items of configs/synthetic.py
     python experiments/open_vocabulary.py step         # a step of Amazon Books' model with a million items
 
-stream: the log of `gr_jax/data/synthetic_actions.py` (1,500 users, 100 items), where each item gets a new id six times
+stream: the log of `gr_jax/data/log/synthetic_actions.py` (1,500 users, 100 items), where each item gets a new id six times
 a year, each at another time, as a listing does that is posted again: some 700 ids, of which about 100 live at a time.
 A ranking model goes through it once in the order of time. Reported are NE and AUC of the clicks in the last tenth of
 the events, which no step has seen, and the mean NE of the second half of the windows, each before it is trained on.
@@ -36,7 +36,7 @@ import polars as pl
 
 from experiments import sparse_step
 from experiments.started import start
-from gr_jax import config_files, train
+from gr_jax import train
 from gr_jax.config import (
     Config,
     DataConfig,
@@ -47,12 +47,15 @@ from gr_jax.config import (
     SyntheticConfig,
     TrainConfig,
     VocabularyConfig,
+    files,
 )
-from gr_jax.data import pipeline, synthetic_actions
-from gr_jax.data.preparation import prepare
-from gr_jax.data.synthetic import START
+from gr_jax.data.batches import epochs as pipeline
+from gr_jax.data.log import synthetic_actions
+from gr_jax.data.log.preparation import prepare
+from gr_jax.data.log.synthetic import START
 from gr_jax.models.embeddings import table_rows
-from gr_jax.training import sharding, vocabulary
+from gr_jax.training import sharding
+from gr_jax.training.tables import admission as vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments/results/open_vocabulary.json"
@@ -106,11 +109,19 @@ def stream_config(log: Path) -> Config:
             row_length=128,
         ),
         model=ModelConfig(
-            width=32, num_blocks=1, qk_width=32, v_width=32, head_width=32, input_dropout=0.0, dropout=0.0
+            width=32,
+            num_blocks=1,
+            qk_width=32,
+            v_width=32,
+            head_width=32,
+            input_dropout=0.0,
+            dropout=0.0,
         ),
         ranking=RankingConfig(tasks=("click",)),
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        train=TrainConfig(mode="streaming", windows=20, sampling_rate=8.0, batch_users=48, log_every=20),
+        train=TrainConfig(
+            mode="streaming", windows=20, sampling_rate=8.0, batch_users=48, log_every=20
+        ),
         mesh=MeshConfig(data=1),
     )
 
@@ -120,7 +131,9 @@ def result_of(config: Config, workdir: Path) -> tuple[dict, list[dict]]:
     if not (workdir / "result.json").exists():
         train.train(config, workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return json.loads((workdir / "result.json").read_text()), [x for x in lines if x["split"] == "valid"]
+    return json.loads((workdir / "result.json").read_text()), [
+        x for x in lines if x["split"] == "valid"
+    ]
 
 
 def stream() -> Iterator[dict]:
@@ -134,13 +147,19 @@ def stream() -> Iterator[dict]:
         late = [window["ne/click"] for window in windows[len(windows) // 2 :]]
         test = {metric: round(result["test"][f"{metric}/click"], 4) for metric in ("ne", "auc")}
         run = {"case": name, "share": share, "rows": rows.table_ids(items), **test}
-        runs.append(run | {"windows_ne": round(statistics.mean(late), 4), "seconds": round(result["wall_seconds"])})
+        runs.append(
+            run
+            | {
+                "windows_ne": round(statistics.mean(late), 4),
+                "seconds": round(result["wall_seconds"]),
+            }
+        )
         yield {"items": items, "steps": result["best_step"], "runs": runs}
 
 
 def retrieval(epochs: int) -> Iterator[dict]:
     """The cases on the generated log of next items, one more each time."""
-    base = config_files.load(str(ROOT / "configs/synthetic.py"))
+    base = files.load(str(ROOT / "configs/synthetic.py"))
     base = dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, prepared=str(RUNS / "prepared")),
@@ -161,7 +180,9 @@ def step(rounds: int) -> Iterator[dict]:
     """Times of a step by vocabulary, all with a row-wise rule, and of the host's moment of giving and taking."""
     base = sparse_step.books_config("rowwise_adamw")
     log = sparse_step.log_of(base, ITEMS)
-    log.__dict__["item_table"] = pl.DataFrame({"raw": np.arange(1, ITEMS + 1).astype(str)})  # there is no file
+    log.__dict__["item_table"] = pl.DataFrame(
+        {"raw": np.arange(1, ITEMS + 1).astype(str)}
+    )  # there is no file
     plan = pipeline.train_rows(log, base.data, batch_users=sparse_step.USERS)
     cases = {
         "catalogue": VocabularyConfig(),
@@ -170,7 +191,10 @@ def step(rounds: int) -> Iterator[dict]:
         "admitted, k=2": VocabularyConfig("admitted", ITEMS * 2 // 25, 2, ITEMS // 50, 1, 4),
     }
     key, steps, times = jax.random.key(1), {}, {name: [] for name in cases}
-    batches = [sharding.put(plan.batch(i), sharding.batch_sharding(sharding.make_mesh(base.mesh))) for i in range(4)]
+    batches = [
+        sharding.put(plan.batch(i), sharding.batch_sharding(sharding.make_mesh(base.mesh)))
+        for i in range(4)
+    ]
     for name, rows in cases.items():
         config = dataclasses.replace(base, vocabulary=rows)
         first = vocabulary.initial(config, log)
@@ -208,15 +232,23 @@ def step(rounds: int) -> Iterator[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=("stream", "retrieval", "step"))
     parser.add_argument("--epochs", type=int, default=4, help="of retrieval")
     parser.add_argument("--rounds", type=int, default=30, help="steps of each case that are timed")
     args = parser.parse_args()
-    parts = {"stream": stream, "retrieval": lambda: retrieval(args.epochs), "step": lambda: step(args.rounds)}
+    parts = {
+        "stream": stream,
+        "retrieval": lambda: retrieval(args.epochs),
+        "step": lambda: step(args.rounds),
+    }
     for found in parts[args.part]():
         found["command"] = " ".join(["python experiments/open_vocabulary.py", *sys.argv[1:]])
-        found["machine"] = f"{os.cpu_count()} CPU cores, load {os.getloadavg()[1]:.1f}, jax {jax.__version__}"
+        found["machine"] = (
+            f"{os.cpu_count()} CPU cores, load {os.getloadavg()[1]:.1f}, jax {jax.__version__}"
+        )
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         RESULTS.write_text(json.dumps(results | {args.part: found}, indent=2) + "\n")
         print(json.dumps(found.get("runs", [found])[-1]), flush=True)

@@ -23,14 +23,24 @@ from pathlib import Path
 from experiments.kill_resume import ROOT, last_step
 
 TIMEOUT = 30  # seconds of silence after which a process counts as dead
-OVERRIDES = {"data.synthetic.num_users": 1000, "train.epochs": 10_000, "train.patience": 0, "train.log_every": 1}
+OVERRIDES = {
+    "data.synthetic.num_users": 1000,
+    "train.epochs": 10_000,
+    "train.patience": 0,
+    "train.log_every": 1,
+}
 
 
 def start(folder: Path, process: int, port: int) -> subprocess.Popen:
     """One process of two."""
     said = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
     said += [f"--config.data.prepared={folder / 'prepared'}", f"--workdir={folder / 'run'}"]
-    place = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={process}", f"--peer-timeout={TIMEOUT}"]
+    place = [
+        f"--coordinator=localhost:{port}",
+        "--processes=2",
+        f"--process={process}",
+        f"--peer-timeout={TIMEOUT}",
+    ]
     command = [sys.executable, "-m", "gr_jax.train", "--config=configs/synthetic.py", *said, *place]
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONPATH": str(ROOT)}
     log = (folder / f"{process}.log").open("w")
@@ -67,17 +77,29 @@ def seconds_until_the_other_ends(dying: int, by: signal.Signals) -> tuple[float,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", default="", help="file for the result")
     args = parser.parse_args()
     cases = []
     for by in (signal.SIGKILL, signal.SIGSTOP):
         for dying in (1, 0):
             seconds, code = seconds_until_the_other_ends(dying, by)
-            cases.append({"signal": by.name, "process": dying, "seconds": round(seconds, 1), "exit_code": code})
+            cases.append(
+                {
+                    "signal": by.name,
+                    "process": dying,
+                    "seconds": round(seconds, 1),
+                    "exit_code": code,
+                }
+            )
             print(json.dumps(cases[-1]), flush=True)
     if args.json:
-        result = {"command": " ".join(["python -m experiments.peer_death", *sys.argv[1:]]), "peer_timeout": TIMEOUT}
+        result = {
+            "command": " ".join(["python -m experiments.peer_death", *sys.argv[1:]]),
+            "peer_timeout": TIMEOUT,
+        }
         result |= {"machine": f"{os.cpu_count()} CPU cores, shared with other work", "cases": cases}
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 

@@ -14,7 +14,7 @@ import numpy as np
 from train_speed import generated_log
 
 from gr_jax.config import DataConfig
-from gr_jax.data import pipeline
+from gr_jax.data.batches import epochs
 
 CASES = (("ml_1m", 200, 256), ("ml_1m", 200, 512), ("books", 50, 64), ("books", 50, 128))
 
@@ -26,13 +26,20 @@ def main() -> None:
         config = DataConfig(max_length=max_length, row_length=row_length)
         dataset = generated_log(config, name, users=100_000)
         start = time.perf_counter()
-        rows = pipeline.train_rows(dataset, config, batch_users=128)
+        rows = epochs.train_rows(dataset, config, batch_users=128)
         packing = time.perf_counter() - start
-        for _ in pipeline.train_batches(rows, 0, rows.steps(0)):
+        for _ in epochs.train_batches(rows, 0, rows.steps(0)):
             pass
         seconds = time.perf_counter() - start
         mean = float(np.mean(rows.spans.length))
-        line = (name, row_length, f"{mean:.1f}", f"{rows.fill:.1%}", f"{packing:.2f}", f"{1e5 / seconds:,.0f}")
+        line = (
+            name,
+            row_length,
+            f"{mean:.1f}",
+            f"{rows.fill:.1%}",
+            f"{packing:.2f}",
+            f"{1e5 / seconds:,.0f}",
+        )
         print("".join(f"{v:>12}" for v in line), flush=True)
 
 

@@ -20,7 +20,9 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Buffers are assigned before machine code is made: it need not be good code.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -28,7 +30,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig  # noqa: E402
-from gr_jax.planning import compiled, memory  # noqa: E402
+from gr_jax.planning import compiled_step, memory  # noqa: E402
 from gr_jax.planning.sizes import Sizes  # noqa: E402
 from gr_jax.training import sharding  # noqa: E402
 
@@ -40,7 +42,9 @@ def random_case(rng: random.Random) -> tuple[Config, Sizes]:
     """A config of one to three blocks on 4096 or 8192 tokens."""
     length, dropout = rng.choice([64, 128, 256, 512, 1024]), rng.choice([0.0, 0.2])
     config = Config(
-        data=DataConfig(max_length=rng.choice([length // 4, length // 2, length * 4 // 5]), row_length=length),
+        data=DataConfig(
+            max_length=rng.choice([length // 4, length // 2, length * 4 // 5]), row_length=length
+        ),
         model=ModelConfig(
             width=rng.choice([32, 50, 64, 128]),
             num_heads=rng.choice([1, 2, 4]),
@@ -64,9 +68,11 @@ def random_case(rng: random.Random) -> tuple[Config, Sizes]:
 def compare(config: Config, sizes: Sizes) -> dict:
     """Planned and allocated bytes of one config."""
     mesh = sharding.make_mesh(config.mesh)
-    parts = memory.memory(config, sizes, compiled.abstract_state(config, sizes, mesh), platform="cpu")
+    parts = memory.memory(
+        config, sizes, compiled_step.abstract_state(config, sizes, mesh), platform="cpu"
+    )
     start = time.perf_counter()
-    allocated = compiled.allocated(compiled.compile_step(config, sizes, mesh))
+    allocated = compiled_step.allocated(compiled_step.compile_step(config, sizes, mesh))
     planned = {part.what: part.bytes for part in parts}
     return {
         "config": describe(config, sizes),
@@ -84,7 +90,12 @@ def summary(cases: list[dict]) -> dict:
     errors = [abs(case["error"]) for case in cases]
     within = sum(error <= 0.1 for error in errors)
     mean, worst = (float(f(errors)) if errors else None for f in (np.mean, np.max))
-    return {"cases": len(cases), "within_10_percent": within, "mean_error": mean, "largest_error": worst}
+    return {
+        "cases": len(cases),
+        "within_10_percent": within,
+        "mean_error": mean,
+        "largest_error": worst,
+    }
 
 
 def describe(config: Config, sizes: Sizes) -> str:
@@ -99,7 +110,9 @@ def describe(config: Config, sizes: Sizes) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=13, help="of the configs")
     parser.add_argument("--cases", type=int, default=32, help="how many")
     parser.add_argument("--json", default=str(RESULTS), help="file for the results")
@@ -112,8 +125,15 @@ def main() -> int:
         peak = last["allocated"]["peak"] / 2**20
         print(f"{last['error']:+6.1%} {total:8.1f} MiB planned {peak:8.1f} allocated", end="")
         print(f"  {last['config']}", flush=True)
-        about = {"command": f"python {' '.join(sys.argv)}", "jax": jax.__version__, "seed": args.seed}
-        about |= {kind: summary([c for c in cases if c["scanned"] == (kind == "scanned")]) for kind in KINDS}
+        about = {
+            "command": f"python {' '.join(sys.argv)}",
+            "jax": jax.__version__,
+            "seed": args.seed,
+        }
+        about |= {
+            kind: summary([c for c in cases if c["scanned"] == (kind == "scanned")])
+            for kind in KINDS
+        }
         Path(args.json).write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
     for kind in KINDS:
         print(kind, about[kind])

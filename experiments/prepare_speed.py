@@ -49,13 +49,27 @@ def main(argv: list[str]) -> None:
             write_log(Path(folder) / "ratings.csv", args.rows)
         result = {}
         for runner in runners:
-            command = [sys.executable, __file__, f"--child={folder}", f"--runner={runner}", f"--filter={args.filter}"]
-            done = subprocess.run([*command, f"--ml-1m={args.ml_1m}"], check=True, stdout=subprocess.PIPE)
+            command = [
+                sys.executable,
+                __file__,
+                f"--child={folder}",
+                f"--runner={runner}",
+                f"--filter={args.filter}",
+            ]
+            done = subprocess.run(
+                [*command, f"--ml-1m={args.ml_1m}"], check=True, stdout=subprocess.PIPE
+            )
             result[runner] = json.loads(done.stdout)
         if len(runners) > 1:
-            result["same_bytes"] = contents(Path(folder) / "polars") == contents(Path(folder) / "beam")
-    shown = [word for word in argv if not word.startswith("--ml")] + ["--ml-1m=FOLDER"] * bool(args.ml_1m)
-    text = json.dumps({"command": " ".join(["experiments/prepare_speed.py", *shown]), **result}, indent=2)
+            result["same_bytes"] = contents(Path(folder) / "polars") == contents(
+                Path(folder) / "beam"
+            )
+    shown = [word for word in argv if not word.startswith("--ml")] + ["--ml-1m=FOLDER"] * bool(
+        args.ml_1m
+    )
+    text = json.dumps(
+        {"command": " ".join(["experiments/prepare_speed.py", *shown]), **result}, indent=2
+    )
     print(text)
     if args.json:
         args.json.write_text(text + "\n")
@@ -72,7 +86,9 @@ def write_log(file: Path, rows: int) -> None:
     weight = rng.lognormal(0, 1.0, USERS)
     user = np.repeat(np.arange(1, USERS + 1), rng.multinomial(rows, weight / weight.sum()))
     popularity = 1 / np.arange(10, ITEMS + 10)
-    item = rng.choice(rng.permutation(131_262)[:ITEMS] + 1, size=rows, p=popularity / popularity.sum())
+    item = rng.choice(
+        rng.permutation(131_262)[:ITEMS] + 1, size=rows, p=popularity / popularity.sum()
+    )
     order = np.lexsort((item, user))
     columns = {
         "userId": user[order],
@@ -85,13 +101,13 @@ def write_log(file: Path, rows: int) -> None:
 
 def prepare_and_print(folder: Path, filter: str, ml_1m: str, runner: str) -> None:
     """Prepares `folder/ratings.csv`, or MovieLens-1M, in this process."""
-    from gr_jax.data import beam_prepare
-    from gr_jax.data.preparation import prepare
+    from gr_jax.data.beam import build
+    from gr_jax.data.log.preparation import prepare
 
     source, path = ("ml-1m", ml_1m) if ml_1m else ("ml-20m", str(folder))
     load, start, cpu = os.getloadavg()[0], time.perf_counter(), time.process_time()
     config = DataConfig(source=source, path=path, prepared=str(folder / runner), filter=filter)
-    dataset = prepare(config, build=beam_prepare.build if runner == "beam" else None)
+    dataset = prepare(config, build=build.build if runner == "beam" else None)
     raw = Path(ml_1m) / "ratings.dat" if ml_1m else folder / "ratings.csv"
     result = {
         "rows": dataset.num_events,
@@ -100,7 +116,9 @@ def prepare_and_print(folder: Path, filter: str, ml_1m: str, runner: str) -> Non
         "filter": filter,
         "seconds": round(time.perf_counter() - start, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
-        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),  # Linux: KiB
+        "peak_rss_gib": round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
+        ),  # Linux: KiB
         "log_mib": round(raw.stat().st_size / 2**20),
         "cores": os.cpu_count(),
         "load_before": round(load, 1),

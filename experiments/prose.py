@@ -18,8 +18,8 @@ import numpy as np
 
 from experiments.kernel_bench import gpu_records
 from experiments.tables import MARKED, RESULTS, ROOT, by_seed, figure, read
-from gr_jax import config_files
-from gr_jax.training.speed import train_flops
+from gr_jax.config import files
+from gr_jax.models.flops import train_flops
 
 UNIT = "ms|%|x|times|[KMG]i?B|s|seconds?|minutes?|hours?|/s"
 FIGURE = re.compile(rf"(?<![\w.,])(?:\.\d{{2,4}}\b|\d[\d.,]*e-?\d+|\d[\d.,]*[ -]?(?:{UNIT})(?!\w))")
@@ -49,10 +49,15 @@ def minutes(seconds: float) -> str:
 
 def steps() -> dict[str, str]:
     """Of train_speed and sparse_step."""
-    base = [case["peak_rss_gib"] for case in read("train_speed")["cases"] if case["case"].startswith("base/")]
+    base = [
+        case["peak_rss_gib"]
+        for case in read("train_speed")["cases"]
+        if case["case"].startswith("base/")
+    ]
     result, books, most = read("sparse_step"), 695_763, 10_000_000
     cases = {
-        name: {(c["rule"], c["rows"]): c for c in result[name]["cases"]} for name in ("interleaved", "table_alone")
+        name: {(c["rule"], c["rows"]): c for c in result[name]["cases"]}
+        for name in ("interleaved", "table_alone")
     }
     alone = {case["rule"]: case["ms"] for case in result["cases"] if case["rows"] == most}
     faster = lambda name, rule: f"{cases[name][rule, books]['times_faster']:.1f}"
@@ -71,16 +76,26 @@ def preparing() -> dict[str, str]:
     """Of beam_prepare."""
     result = read("beam_prepare")
     names = ("seconds", "peak_rss_gib", "cpu_seconds")
-    found = {f"{runner}_{name}": str(result[runner][name]) for runner in ("beam", "polars") for name in names}
+    found = {
+        f"{runner}_{name}": str(result[runner][name])
+        for runner in ("beam", "polars")
+        for name in names
+    }
     return found | {"beam_load": f"{result['beam']['load_before']:.0f}"}
 
 
 def planning() -> dict[str, str]:
     """Of plan_check, mesh_compile, weak_scaling and memory."""
     parts = [read("plan_check")[name] for name in ("unrolled", "scanned")]
-    above = max(100 * case["planned_over_allocated"] - 100 for case in read("mesh_compile")["cases"])
+    above = max(
+        100 * case["planned_over_allocated"] - 100 for case in read("mesh_compile")["cases"]
+    )
     speeds = [case["tokens_per_second"] for case in read("weak_scaling")["measured"]]
-    kept = {c["model"]: c["in_widths"] for c in read("memory")["cases"] if c["dtype"] == "bfloat16" and not c["remat"]}
+    kept = {
+        c["model"]: c["in_widths"]
+        for c in read("memory")["cases"]
+        if c["dtype"] == "bfloat16" and not c["remat"]
+    }
     return {
         "plan_cases": str(sum(part["cases"] for part in parts)),
         "plan_good": str(sum(part["within_10_percent"] for part in parts)),
@@ -104,12 +119,20 @@ def gpu() -> dict[str, str]:
 
     def times(slow: str, fast: str) -> str:
         ratios = [
-            x / ms[shape, fast, part] for (shape, n, part), x in ms.items() if n == slow and (shape, fast, part) in ms
+            x / ms[shape, fast, part]
+            for (shape, n, part), x in ms.items()
+            if n == slow and (shape, fast, part) in ms
         ]
         return f"{min(ratios):.1f} to {max(ratios):.1f}"
 
-    runs, hstu = read("gpu_training")["runs"], by_seed(RESULTS / "ablation_loss", "hstu-full")[0]["test"]["ndcg@10"]
-    rival = [run["test"]["ndcg@10"] for run in by_seed(RESULTS / "public_retrieval", "ml-1m-transformer").values()]
+    runs, hstu = (
+        read("gpu_training")["runs"],
+        by_seed(RESULTS / "ablation_loss", "hstu-full")[0]["test"]["ndcg@10"],
+    )
+    rival = [
+        run["test"]["ndcg@10"]
+        for run in by_seed(RESULTS / "public_retrieval", "ml-1m-transformer").values()
+    ]
     usual = [run for run in runs if "chunk_tokens" not in run["command"]]
     compiled = next(run for run in runs if run["compiled_before"])
     return {
@@ -124,7 +147,7 @@ def gpu() -> dict[str, str]:
 
 def layers() -> dict[str, str]:
     """What `configs/ml_1m.py:swiglu` costs, by the mathematics of a step on histories of 200 events."""
-    configs = (config_files.load(str(ROOT / "configs/ml_1m.py") + variant) for variant in ("", ":swiglu"))
+    configs = (files.load(str(ROOT / "configs/ml_1m.py") + variant) for variant in ("", ":swiglu"))
     base, more = (train_flops(config, np.array([200]), num_items=3706) for config in configs)
     return {"swiglu_percent": f"{100 * more / base - 100:.0f}"}
 
@@ -132,7 +155,9 @@ def layers() -> dict[str, str]:
 def serving() -> dict[str, str]:
     """Of serving_load and mfalcon."""
     result, falcon = read("serving_load"), read("mfalcon")
-    cases = {(run, c["path"], c["way"], c["clients"]): c for run in result for c in result[run]["cases"]}
+    cases = {
+        (run, c["path"], c["way"], c["clients"]): c for run in result for c in result[run]["cases"]
+    }
     user, history = (cases["retrieval", "/recommend", way, 32] for way in ("user", "history"))
     thousand = next(case for case in falcon["histories"] if case["n"] == 1024)
     found = {
@@ -177,7 +202,9 @@ def retrieval() -> dict[str, str]:
         name, of = run_name.replace("-", "_"), list(by_seed(folder, run_name).values())
         for metric, key in (("hr", "hr@10"), ("ndcg", "ndcg@10")):
             found[f"{name}_{metric}"] = figure(statistics.mean(run["test"][key] for run in of))
-        found[f"{name}_seeds"] = "one seed" if len(of) == 1 else f"mean of {words.get(len(of), len(of))} seeds"
+        found[f"{name}_seeds"] = (
+            "one seed" if len(of) == 1 else f"mean of {words.get(len(of), len(of))} seeds"
+        )
         found[f"{name}_epochs"] = span([run["last_epoch"] for run in of])
         found[f"{name}_minutes"] = span([run["wall_seconds"] / 60 for run in of])
     return found
@@ -215,10 +242,19 @@ def synthetic() -> dict[str, str]:
     found |= {name: short(value, 2) for name, value in best.items()} | {
         "synthetic_popularity": short(best["popularity"], 2)
     }
-    for run, name in (("base", "base"), ("position", "position"), ("ranking", "ranking"), ("ranking-dlrm", "dlrm")):
+    for run, name in (
+        ("base", "base"),
+        ("position", "position"),
+        ("ranking", "ranking"),
+        ("ranking-dlrm", "dlrm"),
+    ):
         test = runs[run]["test"]
         found[f"synthetic_{name}_minutes"] = minutes(runs[run]["wall_seconds"])
-        for metric, key, digits in (("hr", "hr@10", 2), ("ne", "ne/click", 3), ("auc", "auc/click", 3)):
+        for metric, key, digits in (
+            ("hr", "hr@10", 2),
+            ("ne", "ne/click", 3),
+            ("auc", "auc/click", 3),
+        ):
             if key in test:
                 found[f"synthetic_{name}_{metric}"] = short(test[key], digits)
     return found
@@ -255,7 +291,12 @@ def sentences() -> dict[str, tuple[list[str], list[str]]]:
 def pages() -> list[Path]:
     """Where people read figures."""
     folders = [ROOT / "docs", ROOT / "configs"]
-    found = [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in (".md", ".py")]
+    found = [
+        file
+        for folder in folders
+        for file in sorted(folder.iterdir())
+        if file.suffix in (".md", ".py")
+    ]
     return [ROOT / "README.md", ROOT / "experiments/README.md", *found]
 
 
@@ -270,11 +311,15 @@ def text_of(page: Path) -> str:
 
 def wrong(text: str, measured: Sequence[str], given: Sequence[str]) -> list[str]:
     """Sentences that a text lacks, and figures in it that stand in none of them."""
-    lacking = [f"should say: {sentence}" for sentence in (*measured, *given) if sentence not in text]
+    lacking = [
+        f"should say: {sentence}" for sentence in (*measured, *given) if sentence not in text
+    ]
     for sentence in (*measured, *given):
         text = text.replace(sentence, "")
     plain = re.sub(r"`[^`]*`", "", text)
-    others = [plain[max(0, found.start() - 40) : found.end() + 20] for found in FIGURE.finditer(plain)]
+    others = [
+        plain[max(0, found.start() - 40) : found.end() + 20] for found in FIGURE.finditer(plain)
+    ]
     return lacking + [f"a figure that no result backs: ...{other}..." for other in others]
 
 

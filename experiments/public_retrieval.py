@@ -46,7 +46,9 @@ CONFIGS = {  # dataset -> model -> config file and variant
 def main() -> None:
     parser = retrieval_runs.parser_of(__doc__)
     parser.add_argument("--dataset", default="ml-1m", choices=list(CONFIGS))
-    parser.add_argument("--models", default="hstu,sasrec", help="of those that the dataset has a config of")
+    parser.add_argument(
+        "--models", default="hstu,sasrec", help="of those that the dataset has a config of"
+    )
     args = parser.parse_args()
     configs = CONFIGS[args.dataset]
     if unknown := set(args.models.split(",")) - set(configs):
@@ -54,14 +56,20 @@ def main() -> None:
     names = [f"{args.dataset}-{model}" for model in configs]
     for seed in retrieval_runs.seeds_of(args):
         for model in args.models.split(","):
-            retrieval_runs.run(NAME, f"{args.dataset}-{model}", seed, configs[model], args.change, args)
+            retrieval_runs.run(
+                NAME, f"{args.dataset}-{model}", seed, configs[model], args.change, args
+            )
             print(retrieval_runs.table(NAME, names), flush=True)
     print(write_significance())
 
 
 def write_significance() -> str:
     """Compares HSTU with SASRec and the Transformer on each dataset, over the seeds that both have."""
-    pairs = [(f"{data}-hstu", f"{data}-{rival}") for data in CONFIGS for rival in ("sasrec", "transformer")]
+    pairs = [
+        (f"{data}-hstu", f"{data}-{rival}")
+        for data in CONFIGS
+        for rival in ("sasrec", "transformer")
+    ]
     found = [retrieval_runs.significance(NAME, *pair) for pair in pairs]
     text = json.dumps([each for each in found if each], indent=1)
     (retrieval_runs.RESULTS / NAME / "significance.json").write_text(text + "\n")

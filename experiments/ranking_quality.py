@@ -19,11 +19,11 @@ from pathlib import Path
 
 from experiments import count_baseline
 from experiments.tables import figure, spread
-from gr_jax import config_files
-from gr_jax.data.preparation import prepare
-from gr_jax.data.sequences import time_bounds
-from gr_jax.overrides import override_all
-from gr_jax.training import ranking_metrics
+from gr_jax.config import files
+from gr_jax.config.overrides import override_all
+from gr_jax.data.batches.sequences import time_bounds
+from gr_jax.data.log.preparation import prepare
+from gr_jax.training.ranking import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "experiments/results/ranking_quality.json"
@@ -46,30 +46,37 @@ def outcome(workdir: Path) -> dict:
         "median_step_ms": round(statistics.median(steps), 1),
         "test": result["test"],
         "valid": result["valid"],
-        "validation": [[line["epoch"], round(line["ne/liked"], 4), round(line["ne/loved"], 4)] for line in valid],
+        "validation": [
+            [line["epoch"], round(line["ne/liked"], 4), round(line["ne/loved"], 4)]
+            for line in valid
+        ],
         "versions": result["versions"],
-        "config": {name: config[name] for name in ("data", "model", "ranking", "optimizer", "train")},
+        "config": {
+            name: config[name] for name in ("data", "model", "ranking", "optimizer", "train")
+        },
     }
 
 
 def baselines(path: str) -> dict[str, dict[str, float]]:
     """Metrics on the test events of the constant rate and of a logistic regression on counts of the past."""
-    config = config_files.load(str(ROOT / "configs/ml_1m.py:ranking"))
+    config = files.load(str(ROOT / "configs/ml_1m.py:ranking"))
     config = override_all(config, {"data.path": path} if path else {})
     dataset = prepare(config.data)
-    test_from = time_bounds(dataset.timestamp, config.ranking)["test"][0]
+    test_from = time_bounds(dataset.events.timestamp, config.ranking)["test"][0]
     found: dict[str, dict[str, float]] = {"constant rate": {}, "regression on counts": {}}
     for task in ("liked", "loved"):
         made = count_baseline.constant_rate(dataset, task, test_from=test_from)
         for name, p in zip(
-            found, (made, count_baseline.count_regression(dataset, task, test_from=test_from)), strict=True
+            found,
+            (made, count_baseline.count_regression(dataset, task, test_from=test_from)),
+            strict=True,
         ):
-            user = dataset.users_of(p.event)
+            user = dataset.events.users_of(p.event)
             found[name] |= {
-                f"ne/{task}": ranking_metrics.ne(p.probability, p.outcome) or 0.0,
-                f"auc/{task}": ranking_metrics.auc(p.probability, p.outcome) or 0.0,
-                f"user_auc/{task}": ranking_metrics.per_user_auc(p.probability, p.outcome, user) or 0.0,
-                f"calibration/{task}": ranking_metrics.calibration(p.probability, p.outcome) or 0.0,
+                f"ne/{task}": metrics.ne(p.probability, p.outcome) or 0.0,
+                f"auc/{task}": metrics.auc(p.probability, p.outcome) or 0.0,
+                f"user_auc/{task}": metrics.per_user_auc(p.probability, p.outcome, user) or 0.0,
+                f"calibration/{task}": metrics.calibration(p.probability, p.outcome) or 0.0,
             }
     return found
 
@@ -87,19 +94,32 @@ def table(models: dict[str, list[dict]], others: dict[str, dict[str, float]]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", default="", help="folder of MovieLens-1M; downloaded when not given")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--path", default="", help="folder of MovieLens-1M; downloaded when not given"
+    )
     parser.add_argument("--variants", default="ranking,ranking-dlrm", help="of configs/ml_1m.py")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--collect", action="store_true", help="train nothing: only the runs that are finished")
+    parser.add_argument(
+        "--collect", action="store_true", help="train nothing: only the runs that are finished"
+    )
     args = parser.parse_args()
     path = str(Path(args.path).absolute()) if args.path else ""
-    models: dict[str, list[dict]] = json.loads(RESULT.read_text())["models"] if RESULT.exists() else {}
+    models: dict[str, list[dict]] = (
+        json.loads(RESULT.read_text())["models"] if RESULT.exists() else {}
+    )
     for seed in args.seeds.split(","):
         for variant in args.variants.split(","):
             workdir = ROOT / f"runs/ranking/{variant}-{seed}"
             if not (workdir / "result.json").exists() and not args.collect:
-                command = [sys.executable, "-m", "gr_jax.train", f"--config=configs/ml_1m.py:{variant}"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "gr_jax.train",
+                    f"--config=configs/ml_1m.py:{variant}",
+                ]
                 command += [
                     f"--config.seed={seed}",
                     f"--workdir={workdir}",
@@ -112,7 +132,10 @@ def main() -> None:
     rates = baselines(path)
     print(table(models, rates))
     said = ["--path=ml-1m" if word.startswith("--path") else word for word in sys.argv[1:]]
-    made = {"command": " ".join(["python", "experiments/ranking_quality.py", *said]), "split": "test"}
+    made = {
+        "command": " ".join(["python", "experiments/ranking_quality.py", *said]),
+        "split": "test",
+    }
     summary = made | {"models": models, "baselines": rates}
     RESULT.write_text(json.dumps(summary, indent=1) + "\n")
 

@@ -20,8 +20,8 @@ import numpy as np
 from scipy import stats
 
 from experiments.tables import RESULTS, ROOT, by_seed, spread
-from gr_jax.data import pipeline
-from gr_jax.training.evaluation import make_judge
+from gr_jax.data.batches import epochs
+from gr_jax.training.retrieval.evaluation import make_judge
 from gr_jax.training.trained import open_trained
 
 # On a GPU the trainings run while this process holds on to what it computed their ranks with.
@@ -29,7 +29,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexity")
 
 
-def run(experiment: str, name: str, seed: int, config: str, change: list[str], args: argparse.Namespace) -> None:
+def run(
+    experiment: str, name: str, seed: int, config: str, change: list[str], args: argparse.Namespace
+) -> None:
     """Trains by the command that a reader would use, resumed where it stopped, and keeps what came out.
 
     Args:
@@ -69,7 +71,9 @@ def kept_already(experiment: str, name: str, seed: int, said: Sequence[str]) -> 
     Exits with one line where a result of another training has the name of this run: a mean over both would be of
     nothing. The seed may differ, and `data.source`, which tells how the file of a log is written.
     """
-    same = lambda command: [x for x in command.split() if not x.startswith(("--config.seed=", "--config.data.source="))]
+    same = lambda command: [
+        x for x in command.split() if not x.startswith(("--config.seed=", "--config.data.source="))
+    ]
     runs, command = kept(experiment, name), command_of(said)
     for other, run in runs.items():
         if same(run["command"]) != same(command):
@@ -91,7 +95,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
     config = json.loads((workdir / "config.json").read_text())
     del result["dataset"]["source"], config["data"]["path"], config["data"]["prepared"]
     run, params = open_trained(workdir)
-    rows = pipeline.evaluation_rows(
+    rows = epochs.evaluation_rows(
         run.dataset,
         run.config.data,
         "test",
@@ -100,7 +104,9 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
         exclude=run.config.evaluate.exclude,
         row_multiple=run.row_multiple,
     )
-    found = make_judge(run.graphdef, run.config, num_items=run.dataset.num_items, mesh=run.mesh)(params, rows)
+    found = make_judge(run.graphdef, run.config, num_items=run.dataset.num_items, mesh=run.mesh)(
+        params, rows
+    )
     rank = found.rank[np.argsort(found.user)].astype(np.int32)
     if abs(float(np.mean(rank <= 10)) - result["test"]["hr@10"]) > 1e-3:
         raise RuntimeError(f"{workdir}: the ranks made again are not those that training found")
@@ -110,8 +116,14 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
         "popularity": result["baseline"]["test"],
         "last_epoch": valid[-1]["epoch"],
         "median_step_ms": round(statistics.median(steps), 1),
-        "validation": [[line[name] for name in ("epoch", "hr@10", "ndcg@10", "log_perplexity")] for line in valid],
-        "config": {name: config[name] for name in ("data", "model", "loss", "optimizer", "train", "evaluate")},
+        "validation": [
+            [line[name] for name in ("epoch", "hr@10", "ndcg@10", "log_perplexity")]
+            for line in valid
+        ],
+        "config": {
+            name: config[name]
+            for name in ("data", "model", "loss", "optimizer", "train", "evaluate")
+        },
     }, rank
 
 
@@ -135,7 +147,9 @@ def ndcg(rank: np.ndarray, k: int = 10) -> np.ndarray:
 def significance(experiment: str, better: str, worse: str) -> dict | None:
     """Paired t-test of NDCG@10 over users, of each the mean over the seeds that both runs have; None without any."""
     has_ranks = lambda name: {
-        seed for seed in kept(experiment, name) if (RESULTS / experiment / f"{name}-{seed}.npz").exists()
+        seed
+        for seed in kept(experiment, name)
+        if (RESULTS / experiment / f"{name}-{seed}.npz").exists()
     }
     seeds = sorted(has_ranks(better) & has_ranks(worse))
     if not seeds:
@@ -159,7 +173,9 @@ def table(experiment: str, names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def run_variants(experiment: str, variants: dict[str, tuple[str, list[str]]], doc: str | None) -> None:
+def run_variants(
+    experiment: str, variants: dict[str, tuple[str, list[str]]], doc: str | None
+) -> None:
     """The command of an ablation: every variant (its config, and more of the command line) with every seed."""
     parser = parser_of(doc)
     parser.add_argument("--only", default=",".join(variants), help="of these variants")
@@ -175,10 +191,14 @@ def run_variants(experiment: str, variants: dict[str, tuple[str, list[str]]], do
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """The arguments that all of these experiments have."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--path", default="", help="raw log; downloaded when not given")
-    parser.add_argument("--quick", action="store_true", help="one epoch and one seed; no results are kept")
+    parser.add_argument(
+        "--quick", action="store_true", help="one epoch and one seed; no results are kept"
+    )
     parser.add_argument("change", nargs="*", help="more of the command line of training, after --")
     return parser
 

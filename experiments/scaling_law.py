@@ -7,7 +7,7 @@
 
 The learning rate is constant, so the validation after epoch e of a run is the result of a budget of e epochs: one run
 of each width gives all its budgets. Retrieval: natural log of the perplexity of the next item over the whole catalogue;
-ranking: normalised entropy of clicks. FLOPs are those of the mathematics on real tokens (`gr_jax.training.speed`).
+ranking: normalised entropy of clicks. FLOPs are those of the mathematics on real tokens (`gr_jax.models.flops`).
 The fit is L = l + k C^-b over the frontier, the runs that no other beats with fewer FLOPs, from the third epoch on:
 before that a run has hardly begun to learn, whatever its width. Uncertainties are standard errors of least squares.
 The paper's figure 7 is linear in ln C, far from the end of what its log has to give; these budgets are not, so l is
@@ -27,7 +27,7 @@ import numpy as np
 from scipy import optimize
 
 from experiments.figures import pyplot
-from gr_jax import config_files
+from gr_jax.config import files
 from gr_jax.training.run import open_run
 from gr_jax.training.tasks import task_of
 
@@ -51,7 +51,12 @@ TASKS = {  # task -> config, widths, what is measured on validation, more of the
         "ne/click",
         ["--config.data.synthetic.num_users=12000", "--config.train.epochs=8"],
     ),
-    "ml-1m": ("configs/ml_1m.py", (12, 25, 50, 100), "log_perplexity", ["--config.train.epochs=20"]),
+    "ml-1m": (
+        "configs/ml_1m.py",
+        (12, 25, 50, 100),
+        "log_perplexity",
+        ["--config.train.epochs=20"],
+    ),
 }
 
 
@@ -61,7 +66,14 @@ def train(task: str, width: int, quick: bool, path: str) -> Path:
     workdir = ROOT / f"runs/scaling_law/{task}-{width}{'-quick' * quick}"
     if (workdir / "result.json").exists():
         return workdir
-    command = [sys.executable, "-m", "gr_jax.train", f"--config={config}", f"--workdir={workdir}", *change]
+    command = [
+        sys.executable,
+        "-m",
+        "gr_jax.train",
+        f"--config={config}",
+        f"--workdir={workdir}",
+        *change,
+    ]
     command += [f"--config.model.{name}={width}" for name in ("width", "qk_width", "v_width")]
     command += ["--config.train.validate_every=1", "--config.train.patience=0"]
     command += [f"--config.data.path={Path(path).absolute()}"] * bool(path)
@@ -73,7 +85,7 @@ def train(task: str, width: int, quick: bool, path: str) -> Path:
 def budgets(task: str, width: int, workdir: Path) -> list[dict]:
     """FLOPs and validation after each epoch of a finished run."""
     metric = TASKS[task][2]
-    run = open_run(config_files.read(workdir / "config.json"), workdir)
+    run = open_run(files.read(workdir / "config.json"), workdir)
     batches = task_of(run).batches()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [
@@ -121,12 +133,19 @@ def draw(found: dict, path: Path) -> None:
     perplexity = "log perplexity of the next item"
     names = {"retrieval": perplexity, "ranking": "normalised entropy", "ml-1m": perplexity}
     tasks = [task for task in TASKS if any(p["task"] == task for p in found["points"])]
-    figure, axes = pyplot().subplots(1, len(tasks), figsize=(5 * len(tasks), 4), constrained_layout=True, squeeze=False)
+    figure, axes = pyplot().subplots(
+        1, len(tasks), figsize=(5 * len(tasks), 4), constrained_layout=True, squeeze=False
+    )
     for axis, task in zip(axes[0], tasks, strict=True):
         points = [p for p in found["points"] if p["task"] == task and p["epoch"] > SKIPPED]
         for width in sorted({p["width"] for p in points}):
             of_width = [p for p in points if p["width"] == width]
-            axis.plot([p["flops"] for p in of_width], [p["value"] for p in of_width], "o-", label=f"width {width}")
+            axis.plot(
+                [p["flops"] for p in of_width],
+                [p["value"] for p in of_width],
+                "o-",
+                label=f"width {width}",
+            )
         line = found["fits"][task]
         least, *_, most = (p["flops"] for p in frontier(points))
         flops = np.geomspace(least, most, 50)
@@ -140,11 +159,15 @@ def draw(found: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--task", default="retrieval,ranking", help=f"some of {','.join(TASKS)}")
     parser.add_argument("--path", default="", help="raw log of ml-1m; downloaded when not given")
     parser.add_argument("--quick", action="store_true", help="two small runs; no results are kept")
-    parser.add_argument("--figure", action="store_true", help="train nothing: fits and figure of the results")
+    parser.add_argument(
+        "--figure", action="store_true", help="train nothing: fits and figure of the results"
+    )
     args = parser.parse_args()
     found: dict = {"points": [], "fits": {}}
     if RESULT.exists() and not args.quick:
@@ -156,10 +179,15 @@ def main() -> None:
             others = [p for p in found["points"] if (p["task"], p["width"]) != (task, width)]
             found["points"] = [*others, *points]
             print(
-                "\n".join(f"{task} width {width}: {p['flops']:.3e} FLOPs {p['value']:.4f}" for p in points), flush=True
+                "\n".join(
+                    f"{task} width {width}: {p['flops']:.3e} FLOPs {p['value']:.4f}" for p in points
+                ),
+                flush=True,
             )
     for task in sorted({p["task"] for p in found["points"]}):
-        on_frontier = frontier([p for p in found["points"] if p["task"] == task and p["epoch"] > SKIPPED])
+        on_frontier = frontier(
+            [p for p in found["points"] if p["task"] == task and p["epoch"] > SKIPPED]
+        )
         if len(on_frontier) > 3:
             found["fits"][task] = fit(on_frontier)
             print(task, json.dumps(found["fits"][task]))

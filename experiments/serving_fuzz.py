@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from experiments.serving_load import Server
-from gr_jax import config_files
+from gr_jax.config import files
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 ITEMS = 10**6  # candidates of the largest request
@@ -32,7 +32,9 @@ def by_hand() -> dict[str, bytes]:
     """Bodies that a generator does not make."""
     event = {"item": "1193", "time": 978300760}
     return {
-        "a million candidates": json.dumps({"history": [event], "candidates": ["1193"] * ITEMS}).encode(),
+        "a million candidates": json.dumps(
+            {"history": [event], "candidates": ["1193"] * ITEMS}
+        ).encode(),
         "a hundred thousand events": json.dumps({"history": [event] * EVENTS}).encode(),
         "64 MiB of blanks": b" " * 2**26,
         "deeply nested": b"[" * 500_000,
@@ -41,7 +43,9 @@ def by_hand() -> dict[str, bytes]:
         "a number of 100,000 digits": b'{"k": ' + b"9" * 100_000 + b', "history": []}',
         "not text": bytes(range(256)) * 10,
         "a lone surrogate": b'{"user": "\\ud800"}',
-        "all types wrong": json.dumps({"history": 5, "k": "x", "user": [], "at_time": {}, "deny": 3}).encode(),
+        "all types wrong": json.dumps(
+            {"history": 5, "k": "x", "user": [], "at_time": {}, "deny": 3}
+        ).encode(),
     }
 
 
@@ -63,19 +67,35 @@ def send(port: int, path: str, body: bytes) -> tuple[int | str, float, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seconds", type=int, default=120, help="of schemathesis")
-    parser.add_argument("--examples", type=int, default=200, help="of schemathesis, for each operation and phase")
+    parser.add_argument(
+        "--examples", type=int, default=200, help="of schemathesis, for each operation and phase"
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args()
     if not shutil.which("schemathesis"):
         raise SystemExit("schemathesis is missing: pip install schemathesis")
-    kind = "ranking" if config_files.read(args.workdir / "config.json").ranking.tasks else "retrieval"
+    kind = "ranking" if files.read(args.workdir / "config.json").ranking.tasks else "retrieval"
     server = Server(args.workdir, [])
     url = f"http://127.0.0.1:{server.port}"
-    command = ["schemathesis", "run", f"{url}/openapi.json", "--checks", CHECKS, "--seed=1", "--no-color"]
-    command += [f"--max-time={args.seconds}", f"--max-examples={args.examples}", "--request-timeout=10"]
+    command = [
+        "schemathesis",
+        "run",
+        f"{url}/openapi.json",
+        "--checks",
+        CHECKS,
+        "--seed=1",
+        "--no-color",
+    ]
+    command += [
+        f"--max-time={args.seconds}",
+        f"--max-examples={args.examples}",
+        "--request-timeout=10",
+    ]
     command += ["--continue-on-failure", "--generation-database=none"]
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
@@ -84,7 +104,11 @@ def main() -> int:
     for path in ("/recommend", "/score"):
         for name, body in by_hand().items():
             status, seconds, told = send(server.port, path, body)
-            hand[f"{path}: {name}"] = {"status": status, "seconds": round(seconds, 3), "answer": told}
+            hand[f"{path}: {name}"] = {
+                "status": status,
+                "seconds": round(seconds, 3),
+                "answer": told,
+            }
             print(f"{path:11}{name:30}{status!s:>10}{seconds:8.2f} s  {told[:90]}")
     last = send(server.port, "/recommend", b'{"history": [], "k": 1}')
     result = {
@@ -99,7 +123,11 @@ def main() -> int:
         "seconds_until_gone": server.stop(),
         "python": platform.python_version(),
     }
-    failed = done.returncode or last[0] != 200 or any(h["status"] not in range(400, 500) for h in hand.values())
+    failed = (
+        done.returncode
+        or last[0] != 200
+        or any(h["status"] not in range(400, 500) for h in hand.values())
+    )
     print("FAILED" if failed else "passed")
     if args.out:
         there = json.loads(args.out.read_text()) if args.out.is_file() else {}

@@ -35,11 +35,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gr_jax import config_files
-from gr_jax.config import Config
+from gr_jax.config import Config, files
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.preparation import prepare
-from gr_jax.serving.histories import Reader
+from gr_jax.data.log.preparation import prepare
+from gr_jax.serving.history import Reader
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (1, 8, 32)
@@ -55,7 +54,14 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "gr_jax.serve", f"--workdir={workdir}", f"--port={self.port}", *flags]
+        command = [
+            sys.executable,
+            "-m",
+            "gr_jax.serve",
+            f"--workdir={workdir}",
+            f"--port={self.port}",
+            *flags,
+        ]
         start = time.monotonic()
         self.process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
         self.loaded_seconds = self._seconds_until(lambda status: status != 0, start)
@@ -70,7 +76,9 @@ class Server:
 
     def _health(self) -> int:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/healthz", timeout=5
+            ) as answer:
                 return answer.status
         except urllib.error.HTTPError as error:
             with error:
@@ -81,7 +89,11 @@ class Server:
     def metrics(self) -> dict[str, float]:
         """/metrics without histograms."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if line[:1] != "#" and "{" not in line]
+            lines = [
+                line
+                for line in answer.read().decode().splitlines()
+                if line[:1] != "#" and "{" not in line
+            ]
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
     def cpu_seconds(self) -> float:
@@ -104,11 +116,13 @@ class Server:
 
 def questions(config: Config, dataset: Dataset, most_users: int = 0) -> dict[tuple[str, str], Ask]:
     """(path, way of asking) -> a function that draws a request of one of so many users (0 = all), as it is sent."""
-    users = dataset.user_table["raw"].to_list()[: most_users or None]
-    items = dataset.item_table["raw"].to_list()
+    users = dataset.catalogue.users["raw"].to_list()[: most_users or None]
+    items = dataset.catalogue.items["raw"].to_list()
     reader = Reader.of(config, dataset)
-    events = [json.dumps([event._asdict() for event in reader.events_of(user)[:-1]]) for user in users]
-    if not dataset.actions:
+    events = [
+        json.dumps([event._asdict() for event in reader.events_of(user)[:-1]]) for user in users
+    ]
+    if not dataset.catalogue.actions:
         events = [text.replace(', "action": []', "") for text in events]
 
     def recommend(_: random.Random) -> str:
@@ -124,7 +138,9 @@ def questions(config: Config, dataset: Dataset, most_users: int = 0) -> dict[tup
         number = draw.randrange(len(users))
         return f'"user": {json.dumps(users[number])}, "history": {events[number]}'
 
-    def asking(path: str, what: Callable[[random.Random], str], who: Callable[[random.Random], str]) -> Ask:
+    def asking(
+        path: str, what: Callable[[random.Random], str], who: Callable[[random.Random], str]
+    ) -> Ask:
         head = f"POST {path} HTTP/1.1\r\nhost: load\r\ncontent-type: application/json\r\ncontent-length: "
 
         def ask(draw: random.Random) -> bytes:
@@ -172,7 +188,9 @@ def measure(server: Server, ask: Ask, *, clients: int, seconds: float) -> dict:
 
     async def load(seconds: float, seed: int) -> None:
         ends = time.monotonic() + seconds
-        sends = [client(server.port, until(ends, ask, seed + number), told) for number in range(clients)]
+        sends = [
+            client(server.port, until(ends, ask, seed + number), told) for number in range(clients)
+        ]
         await asyncio.gather(*sends)
 
     asyncio.run(load(1.0, 1000))
@@ -195,7 +213,9 @@ def measure(server: Server, ask: Ask, *, clients: int, seconds: float) -> dict:
     }
 
 
-def memory(server: Server, asks: list[Ask], *, total: int, clients: int = 8, every: int = 500) -> dict:
+def memory(
+    server: Server, asks: list[Ask], *, total: int, clients: int = 8, every: int = 500
+) -> dict:
     """Resident memory of the server over many requests, and what it grew after the first tenth of them."""
     draw, statuses = random.Random(3), {}
     sent, samples = 0, [(0, server.resident_mib())]
@@ -232,14 +252,23 @@ def memory(server: Server, asks: list[Ask], *, total: int, clients: int = 8, eve
     }
 
 
-def load(workdir: Path, flags: list[str], *, seconds: float, total: int, only: str, users: int) -> dict:
+def load(
+    workdir: Path, flags: list[str], *, seconds: float, total: int, only: str, users: int
+) -> dict:
     """The whole test of one run."""
-    config = config_files.read(workdir / "config.json")
+    config = files.read(workdir / "config.json")
     dataset = prepare(config.data)
-    asks = {ways: ask for ways, ask in questions(config, dataset, users).items() if only in " ".join(ways)}
+    asks = {
+        ways: ask
+        for ways, ask in questions(config, dataset, users).items()
+        if only in " ".join(ways)
+    }
     server = Server(workdir, flags)
     kind = "ranking" if config.ranking.tasks else "retrieval"
-    print(f"{kind}: loaded after {server.loaded_seconds:.1f} s, ready after {server.ready_seconds:.1f} s", flush=True)
+    print(
+        f"{kind}: loaded after {server.loaded_seconds:.1f} s, ready after {server.ready_seconds:.1f} s",
+        flush=True,
+    )
     result = {
         "kind": kind,
         "workdir": workdir.name,
@@ -252,7 +281,11 @@ def load(workdir: Path, flags: list[str], *, seconds: float, total: int, only: s
     try:
         for (path, way), ask in asks.items() if not total else ():
             for clients in CLIENTS:
-                case = {"path": path, "way": way, **measure(server, ask, clients=clients, seconds=seconds)}
+                case = {
+                    "path": path,
+                    "way": way,
+                    **measure(server, ask, clients=clients, seconds=seconds),
+                }
                 result["cases"].append(case)
                 print(line(case), flush=True)
         if total:
@@ -273,26 +306,55 @@ def line(case: dict) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, action="append", required=True, help="of a trained run; may come twice")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        action="append",
+        required=True,
+        help="of a trained run; may come twice",
+    )
     parser.add_argument("--seconds", type=float, default=6.0, help="of each case")
-    parser.add_argument("--memory", type=int, default=0, help="requests of the test of memory, which then is all")
+    parser.add_argument(
+        "--memory", type=int, default=0, help="requests of the test of memory, which then is all"
+    )
     parser.add_argument("--users", type=int, default=0, help="that ask; 0 = all of the log")
-    parser.add_argument("--only", default="", help="kinds of request whose `PATH WAY` holds this text")
-    parser.add_argument("--flag", action="append", default=[], help="of the server, such as --flag=--cache-mb=64")
-    parser.add_argument("--out", type=Path, help="JSON file to add the results to, by kind of run, test and flags")
+    parser.add_argument(
+        "--only", default="", help="kinds of request whose `PATH WAY` holds this text"
+    )
+    parser.add_argument(
+        "--flag", action="append", default=[], help="of the server, such as --flag=--cache-mb=64"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="JSON file to add the results to, by kind of run, test and flags"
+    )
     args = parser.parse_args()
     columns = ("p50 ms", "p99 ms", "max ms", "req/s", "server ms", "client ms")
-    print(f"{'path':11}{'way':8}{'n':>4}{'count':>7}{'errors':>7}" + "".join(f"{name:>10}" for name in columns))
+    print(
+        f"{'path':11}{'way':8}{'n':>4}{'count':>7}{'errors':>7}"
+        + "".join(f"{name:>10}" for name in columns)
+    )
     for workdir in args.workdir:
         load_before = os.getloadavg()[0]
-        sizes = {"seconds": args.seconds, "total": args.memory, "only": args.only, "users": args.users}
+        sizes = {
+            "seconds": args.seconds,
+            "total": args.memory,
+            "only": args.only,
+            "users": args.users,
+        }
         result = load(workdir, args.flag, **sizes)
         result |= {
             "command": " ".join(["python", "experiments/serving_load.py", *sys.argv[1:]]),
-            "machine": {"cores": os.cpu_count(), "load_before": load_before, "processor": platform.machine()},
+            "machine": {
+                "cores": os.cpu_count(),
+                "load_before": load_before,
+                "processor": platform.machine(),
+            },
             "versions": {
-                name: importlib.metadata.version(name) for name in ("jax", "numpy", "fastapi", "uvicorn", "starlette")
+                name: importlib.metadata.version(name)
+                for name in ("jax", "numpy", "fastapi", "uvicorn", "starlette")
             }
             | {"python": platform.python_version()},
         }

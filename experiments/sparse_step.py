@@ -41,17 +41,25 @@ import numpy as np
 from experiments import figures
 from experiments.started import retrieval_step, start
 from experiments.train_speed import USERS, generated_log
-from gr_jax import config_files
-from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from gr_jax.data import pipeline
-from gr_jax.data.batch import Batch
-from gr_jax.data.dataset import Dataset
+from gr_jax.config import (
+    Config,
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    files,
+)
+from gr_jax.data.batches import epochs
+from gr_jax.data.batches.batch import Batch
+from gr_jax.data.dataset import Catalogue, Dataset
 from gr_jax.models.lookup import take_rows
 from gr_jax.training import sharding, state
-from gr_jax.training.descent import descend
 from gr_jax.training.host_memory import keep_freed_memory
-from gr_jax.training.losses import draw_negatives
 from gr_jax.training.optimizer import Optimizer
+from gr_jax.training.retrieval.losses import draw_negatives
+from gr_jax.training.tables.update import descend
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments/results/sparse_step.json"
@@ -61,23 +69,29 @@ BATCHES = 4  # different ones, in turn
 
 def books_config(rule: str) -> Config:
     """The config of Books with its table under `rule`, one device."""
-    books = config_files.load(str(ROOT / "configs/amazon.py:books"))
+    books = files.load(str(ROOT / "configs/amazon.py:books"))
     loss = dataclasses.replace(books.loss, kind="group")
-    return dataclasses.replace(books, loss=loss, optimizer=OptimizerConfig(table=rule), mesh=MeshConfig(data=1))
+    return dataclasses.replace(
+        books, loss=loss, optimizer=OptimizerConfig(table=rule), mesh=MeshConfig(data=1)
+    )
 
 
 def log_of(config: Config, items: int) -> Dataset:
     """A log with the lengths of Books and `items` items."""
     log = generated_log(config.data, "books", users=BATCHES * USERS)
-    item = 1 + (log.item.astype(np.int64) - 1) * items // log.num_items
-    return dataclasses.replace(log, item=item.astype(np.int32), meta={"items": items})
+    item = 1 + (log.events.item.astype(np.int64) - 1) * items // log.num_items
+    events = dataclasses.replace(log.events, item=item.astype(np.int32))
+    return Dataset(Catalogue(Path("."), {"items": items}), events)
 
 
 def table_step(_: Any, optimizer: Optimizer, config: Config, items: int) -> Any:
     """A step down the sum of squares of all rows that a batch of retrieval names, with their negatives."""
 
     def objective(params: dict, batch: Batch, negatives: Any, _: Any) -> tuple[jax.Array, dict]:
-        table, named = params["embeddings"]["item_table"], cast(tuple, (batch.item, batch.label, negatives))
+        table, named = (
+            params["embeddings"]["item_table"],
+            cast(tuple, (batch.item, batch.label, negatives)),
+        )
         return sum((jnp.square(take_rows(table, ids)).sum() for ids in named), jnp.zeros(())), {}
 
     def step(now: state.TrainState, batch: Batch, key: jax.Array) -> tuple[state.TrainState, dict]:
@@ -85,7 +99,15 @@ def table_step(_: Any, optimizer: Optimizer, config: Config, items: int) -> Any:
         label: Any = batch.label
         weights = (label != 0).astype(jnp.float32)
         negatives = draw_negatives(key, label, weights, config=config.loss, num_items=items)
-        return descend(objective, optimizer, now, batch, key, exchange=config.mesh.exchange, negatives=negatives)
+        return descend(
+            objective,
+            optimizer,
+            now,
+            batch,
+            key,
+            exchange=config.mesh.exchange,
+            negatives=negatives,
+        )
 
     return step
 
@@ -94,7 +116,7 @@ def measure(rule: str, rows: int, steps: int) -> dict:
     """Times and memory of one case in this process."""
     keep_freed_memory()
     config = books_config(rule)
-    plan = pipeline.train_rows(log_of(config, rows - 1), config.data, batch_users=USERS)
+    plan = epochs.train_rows(log_of(config, rows - 1), config.data, batch_users=USERS)
     training, key = start(config, rows - 1), jax.random.key(1)
     batches = [training.on_device(plan.batch(i)) for i in range(BATCHES)]
     compiled = training.step.lower(training.state, batches[0], key).compile()
@@ -131,21 +153,32 @@ def interleave(steps: int, *, table_alone: bool) -> None:
     """One step of each case in turn; adds medians, and ratios to the dense step before, to the results."""
     keep_freed_memory()
     key, runs = jax.random.key(1), []
-    for rule, rows in sorted(IN_TURN, key=lambda case: -case[1]):  # the largest first: making it takes most memory
+    for rule, rows in sorted(
+        IN_TURN, key=lambda case: -case[1]
+    ):  # the largest first: making it takes most memory
         config = books_config(rule)
-        plan = pipeline.train_rows(log_of(config, rows - 1), config.data, batch_users=USERS)
+        plan = epochs.train_rows(log_of(config, rows - 1), config.data, batch_users=USERS)
         training = start(config, rows - 1, make_step=table_step if table_alone else retrieval_step)
         batches = [training.on_device(plan.batch(i)) for i in range(BATCHES)]
         compiled = training.step.lower(training.state, batches[0], key).compile()
         runs.append(
-            {"rule": rule, "rows": rows, "step": compiled, "state": training.state, "batches": batches, "ms": []}
+            {
+                "rule": rule,
+                "rows": rows,
+                "step": compiled,
+                "state": training.state,
+                "batches": batches,
+                "ms": [],
+            }
         )
         del training
         print(f"{rule} {rows:,} compiled", flush=True)
     for i in range(2 + steps):
         for run in runs:
             begin = time.perf_counter()
-            run["state"], _ = jax.block_until_ready(run["step"](run["state"], run["batches"][i % BATCHES], key))
+            run["state"], _ = jax.block_until_ready(
+                run["step"](run["state"], run["batches"][i % BATCHES], key)
+            )
             run["ms"].append(1000 * (time.perf_counter() - begin))
     times = {(run["rule"], run["rows"]): run["ms"][2:] for run in runs}
     cases = []
@@ -175,20 +208,40 @@ def compare(sizes: list[int], rounds: int, steps: int) -> None:
         runs: dict[str, list[dict]] = {rule: [] for rule in RULES}
         for number in range(rounds):
             for rule in RULES:
-                argv = [sys.executable, __file__, f"--one={rule}", f"--rows={rows}", f"--steps={steps}"]
+                argv = [
+                    sys.executable,
+                    __file__,
+                    f"--one={rule}",
+                    f"--rows={rows}",
+                    f"--steps={steps}",
+                ]
                 done = subprocess.run(argv, capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(done.stderr)
                 runs[rule].append(json.loads(done.stdout.splitlines()[-1]))
-                print(f"{rows:>11,} rows  round {number + 1}  {rule:16} {runs[rule][-1]['ms']:8.1f} ms", flush=True)
+                print(
+                    f"{rows:>11,} rows  round {number + 1}  {rule:16} {runs[rule][-1]['ms']:8.1f} ms",
+                    flush=True,
+                )
         for rule, results in runs.items():
             numbers = [name for name in results[0] if name not in ("rule", "rows")]
-            case = {"rule": rule, "rows": rows} | {n: statistics.median(r[n] for r in results) for n in numbers}
-            case |= {"min_ms": min(r["min_ms"] for r in results), "rounds_ms": [r["ms"] for r in results]}
+            case = {"rule": rule, "rows": rows} | {
+                n: statistics.median(r[n] for r in results) for n in numbers
+            }
+            case |= {
+                "min_ms": min(r["min_ms"] for r in results),
+                "rounds_ms": [r["ms"] for r in results],
+            }
             # Dense and sparse of one round are neighbours in time.
             pairs = zip(runs["dense"], results, strict=True)
-            case |= {"times_faster": [a["ms"] / b["ms"] for a, b in pairs], "command": command, "jax": jax.__version__}
-            found["cases"] = [c for c in found["cases"] if (c["rule"], c["rows"]) != (rule, rows)] + [case]
+            case |= {
+                "times_faster": [a["ms"] / b["ms"] for a, b in pairs],
+                "command": command,
+                "jax": jax.__version__,
+            }
+            found["cases"] = [
+                c for c in found["cases"] if (c["rule"], c["rows"]) != (rule, rows)
+            ] + [case]
         found["cases"].sort(key=lambda c: (c["rows"], RULES.index(c["rule"])))
         RESULTS.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -200,9 +253,14 @@ def show() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for c in found["cases"]:
         ratio = statistics.median(c["times_faster"])
-        print(f"| {c['rows']:,} | {c['rule']} | {c['ms']:.0f} | {ratio:.1f} | {c['state_mib']:,.0f}", end="")
+        print(
+            f"| {c['rows']:,} | {c['rule']} | {c['ms']:.0f} | {ratio:.1f} | {c['state_mib']:,.0f}",
+            end="",
+        )
         print(f" | {c['temporary_mib']:,.0f} | {c['peak_rss_mib']:,.0f} |")
-    print("\n| rows | rule | ms/step, interleaved | least | dense / this |\n| --- | --- | --- | --- | --- |")
+    print(
+        "\n| rows | rule | ms/step, interleaved | least | dense / this |\n| --- | --- | --- | --- | --- |"
+    )
     for c in found["interleaved"]["cases"]:
         ratio = f"{c['times_faster']:.1f}" if "times_faster" in c else "-"
         print(f"| {c['rows']:,} | {c['rule']} | {c['ms']:.0f} | {c['min_ms']:.0f} | {ratio} |")
@@ -244,39 +302,55 @@ def sweep_meshes(steps: int = 50, items: int = 300) -> None:
     def losses(*case: Any) -> np.ndarray:
         config = small_config(*case)
         # Eight rows a batch on every mesh, so that all see the same batches.
-        plan = pipeline.train_rows(log, config.data, batch_users=24, row_multiple=8)
+        plan = epochs.train_rows(log, config.data, batch_users=24, row_multiple=8)
         training, values = start(config, items), []
         step = sharding.on_mesh(training.mesh, training.step)
-        for batch in pipeline.train_batches(plan, 0, steps):
-            training.state, metrics = step(training.state, training.on_device(batch), jax.random.key(1))
+        for batch in epochs.train_batches(plan, 0, steps):
+            training.state, metrics = step(
+                training.state, training.on_device(batch), jax.random.key(1)
+            )
             values.append(float(metrics["loss"]))
         return np.array(values)
 
     path = RESULTS.with_name("sparse_meshes.json")
     command = f"python {' '.join(sys.argv)}"
     found: dict = {"command": command, "steps": steps, "jax": jax.__version__, "cases": []}
-    found = json.loads(path.read_text()) if path.exists() else found  # goes on where an interrupted sweep stopped
+    found = (
+        json.loads(path.read_text()) if path.exists() else found
+    )  # goes on where an interrupted sweep stopped
     done = {(case["rule"], case["mesh"], case["exchange"]) for case in found["cases"]}
     for rule, devices, model in itertools.product(RULES, (2, 4, 8), (1, 2, 4, 8)):
         for exchange in ("gather",) if rule == "dense" else ("gather", "all_to_all"):
             mesh = f"{devices // model} x {model}"
             if model > devices or (rule, mesh, exchange) in done:
                 continue
-            one, many = losses(1, 1, "gather", rule), losses(devices // model, model, exchange, rule)
+            one, many = (
+                losses(1, 1, "gather", rule),
+                losses(devices // model, model, exchange, rule),
+            )
             worst = float(np.abs(many / one - 1).max())
-            found["cases"].append({"rule": rule, "mesh": mesh, "exchange": exchange, "worst": worst})
+            found["cases"].append(
+                {"rule": rule, "mesh": mesh, "exchange": exchange, "worst": worst}
+            )
             path.write_text(json.dumps(found, indent=2) + "\n")
-            print(f"{rule:16} {mesh} {exchange:10} largest relative difference {worst:.1e}", flush=True)
+            print(
+                f"{rule:16} {mesh} {exchange:10} largest relative difference {worst:.1e}",
+                flush=True,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", default="100000,1000000,10000000", help="sizes of the table")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps in each round")
     parser.add_argument("--figure", action="store_true", help="only draw")
     parser.add_argument("--interleaved", action="store_true", help="only times, in one process")
-    parser.add_argument("--table", action="store_true", help="only times of the table's part, in one process")
+    parser.add_argument(
+        "--table", action="store_true", help="only times of the table's part, in one process"
+    )
     parser.add_argument("--meshes", action="store_true", help="only compare losses on meshes")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()

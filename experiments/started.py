@@ -13,7 +13,7 @@ from gr_jax.config import Config
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import Optimizer, make_optimizer
-from gr_jax.training.step import make_train_step
+from gr_jax.training.retrieval.step import make_train_step
 
 
 @dataclasses.dataclass
@@ -30,18 +30,24 @@ class Started:
         return sharding.put(batch, sharding.batch_sharding(self.mesh))
 
 
-def retrieval_step(graphdef: nnx.GraphDef, optimizer: Optimizer, config: Config, items: int) -> Callable:
+def retrieval_step(
+    graphdef: nnx.GraphDef, optimizer: Optimizer, config: Config, items: int
+) -> Callable:
     """The step of `gr_jax.train`."""
     return make_train_step(graphdef, optimizer, config, num_items=items, item_log_q=None)
 
 
-def start(config: Config, items: int, *, make_step: Callable = retrieval_step, vocabulary: Any = None) -> Started:
+def start(
+    config: Config, items: int, *, make_step: Callable = retrieval_step, vocabulary: Any = None
+) -> Started:
     """A training at step 0 by the seed of `config`; `vocabulary` as of `training.vocabulary.initial`."""
     mesh, optimizer = sharding.make_mesh(config.mesh), make_optimizer(config.optimizer)
     rows, max_length = config.vocabulary.table_ids(items), config.data.max_length
     graphdef, init = functional(config.model, num_items=rows, max_length=max_length)
     key, rules = jax.random.key(config.seed), config.mesh.rules
-    fresh, shardings = state.create(init, optimizer, key, mesh=mesh, rules=rules, vocabulary=vocabulary)
+    fresh, shardings = state.create(
+        init, optimizer, key, mesh=mesh, rules=rules, vocabulary=vocabulary
+    )
     step = make_step(graphdef, optimizer, config, items)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     return Started(mesh, graphdef, fresh, step)

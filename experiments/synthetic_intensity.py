@@ -35,15 +35,19 @@ from jaxtyping import Float, Int
 
 from experiments.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, ModelConfig
-from gr_jax.data.batch import Batch
-from gr_jax.training import metrics
+from gr_jax.data.batches.batch import Batch
+from gr_jax.training.retrieval import metrics
 
 RESULT = Path(__file__).with_name("results") / "synthetic_intensity.json"
 RECORDS, LENGTH, ITEMS, CATEGORIES, OF_A_RECORD = 20_000, 128, 4_000, 100, 5
 FIRST_RELEASE, TRAIN = 0.4, 0.9
 BATCH = 16  # records
 JUDGED = range(LENGTH // 2 - 1, LENGTH - 1, 8)  # positions whose next item is ranked
-PAPER = {"transformer": (0.0442, 0.2025), "hstu_softmax": (0.0617, 0.2496), "hstu": (0.0893, 0.3170)}
+PAPER = {
+    "transformer": (0.0442, 0.2025),
+    "hstu_softmax": (0.0617, 0.2496),
+    "hstu": (0.0893, 0.3170),
+}
 NARROW: dict[str, Any] = {"width": 64, "num_blocks": 2, "num_heads": 2, "bias": "none"}
 MODELS = {
     "transformer": ModelConfig(kind="sasrec", ffn_width=4 * 64, **NARROW),
@@ -92,7 +96,11 @@ def next_category(
 
 
 def _draw(probability: Float[np.ndarray, "B C"], rng: np.random.Generator) -> Int[np.ndarray, " B"]:
-    return (probability.cumsum(1) < rng.random(len(probability))[:, None]).sum(1).clip(max=probability.shape[1] - 1)
+    return (
+        (probability.cumsum(1) < rng.random(len(probability))[:, None])
+        .sum(1)
+        .clip(max=probability.shape[1] - 1)
+    )
 
 
 def oracle(world: World, records: slice) -> dict[str, float]:
@@ -126,7 +134,9 @@ def batch_of(item: Int[np.ndarray, "R N"]) -> Batch:
 def train(world: World, model: ModelConfig, seed: int, steps: int) -> dict:
     """One pass over the records that train; hit rates on the others."""
     loss = LossConfig(kind="group", negatives=128, group=LENGTH)
-    config = Config(data=DataConfig(max_length=LENGTH, row_length=LENGTH), model=model, loss=loss, seed=seed)
+    config = Config(
+        data=DataConfig(max_length=LENGTH, row_length=LENGTH), model=model, loss=loss, seed=seed
+    )
     training = start(config, ITEMS)
     begin, losses, key = time.perf_counter(), [], jax.random.key(seed)
     for number in range(steps):
@@ -135,7 +145,10 @@ def train(world: World, model: ModelConfig, seed: int, steps: int) -> dict:
         losses.append(values["loss"])
         if number % 200 == 199:
             recent = float(np.mean(losses[-200:]))
-            print(f"step {number + 1} of {steps}  loss {recent:.4f}  {time.perf_counter() - begin:.0f} s", flush=True)
+            print(
+                f"step {number + 1} of {steps}  loss {recent:.4f}  {time.perf_counter() - begin:.0f} s",
+                flush=True,
+            )
     params = training.state.params
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     tested = world.item[int(TRAIN * len(world.item)) :]
@@ -161,7 +174,9 @@ def judge(params: dict, graphdef: nnx.GraphDef, item: Int[np.ndarray, "B N"]) ->
             chunk_items=4096,
         )["rank"]
 
-    found = [np.asarray(ranks(params, batch_of(item[i : i + 100]))) for i in range(0, len(item), 100)]
+    found = [
+        np.asarray(ranks(params, batch_of(item[i : i + 100]))) for i in range(0, len(item), 100)
+    ]
     return {f"hr@{k}": float(np.mean(np.concatenate(found) <= k)) for k in (10, 50)}
 
 
@@ -169,7 +184,10 @@ def table(runs: list[dict], best: dict[str, float]) -> str:
     """Means over seeds, and ratios to the softmax HSTU, here and in the paper."""
     lines = ["| model | seeds | HR@10 | HR@50 | over softmax HSTU | paper's |", "| --- " * 6 + "|"]
     means = {
-        name: [statistics.mean(run[metric] for run in runs if run["model"] == name) for metric in ("hr@10", "hr@50")]
+        name: [
+            statistics.mean(run[metric] for run in runs if run["model"] == name)
+            for metric in ("hr@10", "hr@50")
+        ]
         for name in MODELS
         if any(run["model"] == name for run in runs)
     }
@@ -183,7 +201,9 @@ def table(runs: list[dict], best: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", default="0,1,2", help="of data and models")
     parser.add_argument("--quick", action="store_true", help="some steps; no results are kept")
     args = parser.parse_args()
@@ -202,10 +222,25 @@ def main() -> None:
             found["runs"].append({"model": name, "seed": seed} | run)
             print(table(found["runs"], best), flush=True)
             if not args.quick:
-                made = {"command": " ".join(["python -m experiments.synthetic_intensity", *sys.argv[1:]])}
-                made |= {"jax": jax.__version__, "hardware": f"{os.cpu_count()} CPU cores, shared with other work"}
-                made |= {"records": RECORDS, "items": ITEMS, "length": LENGTH, "batch": BATCH, "paper": PAPER}
-                made |= {"models": {name: dataclasses.asdict(model) for name, model in MODELS.items()}}
+                made = {
+                    "command": " ".join(
+                        ["python -m experiments.synthetic_intensity", *sys.argv[1:]]
+                    )
+                }
+                made |= {
+                    "jax": jax.__version__,
+                    "hardware": f"{os.cpu_count()} CPU cores, shared with other work",
+                }
+                made |= {
+                    "records": RECORDS,
+                    "items": ITEMS,
+                    "length": LENGTH,
+                    "batch": BATCH,
+                    "paper": PAPER,
+                }
+                made |= {
+                    "models": {name: dataclasses.asdict(model) for name, model in MODELS.items()}
+                }
                 RESULT.write_text(json.dumps(made | found, indent=1) + "\n")
 
 

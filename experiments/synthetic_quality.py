@@ -38,13 +38,17 @@ def trained(said: list[str]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=list(RUNS), help="one of the runs")
     names = [args.only] if (args := parser.parse_args()).only else list(RUNS)
     for name in names:
         result = json.loads(FILE.read_text()) if FILE.exists() else {"runs": {}}
         load = os.getloadavg()[0]
-        result["runs"][name] = {"hardware": f"{os.cpu_count()} CPU cores, load {load:.1f} before"} | trained(RUNS[name])
+        result["runs"][name] = {
+            "hardware": f"{os.cpu_count()} CPU cores, load {load:.1f} before"
+        } | trained(RUNS[name])
         FILE.write_text(json.dumps(result, indent=1) + "\n")
 
 

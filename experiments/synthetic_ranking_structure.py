@@ -32,11 +32,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gr_jax.config import RankingConfig, SyntheticConfig
-from gr_jax.data import synthetic_actions
+from gr_jax.data.log import synthetic_actions
 
 ROOT = Path(__file__).resolve().parents[1]
 PRIOR = 4  # events with the mean rate that every cell is counted with besides its own
-RESOLUTIONS = {1: (6, 12, 25), 2: (8, 12, 20, 30), 3: (5, 8, 12)}  # bins of a feature, by number of features
+RESOLUTIONS = {
+    1: (6, 12, 25),
+    2: (8, 12, 20, 30),
+    3: (5, 8, 12),
+}  # bins of a feature, by number of features
 MOST = 40  # counts above are one cell
 
 
@@ -47,7 +51,9 @@ def normalised_entropy(probability: Float[np.ndarray, " E"], label: Int[np.ndarr
     return float(log_loss / -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate)))
 
 
-def rates(cell: Int[np.ndarray, " E"], label: Int[np.ndarray, " E"], fit: Bool[np.ndarray, " E"]) -> np.ndarray:
+def rates(
+    cell: Int[np.ndarray, " E"], label: Int[np.ndarray, " E"], fit: Bool[np.ndarray, " E"]
+) -> np.ndarray:
     """Click rate of each event's cell, counted on the events to fit."""
     size = cell.max() + 1
     events = np.bincount(cell[fit], minlength=size)
@@ -69,13 +75,17 @@ def cells(codes: list[np.ndarray]) -> Int[np.ndarray, " E"]:
     return cell
 
 
-def measure(config: SyntheticConfig, *, test_from: float = RankingConfig().test_from) -> dict[str, float]:
+def measure(
+    config: SyntheticConfig, *, test_from: float = RankingConfig().test_from
+) -> dict[str, float]:
     """NE of every predictor, from the least informed to the best possible, and the click rate."""
     world = synthetic_actions.simulate(config)
     label, time = world.events(world.click), world.events(world.timestamp)
     before = world.events(np.broadcast_to(np.arange(world.item.shape[1]), world.item.shape))
     recency = world.events(world.recency)
-    met, both = (np.minimum(world.events(values), MOST) for values in (world.met, world.met + world.acts))
+    met, both = (
+        np.minimum(world.events(values), MOST) for values in (world.met, world.met + world.acts)
+    )
     share_met = world.events(world.met) / np.maximum(before, 1)
     share_acts = world.events(world.acts) / np.maximum(before, 1)
     fit = time < np.quantile(time, test_from)
@@ -86,7 +96,10 @@ def measure(config: SyntheticConfig, *, test_from: float = RankingConfig().test_
     def table(*features: np.ndarray, counts: tuple[np.ndarray, ...] = ()) -> float:
         """NE of the best resolution of the features, in all combinations with the counts."""
         tries = RESOLUTIONS[len(features)] if features else (1,)
-        return min(ne(rates(cells([*counts, *(binned(f, k, fit) for f in features)]), label, fit)) for k in tries)
+        return min(
+            ne(rates(cells([*counts, *(binned(f, k, fit) for f in features)]), label, fit))
+            for k in tries
+        )
 
     return {
         "click_rate": float(label[~fit].mean()),
@@ -103,12 +116,20 @@ def measure(config: SyntheticConfig, *, test_from: float = RankingConfig().test_
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = SyntheticConfig(num_users=6000, num_items=100)  # those of configs/synthetic.py:ranking
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    defaults = SyntheticConfig(
+        num_users=6000, num_items=100
+    )  # those of configs/synthetic.py:ranking
     for name in ("num_users", "num_items", "mean_length"):
-        parser.add_argument(f"--{name}", type=type(getattr(defaults, name)), default=getattr(defaults, name))
+        parser.add_argument(
+            f"--{name}", type=type(getattr(defaults, name)), default=getattr(defaults, name)
+        )
     parser.add_argument("--seeds", default="0,1,2", help="of the generated worlds")
-    parser.add_argument("--json", default=str(ROOT / "experiments/results/synthetic_ranking_structure.json"))
+    parser.add_argument(
+        "--json", default=str(ROOT / "experiments/results/synthetic_ranking_structure.json")
+    )
     args = parser.parse_args()
     sizes = {name: getattr(args, name) for name in ("num_users", "num_items", "mean_length")}
     seeds = [int(seed) for seed in args.seeds.split(",")]
@@ -118,14 +139,25 @@ def main() -> None:
     for name, value in mean.items():
         values = [run[name] for run in runs]
         print(f"{name.replace('_', ' '):<22}{value:8.3f}{min(values):8.3f}{max(values):8.3f}")
-    constants = ("NUM_CATEGORIES", "USER_CATEGORIES", "BASE", "INTENSITY", "ENOUGH", "RECENCY", "DECAY")
+    constants = (
+        "NUM_CATEGORIES",
+        "USER_CATEGORIES",
+        "BASE",
+        "INTENSITY",
+        "ENOUGH",
+        "RECENCY",
+        "DECAY",
+    )
     result = {
         "command": " ".join(["python", *sys.argv]),
         "config": dataclasses.asdict(SyntheticConfig(actions=True, **sizes)),
         "generator": {name: getattr(synthetic_actions, name) for name in constants},
         "numpy": np.__version__,
         "mean": {name: round(value, 4) for name, value in mean.items()},
-        "worlds": [{"seed": s} | {k: round(v, 4) for k, v in r.items()} for s, r in zip(seeds, runs, strict=True)],
+        "worlds": [
+            {"seed": s} | {k: round(v, 4) for k, v in r.items()}
+            for s, r in zip(seeds, runs, strict=True)
+        ],
     }
     Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
 

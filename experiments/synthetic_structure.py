@@ -20,15 +20,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gr_jax.config import SyntheticConfig
-from gr_jax.data.popularity import popularity_ranks, training_counts
-from gr_jax.data.synthetic import World, ceilings, generate, simulate
+from gr_jax.data.log.synthetic import World, ceilings, generate, simulate
+from gr_jax.training.retrieval.baseline import popularity_ranks, training_counts
 
 FILE = Path(__file__).resolve().parent / "results/synthetic_structure.json"
 TOP = 10
 HELD_OUT = 2  # events at the end of each user's log that nothing is fitted on
 
 
-def transition_counts(world: World, keep: Bool[np.ndarray, "B M"], num_items: int) -> Float[np.ndarray, "rows rows"]:
+def transition_counts(
+    world: World, keep: Bool[np.ndarray, "B M"], num_items: int
+) -> Float[np.ndarray, "rows rows"]:
     """How often item b follows item a, over the steps to keep; row and column 0 are unused."""
     a, b = world.item[:, :-1][keep], world.item[:, 1:][keep]
     flat = np.bincount(a * (num_items + 1) + b, minlength=(num_items + 1) ** 2)
@@ -60,7 +62,9 @@ def markov(world: World, num_items: int, *, gap: Int[np.ndarray, "B N"] | None =
         asked = query_gap == kind
         scores[asked] = counts[world.item[everyone, last - 1][asked]]
     popular = np.bincount(world.item[:, 1:][fitted], minlength=num_items + 1)
-    return hit_rate(scores + popular / (popular.sum() + 1), world)  # popularity decides between equal counts
+    return hit_rate(
+        scores + popular / (popular.sum() + 1), world
+    )  # popularity decides between equal counts
 
 
 def popularity(config: SyntheticConfig) -> float:
@@ -74,7 +78,9 @@ def popularity(config: SyntheticConfig) -> float:
 
 def days_since_previous(world: World) -> Int[np.ndarray, "B N"]:
     """Gap before each event in days, rounded: the class of elapsed time."""
-    return np.rint(np.diff(world.timestamp, axis=1, prepend=world.timestamp[:, :1]) / 86_400).astype(np.int64)
+    return np.rint(
+        np.diff(world.timestamp, axis=1, prepend=world.timestamp[:, :1]) / 86_400
+    ).astype(np.int64)
 
 
 def measure(config: SyntheticConfig) -> dict[str, float]:
@@ -91,7 +97,9 @@ def measure(config: SyntheticConfig) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for field in dataclasses.fields(SyntheticConfig):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     parser.add_argument("--json", default=str(FILE), help="file for the result")

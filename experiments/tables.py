@@ -55,7 +55,9 @@ def spread(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ± {figure(statistics.stdev(values))}"
 
 
-def bold_best(columns: Sequence[Sequence[float]], cells: list[list[str]], *, lowest: Sequence[bool]) -> None:
+def bold_best(
+    columns: Sequence[Sequence[float]], cells: list[list[str]], *, lowest: Sequence[bool]
+) -> None:
     """Makes the best figure of each column bold; `columns` are the values behind `cells`, both by column."""
     for values, texts, low in zip(columns, cells, lowest, strict=True):
         best = (min if low else max)(range(len(values)), key=values.__getitem__)
@@ -71,13 +73,20 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def retrieval() -> str:
     """Full-catalogue HR@10 and NDCG@10, mean over seeds, beside those of the paper."""
     datasets = {"ml-1m": "MovieLens-1M", "beauty": "Amazon Beauty, 5-core"}
-    models = {"hstu": "HSTU", "hstu-large": "HSTU-large", "sasrec": "SASRec", "transformer": "Transformer"}
+    models = {
+        "hstu": "HSTU",
+        "hstu-large": "HSTU-large",
+        "sasrec": "SASRec",
+        "transformer": "Transformer",
+    }
     folder, metrics = RESULTS / "public_retrieval", ("hr@10", "ndcg@10")
     rows = []
     for dataset, shown in datasets.items():
         found = {model: list(by_seed(folder, f"{dataset}-{model}").values()) for model in models}
         found = {model: runs for model, runs in found.items() if runs}
-        tests = [[[run["test"][metric] for run in runs] for runs in found.values()] for metric in metrics]
+        tests = [
+            [[run["test"][metric] for run in runs] for runs in found.values()] for metric in metrics
+        ]
         columns = [[statistics.mean(values) for values in column] for column in tests]
         cells = [[spread(values) for values in column] for column in tests]
         bold_best(columns, cells, lowest=(False, False))
@@ -87,13 +96,26 @@ def retrieval() -> str:
             assert config is not None
             name = f"{models[model]}, `{config[1]}`"
             rows.append((shown, name, str(len(runs)), cells[0][i], cells[1][i], *paper))
-        popular = [run["popularity"] for runs in found.values() for run in runs if "popularity" in run]
+        popular = [
+            run["popularity"] for runs in found.values() for run in runs if "popularity" in run
+        ]
         if popular:
-            rows.append((shown, "popularity", "-", *(figure(popular[0][metric]) for metric in metrics), "", ""))
+            rows.append(
+                (
+                    shown,
+                    "popularity",
+                    "-",
+                    *(figure(popular[0][metric]) for metric in metrics),
+                    "",
+                    "",
+                )
+            )
     test = read("synthetic_quality")["runs"]["base"]["test"]
     generated = (figure(test["hr@10"]), figure(test["ndcg@10"]))
     rows.append(("generated log", "HSTU, `configs/synthetic.py`", "1", *generated, "", ""))
-    return markdown(("dataset", "model", "seeds", "HR@10", "NDCG@10", "paper HR@10", "paper NDCG@10"), rows)
+    return markdown(
+        ("dataset", "model", "seeds", "HR@10", "NDCG@10", "paper HR@10", "paper NDCG@10"), rows
+    )
 
 
 def ablation_bias() -> str:
@@ -103,22 +125,37 @@ def ablation_bias() -> str:
     names, rows = (*published, "both-own-time"), []
     for name in names:
         runs = list(by_seed(RESULTS / "ablation_bias", name).values())
-        found = (spread([run["test"][metric] for run in runs]) for metric in ("hr@10", "ndcg@10", "hr@200"))
-        rows.append((shown.get(name, name), *found, figure(published[name]) if name in published else ""))
+        found = (
+            spread([run["test"][metric] for run in runs])
+            for metric in ("hr@10", "ndcg@10", "hr@200")
+        )
+        rows.append(
+            (shown.get(name, name), *found, figure(published[name]) if name in published else "")
+        )
     return markdown(("bias", "HR@10", "NDCG@10", "HR@200", "published HR@10"), rows)
 
 
 def ablation_loss() -> str:
     """Test metrics of HSTU and SASRec by loss, and by how much HSTU is the better one."""
-    losses = {"per_token": "128 negatives a token", "group": "128 shared by 128 tokens", "full": "full softmax"}
+    losses = {
+        "per_token": "128 negatives a token",
+        "group": "128 shared by 128 tokens",
+        "full": "full softmax",
+    }
     rows = []
     for loss, shown in losses.items():
-        found = [by_seed(RESULTS / "ablation_loss", f"{model}-{loss}") for model in ("hstu", "sasrec")]
+        found = [
+            by_seed(RESULTS / "ablation_loss", f"{model}-{loss}") for model in ("hstu", "sasrec")
+        ]
         runs = [[of[seed] for seed in sorted(found[0].keys() & found[1].keys())] for of in found]
-        values = [[run["test"][metric] for run in of] for of in runs for metric in ("hr@10", "ndcg@10")]
+        values = [
+            [run["test"][metric] for run in of] for of in runs for metric in ("hr@10", "ndcg@10")
+        ]
         gain = 100 * statistics.mean(values[1]) / statistics.mean(values[3]) - 100
         rows.append((shown, str(len(runs[0])), *map(spread, values), f"{gain:+.1f} %"))
-    models = (f"{model} {metric}" for model in ("HSTU", "SASRec") for metric in ("HR@10", "NDCG@10"))
+    models = (
+        f"{model} {metric}" for model in ("HSTU", "SASRec") for metric in ("HR@10", "NDCG@10")
+    )
     return markdown(("loss", "seeds", *models, "HSTU's gain in NDCG@10"), rows)
 
 
@@ -127,21 +164,37 @@ def successors() -> str:
     rows = []
     for name, shown in {"hstu": "HSTU", "swiglu": "with SwiGLU, `model.swiglu_width=100`"}.items():
         runs = list(by_seed(RESULTS / "successors", name).values())
-        values = [[run[split][m] for run in runs] for split in ("test", "valid") for m in ("hr@10", "ndcg@10")]
+        values = [
+            [run[split][m] for run in runs]
+            for split in ("test", "valid")
+            for m in ("hr@10", "ndcg@10")
+        ]
         values.append([run["test"]["log_perplexity"] for run in runs])
         rows.append((shown, str(len(runs)), *map(spread, values)))
-    head = ("model", "seeds", "HR@10", "NDCG@10", "validation HR@10", "validation NDCG@10", "log perplexity")
+    head = (
+        "model",
+        "seeds",
+        "HR@10",
+        "NDCG@10",
+        "validation HR@10",
+        "validation NDCG@10",
+        "log perplexity",
+    )
     return markdown(head, rows)
 
 
 def kernels() -> str:
     """Time and rate of attention on an H100 by shape and implementation."""
-    found = {(r["shape"], r["implementation"]): r for r in kernel_bench.gpu_records() if "backward" in r}
+    found = {
+        (r["shape"], r["implementation"]): r for r in kernel_bench.gpu_records() if "backward" in r
+    }
     names, rows = ("pallas_mosaic_gpu", "pallas_triton", "xla", "cudnn"), []
     cell = lambda part: f"{part['ms']:.2f} ms, {part['tflops']:.0f}"
     for shape in sorted({shape for shape, _ in found}):
         for part in ("forward", "backward"):
-            times = (cell(found[shape, name][part]) if (shape, name) in found else "" for name in names)
+            times = (
+                cell(found[shape, name][part]) if (shape, name) in found else "" for name in names
+            )
             rows.append((f"`{shape}`", part, *times))
     return markdown(("shape", "", *(f"{name}: time, TFLOP/s" for name in names)), rows)
 
@@ -151,13 +204,21 @@ def ranking() -> str:
     metrics = ("ne/liked", "auc/liked", "ne/loved", "auc/loved", "mse/rating")
     results, models = read("ranking_quality"), {}
     for name, shown in (("ranking", "HSTU, paired tokens"), ("ranking-dlrm", "DLRM")):
-        models[f"{shown}, `configs/ml_1m.py:{name}`"] = [run["test"] for run in results["models"][name]]
+        models[f"{shown}, `configs/ml_1m.py:{name}`"] = [
+            run["test"] for run in results["models"][name]
+        ]
     values = [[[test[m] for test in tests] for tests in models.values()] for m in metrics]
     columns = [[statistics.mean(of_model) for of_model in column] for column in values]
     cells = [[spread(of_model) for of_model in column] for column in values]
     bold_best(columns, cells, lowest=(True, False, True, False, True))
-    rows = [(name, str(len(tests)), *(c[i] for c in cells)) for i, (name, tests) in enumerate(models.items())]
-    baselines = {"logistic regression on counts": "regression on counts", "constant rate": "constant rate"}
+    rows = [
+        (name, str(len(tests)), *(c[i] for c in cells))
+        for i, (name, tests) in enumerate(models.items())
+    ]
+    baselines = {
+        "logistic regression on counts": "regression on counts",
+        "constant rate": "constant rate",
+    }
     for name, key in baselines.items():
         values = results["baselines"][key]
         rows.append((name, "-", *(figure(values[m]) if m in values else "" for m in metrics)))
@@ -181,8 +242,13 @@ def train_speed() -> str:
             return "-"
         return f"{case['ms']:.0f} ms" + (f", {case['ratio']:.1f}x" if case["ratio"] else "")
 
-    rows = [(shown, *(cell(f"{m}/{loss}") for loss in ("per_token", "group", "full"))) for m, shown in models.items()]
-    return markdown(("model", "per token (the reference's own loss)", "group", "full softmax"), rows)
+    rows = [
+        (shown, *(cell(f"{m}/{loss}") for loss in ("per_token", "group", "full")))
+        for m, shown in models.items()
+    ]
+    return markdown(
+        ("model", "per token (the reference's own loss)", "group", "full softmax"), rows
+    )
 
 
 def sparsity() -> str:
@@ -190,7 +256,9 @@ def sparsity() -> str:
     cells: dict[float, dict[int, str]] = {}
     for case in read("stochastic_length_sparsity")["percent_removed"]:
         drawn = (f"{case[kind]:.2f}" if case[kind] else "0" for kind in ("closed_form", "measured"))
-        cells.setdefault(case["alpha"], {})[case["N"]] = f"{' / '.join(drawn)} / {case['paper_table_3']}"
+        cells.setdefault(case["alpha"], {})[case["N"]] = (
+            f"{' / '.join(drawn)} / {case['paper_table_3']}"
+        )
     lengths = sorted(next(iter(cells.values())))
     rows = [(str(alpha), *(row[n] for n in lengths)) for alpha, row in cells.items()]
     return markdown(("alpha", *(f"N={n}" for n in lengths)), rows)
@@ -205,19 +273,35 @@ def length_speed() -> str:
             of = "" if case["time_of_saving"] is None else f"{case['time_of_saving']:.2f}"
             counts = f"{case['tokens_computed']:,}", f"{case['step_ms']:.0f} ms"
             rows.append((shown, str(case["alpha"]), *counts, *saved, of))
-    head = ("log", "alpha", "tokens of an epoch", "step", "tokens saved", "time saved", "time over tokens")
+    head = (
+        "log",
+        "alpha",
+        "tokens of an epoch",
+        "step",
+        "tokens saved",
+        "time saved",
+        "time over tokens",
+    )
     return markdown(head, rows)
 
 
 def length_quality() -> str:
     """NE after training under Stochastic Length, by log, alpha and choice of the events."""
     selections, rows = ("greedy", "random", "weighted"), []
-    for log, shown in (("synthetic", "generated, click"), ("ml-1m-ranking", "MovieLens-1M, mean of liked and loved")):
-        runs = {(run["alpha"], run["selection"]): run for run in read(f"stochastic_length_{log}_seed0")["runs"]}
+    for log, shown in (
+        ("synthetic", "generated, click"),
+        ("ml-1m-ranking", "MovieLens-1M, mean of liked and loved"),
+    ):
+        runs = {
+            (run["alpha"], run["selection"]): run
+            for run in read(f"stochastic_length_{log}_seed0")["runs"]
+        }
         for alpha in sorted({alpha for alpha, _ in runs}):
             made = [runs.get((alpha, name)) for name in (selections if alpha < 2 else ("-",) * 3)]
             saved = f"{100 * next(run['token_saving'] for run in made if run):.1f} %"
-            rows.append((shown, str(alpha), saved, *(figure(run["ne"]) if run else "" for run in made)))
+            rows.append(
+                (shown, str(alpha), saved, *(figure(run["ne"]) if run else "" for run in made))
+            )
     return markdown(("log", "alpha", "tokens saved", *selections), rows)
 
 
@@ -230,7 +314,15 @@ def m_falcon() -> str:
             times.append(f"{row['naive_ms'] / 1000:,.0f} s")
             ratios = [f"{row[name]:,.0f}x" for name in ("naive_over_cached", "naive_over_cold")]
             rows.append((str(row["n"]), str(row["b"]), *times, *ratios))
-    head = ("history", "micro-batch", "cached", "cold", "one forward each", "cached: less by", "cold: less by")
+    head = (
+        "history",
+        "micro-batch",
+        "cached",
+        "cold",
+        "one forward each",
+        "cached: less by",
+        "cold: less by",
+    )
     return markdown(head, rows)
 
 
@@ -242,24 +334,44 @@ def serving() -> str:
         cells = []
         for kind, path in asked:
             cases = (
-                c for c in results[kind]["cases"] if (c["path"], c["way"], c["clients"]) == (path, "user", clients)
+                c
+                for c in results[kind]["cases"]
+                if (c["path"], c["way"], c["clients"]) == (path, "user", clients)
             )
             case = next(cases)
-            cells += [f"{case['p50_ms']:.0f} ms, {case['p99_ms']:.0f} ms", f"{case['requests_per_second']:.0f} /s"]
+            cells += [
+                f"{case['p50_ms']:.0f} ms, {case['p99_ms']:.0f} ms",
+                f"{case['requests_per_second']:.0f} /s",
+            ]
         rows.append((str(clients), *cells))
-    head = ("clients", "retrieval base, `/recommend` k=10: p50, p99", "", "ranking, `/score` of 200: p50, p99", "")
+    head = (
+        "clients",
+        "retrieval base, `/recommend` k=10: p50, p99",
+        "",
+        "ranking, `/score` of 200: p50, p99",
+        "",
+    )
     return markdown(head, rows)
 
 
 def sparse_step() -> str:
     """Time and temporary memory of a step by rows of the item table and its optimizer."""
     rules, results = ("dense", "rowwise_adamw", "rowwise_adagrad"), read("sparse_step")
-    together = {(case["rule"], case["rows"]): f"{case['ms']:.0f}" for case in results["interleaved"]["cases"]}
-    table = {(case["rule"], case["rows"]): f"{case['ms']:.0f}" for case in results["table_alone"]["cases"]}
+    together = {
+        (case["rule"], case["rows"]): f"{case['ms']:.0f}"
+        for case in results["interleaved"]["cases"]
+    }
+    table = {
+        (case["rule"], case["rows"]): f"{case['ms']:.0f}"
+        for case in results["table_alone"]["cases"]
+    }
     alone = {(case["rule"], case["rows"]): case for case in results["cases"]}
     rows = []
     for size in sorted({rows for _, rows in alone}):
-        times = [together.get((rule, size)) or f"{alone[rule, size]['ms']:.0f} (by itself)" for rule in rules]
+        times = [
+            together.get((rule, size)) or f"{alone[rule, size]['ms']:.0f} (by itself)"
+            for rule in rules
+        ]
         times += [table.get((rule, size), "") for rule in rules]
         memory = ", ".join(f"{alone[rule, size]['temporary_mib']:.0f}" for rule in rules)
         rows.append((f"{size:,}", *times, memory))
@@ -273,7 +385,11 @@ def layer_memory() -> str:
     results, rows = read("memory"), []
     for case in results["cases"]:
         name = f"{case['model']}, {case['dtype']}{', blocks recomputed' * case['remat']}"
-        paper = str(results["paper_widths"][case["model"]]) if case["dtype"] == "bfloat16" and not case["remat"] else ""
+        paper = (
+            str(results["paper_widths"][case["model"]])
+            if case["dtype"] == "bfloat16" and not case["remat"]
+            else ""
+        )
         rows.append((name, f"{case['in_widths']:.1f}", paper, *map(str, case["deepest"].values())))
     budgets = (f"layers in {budget}" for budget in results["cases"][0]["deepest"])
     return markdown(("model", "bytes of a token and layer / d", "paper", *budgets), rows)
@@ -284,28 +400,45 @@ def intensity() -> str:
     results = read("synthetic_intensity")
     names = {"transformer": "Transformer", "hstu_softmax": "HSTU with softmax", "hstu": "HSTU"}
     tests = {name: [run for run in results["runs"] if run["model"] == name] for name in names}
-    means = {n: [statistics.mean(run[m] for run in runs) for m in ("hr@10", "hr@50")] for n, runs in tests.items()}
+    means = {
+        n: [statistics.mean(run[m] for run in runs) for m in ("hr@10", "hr@50")]
+        for n, runs in tests.items()
+    }
     rows = []
     for name, shown in names.items():
-        ratios = [f"{x[0] / y[0]:.2f}" for x, y in ((f[name], f["hstu_softmax"]) for f in (means, results["paper"]))]
+        ratios = [
+            f"{x[0] / y[0]:.2f}"
+            for x, y in ((f[name], f["hstu_softmax"]) for f in (means, results["paper"]))
+        ]
         rows.append((shown, str(len(tests[name])), *map(figure, means[name]), *ratios))
-    best = [statistics.mean(oracle[m] for oracle in results["oracle"].values()) for m in ("hr@10", "hr@50")]
+    best = [
+        statistics.mean(oracle[m] for oracle in results["oracle"].values())
+        for m in ("hr@10", "hr@50")
+    ]
     rows.append(("best possible", str(len(results["oracle"])), *map(figure, best), "", ""))
-    return markdown(("model", "seeds", "HR@10", "HR@50", "HR@10 over softmax HSTU", "paper's ratio"), rows)
+    return markdown(
+        ("model", "seeds", "HR@10", "HR@50", "HR@10 over softmax HSTU", "paper's ratio"), rows
+    )
 
 
 def open_vocabulary() -> str:
     """Quality by vocabulary and share of rows: clicks on a log whose ids are renewed."""
     runs = read("open_vocabulary")["stream"]["runs"]
     metrics = ("windows_ne", "ne", "auc")
-    rows = [(run["case"], f"{100 * run['share']:.0f} %", *(figure(run[name]) for name in metrics)) for run in runs]
+    rows = [
+        (run["case"], f"{100 * run['share']:.0f} %", *(figure(run[name]) for name in metrics))
+        for run in runs
+    ]
     return markdown(("vocabulary", "rows", "NE, windows", "NE, test", "AUC, test"), rows)
 
 
 def vocabulary_retrieval() -> str:
     """Hit rates by vocabulary and share of rows: next items of the generated log, where each item matters."""
     runs = read("open_vocabulary")["retrieval"]["runs"]
-    rows = [(run["case"], f"{100 * run['share']:.0f} %", figure(run["hr@10"]), figure(run["ndcg@10"])) for run in runs]
+    rows = [
+        (run["case"], f"{100 * run['share']:.0f} %", figure(run["hr@10"]), figure(run["ndcg@10"]))
+        for run in runs
+    ]
     return markdown(("vocabulary", "rows", "HR@10", "NDCG@10"), rows)
 
 
@@ -330,7 +463,16 @@ def scaling_law() -> str:
         widths = ", ".join(str(width) for width in sorted({p["width"] for p in points}))
         budget = " to ".join(f"{f(p['flops'] for p in points):.1e}" for f in (min, max))
         cells = (f"{law[name]:.2f} ± {law[f'{name}_se']:.2f}" for name in ("least", "b"))
-        rows.append((shown, widths, budget, f"{min(p['value'] for p in points):.3f}", *cells, f"{law['r2']:.3f}"))
+        rows.append(
+            (
+                shown,
+                widths,
+                budget,
+                f"{min(p['value'] for p in points):.3f}",
+                *cells,
+                f"{law['r2']:.3f}",
+            )
+        )
     return markdown(("task", "widths", "FLOPs", "best", "l", "b", "variance explained"), rows)
 
 
@@ -344,7 +486,10 @@ def throughput() -> str:
     for (_, *sizes), models in cases.items():
         speeds = (f"{models[name]['users_per_second']:,.0f}" for name in ("hstu", "transformer"))
         rows.append((*map(str, sizes), *speeds, f"{models['hstu']['transformer_over_hstu']:.1f}x"))
-    return markdown(("events", "blocks", "users of a batch", "HSTU users/s", "Transformer users/s", "ratio"), rows)
+    return markdown(
+        ("events", "blocks", "users of a batch", "HSTU users/s", "Transformer users/s", "ratio"),
+        rows,
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -386,8 +531,12 @@ def outdated() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table is out of date")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 if a table is out of date"
+    )
     check = parser.parse_args().check
     wrong = outdated()
     for name in wrong:

@@ -26,7 +26,7 @@ import numpy as np
 from experiments.figures import pyplot
 from experiments.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 from gr_jax.training.host_memory import keep_freed_memory
 
 RESULT = Path(__file__).with_name("results") / "throughput.json"
@@ -70,21 +70,40 @@ def measure(cases: list[tuple[str, int, int, int]], rounds: int) -> list[dict]:
             training = start(config, ITEMS)
             batch = training.on_device(batch_of(length, users))
             step = training.step.lower(training.state, batch, key).compile()
-            case = {"sweep": sweep, "length": length, "blocks": depth, "users": users, "model": name}
-            runs.append({"case": case, "step": step, "state": training.state, "batch": batch, "ms": []})
-            print(f"{sweep} {length} x {depth} blocks x {users} users, {name}: compiled", flush=True)
+            case = {
+                "sweep": sweep,
+                "length": length,
+                "blocks": depth,
+                "users": users,
+                "model": name,
+            }
+            runs.append(
+                {"case": case, "step": step, "state": training.state, "batch": batch, "ms": []}
+            )
+            print(
+                f"{sweep} {length} x {depth} blocks x {users} users, {name}: compiled", flush=True
+            )
     for number in range(rounds + 1):
         for run in runs:
-            for is_second in (False, True):  # the first finds the caches full of what the case before it needed
+            for is_second in (
+                False,
+                True,
+            ):  # the first finds the caches full of what the case before it needed
                 begin = time.perf_counter()
-                run["state"], _ = jax.block_until_ready(run["step"](run["state"], run["batch"], key))
+                run["state"], _ = jax.block_until_ready(
+                    run["step"](run["state"], run["batch"], key)
+                )
                 run["ms"] += [1000 * (time.perf_counter() - begin)] * (number >= 1 and is_second)
     rows = []
     for hstu, other in zip(runs[::2], runs[1::2], strict=True):
         ratio = statistics.median(b / a for a, b in zip(hstu["ms"], other["ms"], strict=True))
         for run in (hstu, other):
             ms = statistics.median(run["ms"])
-            row = {"ms": ms, "least_ms": min(run["ms"]), "users_per_second": 1000 * run["case"]["users"] / ms}
+            row = {
+                "ms": ms,
+                "least_ms": min(run["ms"]),
+                "users_per_second": 1000 * run["case"]["users"] / ms,
+            }
             rows.append(run["case"] | row | {"transformer_over_hstu": ratio})
     return rows
 
@@ -92,7 +111,11 @@ def measure(cases: list[tuple[str, int, int, int]], rounds: int) -> list[dict]:
 def draw(rows: list[dict], path: Path) -> None:
     """Users a second by length, depth and batch."""
     figure, axes = pyplot().subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
-    panels = (("length", "length", "events of a history"), ("depth", "blocks", "blocks"), ("batch", "users", "users"))
+    panels = (
+        ("length", "length", "events of a history"),
+        ("depth", "blocks", "blocks"),
+        ("batch", "users", "users"),
+    )
     for axis, (sweep, field, label) in zip(axes, panels, strict=True):
         for name in MODELS:
             of_model = [row for row in rows if row["sweep"] == sweep and row["model"] == name]
@@ -108,17 +131,26 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each case")
-    parser.add_argument("--quick", action="store_true", help="the smallest cases; no results are kept")
+    parser.add_argument(
+        "--quick", action="store_true", help="the smallest cases; no results are kept"
+    )
     args = parser.parse_args()
     rows = measure(list(CASES[:2] if args.quick else CASES), 2 if args.quick else args.rounds)
     for row in rows:
         about = f"{row['sweep']:7} {row['length']:5} {row['blocks']} blocks {row['users']:4} users {row['model']:12}"
-        print(f"{about} {row['ms']:8.1f} ms {row['users_per_second']:8.1f} users/s {row['transformer_over_hstu']:.2f}x")
+        print(
+            f"{about} {row['ms']:8.1f} ms {row['users_per_second']:8.1f} users/s {row['transformer_over_hstu']:.2f}x"
+        )
     if not args.quick:
         device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, load {os.getloadavg()[1]:.1f}"
-        made = {"command": " ".join(["python -m experiments.throughput", *sys.argv[1:]]), "device": device}
+        made = {
+            "command": " ".join(["python -m experiments.throughput", *sys.argv[1:]]),
+            "device": device,
+        }
         made |= {"jax": jax.__version__, "rounds": args.rounds, "width": SHARED["width"]}
         RESULT.write_text(json.dumps(made | {"rows": rows}, indent=1) + "\n")
         draw(rows, RESULT.with_suffix(".png"))

@@ -25,10 +25,9 @@ import jax
 import numpy as np
 
 from experiments.started import start
-from gr_jax import config_files
-from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig
-from gr_jax.data import pipeline
-from gr_jax.data.dataset import Dataset
+from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, files
+from gr_jax.data.batches import epochs
+from gr_jax.data.dataset import Catalogue, Dataset, Events
 from gr_jax.training.host_memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,13 +49,19 @@ def case_config(case: str) -> Config:
     """The config of `model/loss`, one device."""
     model, loss = case.split("/")
     if model == "books":
-        config = config_files.load(str(ROOT / "configs/amazon.py:books"))
+        config = files.load(str(ROOT / "configs/amazon.py:books"))
     else:
-        config = config_files.load(str(ROOT / f"configs/ml_1m.py:{model}"))
+        config = files.load(str(ROOT / f"configs/ml_1m.py:{model}"))
     negatives = 512 if model == "books" else 128
     group = min(128, config.data.row_length)
     loss_config = LossConfig(kind=loss, negatives=negatives, group=group)
-    return Config(data=config.data, model=config.model, loss=loss_config, mesh=MeshConfig(data=1), train=config.train)
+    return Config(
+        data=config.data,
+        model=config.model,
+        loss=loss_config,
+        mesh=MeshConfig(data=1),
+        train=config.train,
+    )
 
 
 def generated_log(config: DataConfig, model: str, users: int) -> Dataset:
@@ -65,13 +70,17 @@ def generated_log(config: DataConfig, model: str, users: int) -> Dataset:
     if model == "books":
         num_items, lengths = 695_762, np.clip(rng.lognormal(2.1, 0.9, users).astype(int), 4, 50)
     else:
-        num_items, lengths = 3_706, np.clip(rng.lognormal(np.log(97.5), 0.75, users).astype(int), 18, 200)
+        num_items, lengths = (
+            3_706,
+            np.clip(rng.lognormal(np.log(97.5), 0.75, users).astype(int), 18, 200),
+        )
     counts = lengths + 3  # two held-out events, and a label for the last training token
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     total = int(offsets[-1])
     items = 1 + (num_items * rng.random(total) ** 3).astype(np.int32)  # a power law of popularity
     times = 10**9 + np.cumsum(rng.integers(1, 10**4, total))
-    return Dataset(Path("."), offsets, items.astype(np.int32), times, None, None, {"items": num_items})
+    events = Events(offsets, items.astype(np.int32), times)
+    return Dataset(Catalogue(Path("."), {"items": num_items}), events)
 
 
 def measure(case: str, steps: int, *, keep_memory: bool) -> dict:
@@ -81,9 +90,9 @@ def measure(case: str, steps: int, *, keep_memory: bool) -> dict:
     config = case_config(case)
     model = case.split("/")[0]
     dataset = generated_log(config.data, model, users=20 * USERS)
-    rows = pipeline.train_rows(dataset, config.data, batch_users=USERS)
+    rows = epochs.train_rows(dataset, config.data, batch_users=USERS)
     training, key = start(config, dataset.num_items), jax.random.key(0)
-    batches = pipeline.train_batches(rows, 0, 3 + steps)
+    batches = epochs.train_batches(rows, 0, 3 + steps)
     marks, losses = [], []
     for batch in batches:
         training.state, metrics = training.step(training.state, training.on_device(batch), key)
@@ -107,13 +116,17 @@ def measure(case: str, steps: int, *, keep_memory: bool) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated model/loss")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps in each round")
     parser.add_argument("--json", default="", help="file for the results")
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--default-malloc", action="store_true", help="leave glibc's settings as they are")
+    parser.add_argument(
+        "--default-malloc", action="store_true", help="leave glibc's settings as they are"
+    )
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one, args.steps, keep_memory=not args.default_malloc)))
@@ -125,7 +138,11 @@ def main() -> None:
             command += ["--default-malloc"] * args.default_malloc
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             results[case].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"round {number + 1}  {case:16} {results[case][-1]['ms']:7.0f} ms", file=sys.stderr, flush=True)
+            print(
+                f"round {number + 1}  {case:16} {results[case][-1]['ms']:7.0f} ms",
+                file=sys.stderr,
+                flush=True,
+            )
     summary = [summarise(case, rounds) for case, rounds in results.items()]
     head = ("case", "ms/128 users", "min", "users/s", "tokens/s", "fill", "GiB", "x reference")
     print("".join(f"{name:>14}" for name in head))
@@ -135,7 +152,9 @@ def main() -> None:
         print(f"{line['case']:>14}" + "".join(f"{v:14,.0f}" for v in values), end="")
         print(f"{line['fill']:14.1%}{line['peak_rss_gib']:14.2f}{ratio:>14}")
     if args.json:
-        text = json.dumps({"command": " ".join(sys.argv), "jax": jax.__version__, "cases": summary}, indent=2)
+        text = json.dumps(
+            {"command": " ".join(sys.argv), "jax": jax.__version__, "cases": summary}, indent=2
+        )
         Path(args.json).write_text(text + "\n")
 
 

@@ -29,7 +29,7 @@ from experiments.figures import pyplot  # noqa: E402
 from experiments.gpu_train_step import random_batch  # noqa: E402
 from experiments.started import start  # noqa: E402
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig  # noqa: E402
-from gr_jax.planning.devices import DEVICES  # noqa: E402
+from gr_jax.hardware import DEVICES  # noqa: E402
 from gr_jax.planning.from_data import sizes_of  # noqa: E402
 from gr_jax.planning.plan import make_plan, with_row_wise_tables  # noqa: E402
 from gr_jax.training import sharding  # noqa: E402
@@ -49,7 +49,13 @@ def planned(devices: int, row_wise: bool) -> dict:
     config = Config(
         data=DataConfig(max_length=4096, row_length=4096),
         model=ModelConfig(
-            width=512, num_blocks=8, num_heads=4, qk_width=128, v_width=128, compute_dtype="bfloat16", remat=True
+            width=512,
+            num_blocks=8,
+            num_heads=4,
+            qk_width=128,
+            v_width=128,
+            compute_dtype="bfloat16",
+            remat=True,
         ),
         loss=LossConfig(kind="group", negatives=512, group=128),
         train=TrainConfig(batch_users=USERS * devices),
@@ -79,7 +85,9 @@ def measured(devices: int, steps: int) -> dict:
     )
     items = 20_000
     training, key = start(config, items), jax.random.key(0)
-    batch = training.on_device(random_batch(replace(SPECS["ml_1m-base-bias"], rows=ROWS * devices), items))
+    batch = training.on_device(
+        random_batch(replace(SPECS["ml_1m-base-bias"], rows=ROWS * devices), items)
+    )
     step, times = sharding.on_mesh(training.mesh, training.step), []
     for _ in range(steps + 2):
         begin = time.perf_counter()
@@ -87,7 +95,11 @@ def measured(devices: int, steps: int) -> dict:
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - begin)
     seconds = statistics.median(times[2:])
-    return {"devices": devices, "step_s": seconds, "tokens_per_second": ROWS * LENGTH * devices / seconds}
+    return {
+        "devices": devices,
+        "step_s": seconds,
+        "tokens_per_second": ROWS * LENGTH * devices / seconds,
+    }
 
 
 def draw(record: dict, path: Path) -> None:
@@ -98,18 +110,38 @@ def draw(record: dict, path: Path) -> None:
     for tables, colour in (("dense AdamW", "C0"), ("row-wise, all_to_all", "C1")):
         plan = [p for p in record["planned"] if p["tables"] == tables]
         devices = [p["devices"] for p in plan]
-        for name, style, label in (("step_s", "-", "communication waits"), ("overlapped_step_s", "--", "hidden")):
-            axes[0].plot(devices, [USERS / p[name] for p in plan], style, color=colour, label=f"{tables}, {label}")
+        for name, style, label in (
+            ("step_s", "-", "communication waits"),
+            ("overlapped_step_s", "--", "hidden"),
+        ):
+            axes[0].plot(
+                devices,
+                [USERS / p[name] for p in plan],
+                style,
+                color=colour,
+                label=f"{tables}, {label}",
+            )
         for term, style in (("compute", ":"), ("memory", "--"), ("links", "-")):
-            seconds = [sum(s for what, s in p["terms"].items() if what.startswith(term)) for p in plan]
+            seconds = [
+                sum(s for what, s in p["terms"].items() if what.startswith(term)) for p in plan
+            ]
             shown = [1e3 * s or None for s in seconds]
             axes[1].plot(devices, shown, style, color=colour, label=f"{tables}, {term}")
-    axes[0].set(title=f"Planned: H100, {USERS} users each", ylabel="users/s of a device, at peak rates", yscale="log")
+    axes[0].set(
+        title=f"Planned: H100, {USERS} users each",
+        ylabel="users/s of a device, at peak rates",
+        yscale="log",
+    )
     axes[1].set(title="Planned: terms of a step", ylabel="ms at peak rates", yscale="log")
     if record["measured"]:
         found = record["measured"]
-        axes[2].plot([m["devices"] for m in found], [m["tokens_per_second"] / 1e3 for m in found], marker="o")
-        axes[2].set(title=f"Measured: virtual devices, {record['cores']} cores", ylabel="thousand tokens/s in all")
+        axes[2].plot(
+            [m["devices"] for m in found], [m["tokens_per_second"] / 1e3 for m in found], marker="o"
+        )
+        axes[2].set(
+            title=f"Measured: virtual devices, {record['cores']} cores",
+            ylabel="thousand tokens/s in all",
+        )
         axes[2].set_ylim(bottom=0)
     for axis in axes:
         axis.set_xscale("log", base=2)
@@ -122,10 +154,14 @@ def draw(record: dict, path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--measure", action="store_true", help="also time 1 to 8 virtual devices")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
-    parser.add_argument("--json", default=str(RESULTS / "weak_scaling.json"), help="file for the results")
+    parser.add_argument(
+        "--json", default=str(RESULTS / "weak_scaling.json"), help="file for the results"
+    )
     args = parser.parse_args()
     if args.measure:
         jax.config.update("jax_num_cpu_devices", 8)
@@ -140,7 +176,9 @@ def main() -> int:
         about = f"{1e3 * p['step_s']:9.2f} ms, {p['memory_gib']:6.1f} GiB, MFU {p['mfu']:.1%}"
         print(f"{p['tables']:22} {p['devices']:4} H100: {about}")
     for m in record["measured"]:
-        print(f"{m['devices']:4} virtual: {1e3 * m['step_s']:9.1f} ms, {m['tokens_per_second']:,.0f} tokens/s")
+        print(
+            f"{m['devices']:4} virtual: {1e3 * m['step_s']:9.1f} ms, {m['tokens_per_second']:,.0f} tokens/s"
+        )
     Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
     draw(record, Path(args.json).with_suffix(".png"))
     return 0

@@ -12,7 +12,7 @@ Dimension letters, used in every signature and einsum string:
     Y  ranking tasks                 F  feature values of an item
     C  user attributes in a prefix   E  events of a log
 
-`gr_jax.load(workdir)` makes a trained run answer: see `gr_jax.serving.loaded`.
+`gr_jax.load(workdir)` makes a trained run answer: see `gr_jax.serving.model`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gr_jax.serving.opened import load as load
+    from gr_jax.serving.load import load as load
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # only now: a training process needs none of it
-        from gr_jax.serving.opened import load
+        from gr_jax.serving.load import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

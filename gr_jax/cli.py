@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gr_jax.config import Config, ConfigError
-from gr_jax.config_files import load
-from gr_jax.overrides import comments, leaves, override_all
+from gr_jax.config.files import load
+from gr_jax.config.overrides import comments, leaves, override_all
 
 REQUIRED: typing.Any = object()  # as a default: the flag has to be given
 
@@ -69,7 +69,9 @@ def parse(
     if config == "none":
         return argparse.Namespace(**args)
     if overrides and spec is None:
-        raise ConfigError(f"--config.{next(iter(overrides))} changes a config: give --config=FILE too")
+        raise ConfigError(
+            f"--config.{next(iter(overrides))} changes a config: give --config=FILE too"
+        )
     made = override_all(load(spec), overrides) if spec else None
     return argparse.Namespace(**args, config=made, config_spec=spec)
 
@@ -116,9 +118,17 @@ def _nearest_flag(name: str, flags: Mapping[str, Flag], config: str) -> str:
     hint = difflib.get_close_matches(name.split(".")[0], known, 1)
     if hint:
         return f"; did you mean --{hint[0] + name[len(name.split('.')[0]) :]}?"
-    fields = [f for f in leaves(Config()) if name in (f, f.rpartition(".")[2])] if config != "none" else []
+    fields = (
+        [f for f in leaves(Config()) if name in (f, f.rpartition(".")[2])]
+        if config != "none"
+        else []
+    )
     nearest = " or ".join(f"--config.{f}" for f in fields)
-    return f"; did you mean {nearest}?" if nearest else f"; there are {', '.join(f'--{k}' for k in known)}"
+    return (
+        f"; did you mean {nearest}?"
+        if nearest
+        else f"; there are {', '.join(f'--{k}' for k in known)}"
+    )
 
 
 def _example(flags: Mapping[str, Flag], name: str) -> str:
@@ -151,10 +161,15 @@ def _convert(text: typing.Any, kind: typing.Any, flag: str) -> typing.Any:
         raise ConfigError(f"{flag}: expected {kind.__name__}, got {text!r}") from None
 
 
-def help_text(doc: str | None, flags: Mapping[str, Flag], config: str, shown: Config | None = None) -> str:
+def help_text(
+    doc: str | None, flags: Mapping[str, Flag], config: str, shown: Config | None = None
+) -> str:
     """The docstring, a line per flag, and one per config field with its value in `shown` or by default."""
     lines = [(doc or "").strip(), "", "Flags:"]
-    rows = [(f"--{n}" + ("" if f[0] is bool else f"={_example(flags, n)}"), _told(f)) for n, f in flags.items()]
+    rows = [
+        (f"--{n}" + ("" if f[0] is bool else f"={_example(flags, n)}"), _told(f))
+        for n, f in flags.items()
+    ]
     if config != "none":
         rows.insert(
             0,
@@ -174,7 +189,9 @@ def help_text(doc: str | None, flags: Mapping[str, Flag], config: str, shown: Co
             "Config fields, each set by --config.NAME=value (here with their "
             + ("values):" if shown else "defaults):"),
         ]
-        lines += _table([(f"{n}={v!r}" if n != "mesh.rules" else n, about[n]) for n, v in leaves(made).items()])
+        lines += _table(
+            [(f"{n}={v!r}" if n != "mesh.rules" else n, about[n]) for n, v in leaves(made).items()]
+        )
     return "\n".join(lines)
 
 
@@ -215,7 +232,13 @@ def _is_users(error: Exception) -> bool:
         return True
     if isinstance(error, NotImplementedError):
         return _raised_in(error).startswith("pallas_kernels")
-    kinds = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+    kinds = (
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+    )
     return isinstance(error, kinds) and error.filename is not None
 
 

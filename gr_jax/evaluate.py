@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from gr_jax import cli
-from gr_jax.data.sequences import Split
-from gr_jax.training.reporting import say
+from gr_jax.data.batches.sequences import Split
+from gr_jax.training.metrics_log import say
 from gr_jax.training.tasks import task_of
 from gr_jax.training.trained import open_trained
 

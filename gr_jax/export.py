@@ -11,20 +11,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from gr_jax import cli
-from gr_jax.serving.exporting import export
-from gr_jax.training.reporting import say
+from gr_jax.serving.export import export
+from gr_jax.training.metrics_log import say
 
 
 def main(argv: list[str]) -> int:
     """Exports the run that the command line names."""
     flags: dict[str, cli.Flag] = {
         "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
-        "prepared": (str, "", "folder of the prepared dataset, where it is not where the run had it"),
+        "prepared": (
+            str,
+            "",
+            "folder of the prepared dataset, where it is not where the run had it",
+        ),
     }
     args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
     folder = export(args.workdir, prepared=args.prepared)
     size = sum(file.stat().st_size for file in folder.iterdir())
-    say(f"{folder}: {size / 1e6:.1f} MB; next: python -m gr_jax.serve --workdir={args.workdir} --exported")
+    say(
+        f"{folder}: {size / 1e6:.1f} MB; next: python -m gr_jax.serve --workdir={args.workdir} --exported"
+    )
     return 0
 
 

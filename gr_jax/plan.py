@@ -17,13 +17,13 @@ import jax
 
 from gr_jax import cli
 from gr_jax.config import Config, ConfigError
-from gr_jax.planning import compiled, memory
-from gr_jax.planning.devices import DEVICES, GIB, Device, this_cpu
+from gr_jax.hardware import DEVICES, GIB, Device, this_cpu
+from gr_jax.planning import compiled_step, memory
 from gr_jax.planning.from_data import sizes_of
 from gr_jax.planning.plan import USABLE, Plan, make_plan, mesh_shape, remedies
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training import sharding
-from gr_jax.training.reporting import table
+from gr_jax.training.metrics_log import table
 
 RATES = {  # flag -> (field of Device, bytes or FLOPs of its unit, help)
     "bf16_tflops": ("bf16_flops", 1e12, "dense bfloat16 rate of a device in TFLOP/s"),
@@ -39,7 +39,11 @@ FLAGS: dict[str, cli.Flag] = {
     "items": (int, 0, "items of the catalogue; 0 = those of the data"),
     "mean_length": (float, 0.0, "mean events of a history; 0 = that of the data"),
     "json": (bool, False, "print JSON instead of tables"),
-    "compile": (bool, False, "compile the step for so many CPU devices, and show what XLA allocates beside the plan"),
+    "compile": (
+        bool,
+        False,
+        "compile the step for so many CPU devices, and show what XLA allocates beside the plan",
+    ),
 } | {name: (float, 0.0, f"{about}; 0 = data sheet") for name, (_, _, about) in RATES.items()}
 
 
@@ -51,17 +55,27 @@ def main(argv: list[str]) -> int:
     if args.compile:
         jax.config.update("jax_num_cpu_devices", args.devices)
     device = this_cpu(args.devices) if args.device == "cpu" else DEVICES[args.device]
-    given = {field: getattr(args, name) * unit for name, (field, unit, _) in RATES.items() if getattr(args, name)}
+    given = {
+        field: getattr(args, name) * unit
+        for name, (field, unit, _) in RATES.items()
+        if getattr(args, name)
+    }
     device = dataclasses.replace(device, **given)
     if args.config.model.kind == "dlrm":
-        raise ConfigError("config.model.kind='dlrm': only steps of sequence models can be planned, not of impressions")
+        raise ConfigError(
+            "config.model.kind='dlrm': only steps of sequence models can be planned, not of impressions"
+        )
     data, model = mesh_shape(args.config, args.devices)
     sizes = sizes_of(args.config, items=args.items, mean_length=args.mean_length, row_multiple=data)
     if args.compile and not memory.knows(args.config):
         found = compile_here(args.config, sizes, data, model)
         fits = found["peak"] <= USABLE * device.memory
         about = about_json(sizes, device, data, model) | {"fits": fits, "compiled": found}
-        print(json.dumps(about, indent=2) if args.json else compiled_alone(args.config, sizes, device, found))
+        print(
+            json.dumps(about, indent=2)
+            if args.json
+            else compiled_alone(args.config, sizes, device, found)
+        )
         return 0 if fits else 1
     plan = make_plan(args.config, sizes, device, data=data, model=model)
     fits = plan.bytes <= USABLE * device.memory
@@ -77,9 +91,11 @@ def main(argv: list[str]) -> int:
 def compile_here(config: Config, sizes: Sizes, data: int, model: int) -> dict:
     """What XLA allocates on each of data x model virtual CPU devices, and which collectives it makes."""
     mesh = sharding.make_mesh(dataclasses.replace(config.mesh, data=data, model=model))
-    executable = compiled.compile_step(config, sizes, mesh)
-    traffic = compiled.collectives(executable, data * model)
-    return compiled.allocated(executable) | {"collectives": [dataclasses.asdict(c) for c in traffic]}
+    executable = compiled_step.compile_step(config, sizes, mesh)
+    traffic = compiled_step.collectives(executable, data * model)
+    return compiled_step.allocated(executable) | {
+        "collectives": [dataclasses.asdict(c) for c in traffic]
+    }
 
 
 def about_json(sizes: Sizes, device: Device, data: int, model: int) -> dict:
@@ -119,7 +135,9 @@ def as_json(plan: Plan, sizes: Sizes, device: Device, ways: list, found: dict | 
     }
 
 
-def as_text(config: Config, plan: Plan, sizes: Sizes, device: Device, ways: list, found: dict | None) -> str:
+def as_text(
+    config: Config, plan: Plan, sizes: Sizes, device: Device, ways: list, found: dict | None
+) -> str:
     """The plan as tables."""
     limit, cost = USABLE * device.memory, plan.cost
     fill = sizes.real_tokens / sizes.tokens
@@ -164,11 +182,17 @@ def as_text(config: Config, plan: Plan, sizes: Sizes, device: Device, ways: list
         f" {cost.terms[0].rate:.4g} FLOP/s in {config.model.compute_dtype})",
     ]  # fmt: skip
     if found:
-        lines += ["", f"{allocated_text(found)}; the plan is {plan.bytes / found['peak'] - 1:+.1%} of that"]
+        lines += [
+            "",
+            f"{allocated_text(found)}; the plan is {plan.bytes / found['peak'] - 1:+.1%} of that",
+        ]
     lines += ["", verdict(plan.bytes, device)]
     if plan.bytes > limit:
         lines[-1] += " Each alone:"
-        lines += [f"  {need / GIB:9,.1f} GiB  {'fits ' if need <= limit else 'not yet'}  {name}" for name, need in ways]
+        lines += [
+            f"  {need / GIB:9,.1f} GiB  {'fits ' if need <= limit else 'not yet'}  {name}"
+            for name, need in ways
+        ]
     return "\n".join(lines)
 
 

@@ -19,10 +19,11 @@ from datetime import UTC, datetime
 
 from gr_jax import cli
 from gr_jax.config import SOURCES, Config, ConfigError, DataConfig
-from gr_jax.data import beam_prepare, hashing
+from gr_jax.config.overrides import comments
+from gr_jax.data import hashing
+from gr_jax.data.beam import build as beam_prepare
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.preparation import prepare
-from gr_jax.overrides import comments
+from gr_jax.data.log.preparation import prepare
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -60,7 +61,11 @@ def main(argv: list[str]) -> None:
         "polars",
         "polars = in this process | beam = by Apache Beam, on many machines",
     )
-    flags["beam_options"] = (str, "", "of Beam, in quotes; without --runner among them it runs in this process")
+    flags["beam_options"] = (
+        str,
+        "",
+        "of Beam, in quotes; without --runner among them it runs in this process",
+    )
     args = cli.parse(argv, doc=__doc__, flags=flags, config="optional")
     if args.config is None and args.source is None:
         raise ConfigError("give --config=FILE, or --source=NAME and --path=RAW; --help tells more")
@@ -70,7 +75,11 @@ def main(argv: list[str]) -> None:
     config = dataclasses.replace(args.config.data if args.config else DataConfig(), **given)
     if args.beam_options and args.runner != "beam":
         raise ConfigError("--beam-options is only for --runner=beam")
-    build = functools.partial(beam_prepare.build, options=args.beam_options) if args.runner == "beam" else None
+    build = (
+        functools.partial(beam_prepare.build, options=args.beam_options)
+        if args.runner == "beam"
+        else None
+    )
     start = time.perf_counter()
     dataset = prepare(config, progress=True, build=build)
     print(summary(dataset, args.config or Config(), seconds=time.perf_counter() - start))
@@ -79,7 +88,10 @@ def main(argv: list[str]) -> None:
 def summary(dataset: Dataset, config: Config, *, seconds: float) -> str:
     """A table of what the dataset holds, and of how its items fit the vocabulary of `config`."""
     meta = dataset.meta
-    days = [datetime.fromtimestamp(meta[name], UTC).strftime("%Y-%m-%d") for name in ("time_min", "time_max")]
+    days = [
+        datetime.fromtimestamp(meta[name], UTC).strftime("%Y-%m-%d")
+        for name in ("time_min", "time_max")
+    ]
     length = f"mean {meta['mean_length']:.1f}, median {meta['median_length']:.0f}, max {meta['max_length']:,}"
     skipped = ", ".join(f"{count:,} ({reason})" for reason, count in meta["skipped"].items())
     rows = {
@@ -101,17 +113,22 @@ def summary(dataset: Dataset, config: Config, *, seconds: float) -> str:
 def _known(dataset: Dataset) -> dict[str, str]:
     """What is known besides who took what when: actions with their rates, features and series with their values."""
     known = {}
-    if dataset.action is not None:
-        rates = [float(((dataset.action >> i) & 1).mean()) for i in range(len(dataset.actions))]
-        shown = zip(dataset.actions, rates, strict=True)
+    if dataset.events.action is not None:
+        rates = [
+            float(((dataset.events.action >> i) & 1).mean())
+            for i in range(len(dataset.catalogue.actions))
+        ]
+        shown = zip(dataset.catalogue.actions, rates, strict=True)
         known["actions"] = ", ".join(f"{name} {100 * rate:.4g} %" for name, rate in shown)
-    values = dict(dataset.feature_table.group_by("feature").len().iter_rows())
+    values = dict(dataset.catalogue.features.group_by("feature").len().iter_rows())
     for kind in ("user_features", "item_features", "series"):
         if dataset.meta.get(kind):
             counts = {name: values.get(name, 0) for name in dataset.meta[kind]}
-            known[kind.replace("_", " ")] = ", ".join(f"{name} ({count:,} values)" for name, count in counts.items())
-    if dataset.series_value is not None:
-        known["series"] += f": {len(dataset.series_value):,} entries"
+            known[kind.replace("_", " ")] = ", ".join(
+                f"{name} ({count:,} values)" for name, count in counts.items()
+            )
+    if dataset.events.series_value is not None:
+        known["series"] += f": {len(dataset.events.series_value):,} entries"
     return known
 
 
@@ -120,7 +137,7 @@ def _collisions(dataset: Dataset, config: Config) -> dict[str, str]:
     vocabulary = config.vocabulary
     if vocabulary.kind == "catalogue":
         return {}
-    row, rows = hashing.rows_of_items(dataset.item_table["raw"], vocabulary, seed=config.seed)
+    row, rows = hashing.rows_of_items(dataset.catalogue.items["raw"], vocabulary, seed=config.seed)
     found = hashing.collisions(row, rows)
     kind = "rows" if vocabulary.kind == "hashed" else "shared rows"
     return {

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.config import ConfigError
-from gr_jax.serving.histories import AtTime
-from gr_jax.serving.loaded import Answer
-from gr_jax.serving.opened import load
-from gr_jax.training.reporting import say, table
+from gr_jax.serving.history import AtTime
+from gr_jax.serving.load import load
+from gr_jax.serving.model import Answer
+from gr_jax.training.metrics_log import say, table
 
 
 def main(argv: list[str]) -> int:
@@ -28,9 +28,21 @@ def main(argv: list[str]) -> int:
         "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
         "user": (str, cli.REQUIRED, "raw id of a user of the log"),
         "k": (int, 10, "how many items; -k 10 is the same"),
-        "at_time": (str, "", "when they would be taken: unix seconds or now; default: the time of the last event"),
-        "task": (str, "", "ranking: the task whose prediction orders the items; default: the first"),
-        "prepared": (str, "", "folder of the prepared dataset, where it is not where the run had it"),
+        "at_time": (
+            str,
+            "",
+            "when they would be taken: unix seconds or now; default: the time of the last event",
+        ),
+        "task": (
+            str,
+            "",
+            "ranking: the task whose prediction orders the items; default: the first",
+        ),
+        "prepared": (
+            str,
+            "",
+            "folder of the prepared dataset, where it is not where the run had it",
+        ),
         "seen": (
             ("judged", "true", "false"),
             "judged",
@@ -43,7 +55,12 @@ def main(argv: list[str]) -> int:
     history = loaded.history(args.user)
     exclude_seen = {"judged": None, "true": False, "false": True}[args.seen]
     answer = loaded.recommend(
-        history, args.k, moment(args.at_time), user=args.user, task=args.task, exclude_seen=exclude_seen
+        history,
+        args.k,
+        moment(args.at_time),
+        user=args.user,
+        task=args.task,
+        exclude_seen=exclude_seen,
     )
     if args.json:
         told = {"user": args.user, "events": len(history), **dataclasses.asdict(answer)}
@@ -74,7 +91,9 @@ def as_table(answer: Answer) -> str:
     rows = [("title",) * titled + ("item", *(tasks or ["score"]))]
     for item in answer:
         values = [(item.tasks or {})[task] for task in tasks] or [item.score]
-        rows.append(((item.title or "",) * titled) + (item.item, *(f"{value:.4f}" for value in values)))
+        rows.append(
+            ((item.title or "",) * titled) + (item.item, *(f"{value:.4f}" for value in values))
+        )
     return table(rows)
 
 

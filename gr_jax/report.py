@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.reporting import curves, learned, page, records, tables
-from gr_jax.training.reporting import say
+from gr_jax.training.metrics_log import say
 
 NEEDS_PLOTS = "curves need matplotlib: pip install 'gr-jax[plots]'"
 
@@ -25,7 +25,11 @@ def main(argv: list[str]) -> int:
     """Writes the report of the runs that the command line names."""
     flags: dict[str, cli.Flag] = {
         "workdir": ([Path], cli.REQUIRED, "folder of a run; give several to compare them"),
-        "out": (Path, None, "the page; default report.html in the folder of the run, or above those of several"),
+        "out": (
+            Path,
+            None,
+            "the page; default report.html in the folder of the run, or above those of several",
+        ),
     }
     args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
     say(f"report: {write(args.workdir, args.out)}")
@@ -45,21 +49,36 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
     for run in runs:
         try:
             looked[run.name] = learned.look(run.workdir)
-        except ValueError as error:  # no checkpoint yet, or the log is elsewhere: the rest can be told
+        except (
+            ValueError
+        ) as error:  # no checkpoint yet, or the log is elsewhere: the rest can be told
             missing.append(page.note(f"{run.name}: {' '.join(str(error).split())}"))
     figures = []
     if curves.can_draw():
         biases = {name: found.bias for name, found in looked.items()}
         figures = [page.figures(curves.draw(runs, biases, out.with_suffix("")))]
-    different = "Differences between the configs" if len(runs) > 1 else "Config, where it is not the default"
+    different = (
+        "Differences between the configs"
+        if len(runs) > 1
+        else "Config, where it is not the default"
+    )
     groups, results = tables.kinds(runs), []
     for group in groups:
-        results += [page.heading(tables.title(group[0]))] * (len(groups) > 1) + [page.table(tables.results(group))]
+        results += [page.heading(tables.title(group[0]))] * (len(groups) > 1) + [
+            page.table(tables.results(group))
+        ]
     samples = []
     for name, found in looked.items():
         samples += [page.heading(name)] * (len(runs) > 1) + [page.users(found.samples)]
     sections = [
-        ("Runs", [page.table(tables.facts(runs, {name: found.parameters for name, found in looked.items()}))]),
+        (
+            "Runs",
+            [
+                page.table(
+                    tables.facts(runs, {name: found.parameters for name, found in looked.items()})
+                )
+            ],
+        ),
         ("Results", results),
         ("Curves", figures or [page.note(NEEDS_PLOTS)]),
         ("Speed", [page.table(tables.speed(runs)), page.note(tables.SPEED)]),
@@ -77,7 +96,10 @@ def write_after_training(workdir: Path) -> None:
         say(f"report: {out}" + ("" if curves.can_draw() else f" ({NEEDS_PLOTS})"))
     except (Exception, KeyboardInterrupt) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        print(f"warning: no report ({reason}); again: python -m gr_jax.report --workdir={workdir}", file=sys.stderr)
+        print(
+            f"warning: no report ({reason}); again: python -m gr_jax.report --workdir={workdir}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

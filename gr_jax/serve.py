@@ -15,11 +15,11 @@ from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.config import ConfigError
-from gr_jax.serving import compiled
+from gr_jax.serving import compile_cache
 from gr_jax.serving.exported import load_exported
+from gr_jax.serving.http.limits import CACHE_MB, Limits
 from gr_jax.serving.index import BACKENDS
-from gr_jax.serving.limits import CACHE_MB, Limits
-from gr_jax.serving.loaded import Loaded
+from gr_jax.serving.model import Loaded
 
 GRACE = 20  # seconds that a shutdown waits for requests
 
@@ -30,12 +30,28 @@ def main(argv: list[str]) -> int:
         "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
         "host": (str, "127.0.0.1", "address to listen on; 0.0.0.0 = all"),
         "port": (int, 8000, "port to listen on"),
-        "prepared": (str, "", "folder of the prepared dataset, where it is not where the run had it"),
-        "exported": (bool, False, "serve what python -m gr_jax.export wrote, without the model's code"),
+        "prepared": (
+            str,
+            "",
+            "folder of the prepared dataset, where it is not where the run had it",
+        ),
+        "exported": (
+            bool,
+            False,
+            "serve what python -m gr_jax.export wrote, without the model's code",
+        ),
         "index": (BACKENDS, "exact", "how retrieval finds the best items; faiss is approximate"),
-        "cache_mb": (float, CACHE_MB, "memory for what was computed of histories, MiB; 0 keeps none"),
+        "cache_mb": (
+            float,
+            CACHE_MB,
+            "memory for what was computed of histories, MiB; 0 keeps none",
+        ),
         "max_batch": (int, Limits.batch, "requests computed together, at most 32"),
-        "max_wait_ms": (float, Limits.wait_ms, "longest that a request waits for others in an idle server"),
+        "max_wait_ms": (
+            float,
+            Limits.wait_ms,
+            "longest that a request waits for others in an idle server",
+        ),
         "max_k": (int, Limits.k, "items of a /recommend"),
         "max_candidates": (int, Limits.candidates, "candidates of a /score"),
         "max_body": (int, Limits.body_bytes, "bytes of a request"),
@@ -45,16 +61,18 @@ def main(argv: list[str]) -> int:
         if not importlib.util.find_spec(package):
             raise ConfigError(f"serving needs the package {package}: pip install 'gr-jax[serve]'")
     limits = limits_of(args)
-    compiled.keep(args.workdir)
+    compile_cache.keep(args.workdir)
     if args.exported:
         loaded = load_exported(args.workdir, prepared=args.prepared, index=args.index)
     else:
-        from gr_jax.serving.opened import load  # the model's code, which an export does without
+        from gr_jax.serving.load import load
 
-        loaded = load(args.workdir, prepared=args.prepared, index=args.index, cache_mb=args.cache_mb)
+        loaded = load(
+            args.workdir, prepared=args.prepared, index=args.index, cache_mb=args.cache_mb
+        )
     import uvicorn
 
-    from gr_jax.serving.server import make_app
+    from gr_jax.serving.http.server import make_app
 
     print(described(loaded))
     print(f"serving  http://{args.host}:{args.port}/", flush=True)
@@ -86,7 +104,9 @@ def limits_of(args) -> Limits:
     if not 0 <= args.port <= 65535:
         raise ConfigError(f"--port={args.port}: must be in [0, 65535]")
     sizes = {"batch": args.max_batch, "k": args.max_k, "candidates": args.max_candidates}
-    return dataclasses.replace(Limits(), **sizes, wait_ms=args.max_wait_ms, body_bytes=args.max_body)
+    return dataclasses.replace(
+        Limits(), **sizes, wait_ms=args.max_wait_ms, body_bytes=args.max_body
+    )
 
 
 def described(loaded: Loaded) -> str:

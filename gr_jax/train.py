@@ -23,27 +23,31 @@ import jax
 import gr_jax
 from gr_jax import cli
 from gr_jax.config import Config
-from gr_jax.data import pipeline
+from gr_jax.data.batches import epochs
 from gr_jax.files import write_whole
 from gr_jax.report import write_after_training
-from gr_jax.training import processes, reporting, sharding, state
+from gr_jax.training import metrics_log, processes, sharding, state
 from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
 from gr_jax.training.divergence import Diverged, check_finite
 from gr_jax.training.interruption import Interruption
-from gr_jax.training.reporting import say
+from gr_jax.training.metrics_log import say
 from gr_jax.training.run import Run, check_workdir, claim_workdir, open_run
 from gr_jax.training.speed import SpeedMeter
+from gr_jax.training.tables.admission import Revision, catalogue_maker, make_update
 from gr_jax.training.task import Batches, Task
 from gr_jax.training.tasks import task_of
-from gr_jax.training.vocabulary import Revision, catalogue_maker, make_update
-from gr_jax.training.workdir_lock import only_training
+from gr_jax.training.workdir import only_training
 
 
 def main(argv: list[str]) -> int:
     """Trains what the command line asks for; 0 when the run is complete, 128 + signal when it was interrupted."""
     flags: dict[str, cli.Flag] = {
         "workdir": (Path, None, "folder of the run; default runs/<config>[-<variant>]"),
-        "report": (bool, True, "write report.html at the end of one process; --report=false leaves it out"),
+        "report": (
+            bool,
+            True,
+            "write report.html at the end of one process; --report=false leaves it out",
+        ),
         **processes.FLAGS,
     }
     args = cli.parse(argv, doc=__doc__ or "", flags=flags, config="required")
@@ -79,14 +83,16 @@ def train(config: Config, workdir: Path) -> int:
         batches = task.batches()
         say(describe(run, batches, train_state))
         clock = Clock(started, progress.wall_seconds)
-        log = reporting.MetricsLog(workdir, resume_step=int(train_state.step))
+        log = metrics_log.MetricsLog(workdir, resume_step=int(train_state.step))
         session = Session(run, task, batches, checkpoints, log, clock)
         try:
             train_state, progress, signal = loop(
                 session, train_state, state.shardings_of(target), progress, interruption
             )
             if signal and not is_over(session, int(train_state.step), progress):
-                say(f"interrupted: step {checkpoints.newest_step()} is saved in {workdir}; the same command goes on")
+                say(
+                    f"interrupted: step {checkpoints.newest_step()} is saved in {workdir}; the same command goes on"
+                )
                 return 128 + signal
             finish(session, train_state, progress)
         finally:
@@ -115,7 +121,7 @@ class Session:
     task: Task
     batches: Batches
     checkpoints: Checkpoints
-    log: reporting.MetricsLog
+    log: metrics_log.MetricsLog
     clock: Clock
 
     @property
@@ -170,7 +176,9 @@ def loop(
 
     if is_over(session, step, progress):
         return train_state, progress, signal
-    for batch in pipeline.train_batches(plan, step, session.last_step, sharding.share_of_process(run.mesh)):
+    for batch in epochs.train_batches(
+        plan, step, session.last_step, sharding.share_of_process(run.mesh)
+    ):
         batch = sharding.put(batch, sharding.batch_sharding(run.mesh))
         train_state, values = train_step(train_state, batch, key)
         step += 1
@@ -179,7 +187,8 @@ def loop(
             say(vocabulary_line(step, session.epoch_at(step), revision))
         # All processes stop after the same step, because all know of a signal when they see its number here.
         pending.append((step, values | {"signal": greatest_everywhere(interruption.signal)}))
-        losses, signal = fetch(pending, leave=1)  # one step late: the device never waits for the host
+        # one step late: the device never waits for the host
+        losses, signal = fetch(pending, leave=1)
         meter.add(losses)
         epochs_done, step_of_epoch = plan.locate(step)
         ends_epoch = step_of_epoch == 0 and epochs_done % config.train.validate_every == 0
@@ -204,7 +213,11 @@ def loop(
                 if result is not None:
                     log.write(step, epochs_done, "valid", result)
                     is_best = progress.best_step == step
-                    say(valid_line(step, session.epoch_at(step), result, task.headline, is_best=is_best))
+                    say(
+                        valid_line(
+                            step, session.epoch_at(step), result, task.headline, is_best=is_best
+                        )
+                    )
             if is_stream:  # its newest parameters are its best, validated or not
                 progress = dataclasses.replace(progress, best_step=step)
             progress = dataclasses.replace(progress, wall_seconds=session.clock.seconds())
@@ -215,7 +228,9 @@ def loop(
     return train_state, progress, signal
 
 
-def save(session: Session, step: int, train_state: state.TrainState, progress: Progress, before: Progress) -> Progress:
+def save(
+    session: Session, step: int, train_state: state.TrainState, progress: Progress, before: Progress
+) -> Progress:
     """Saves `step`; returns `progress`, without a best step that could not be saved.
 
     Raises:
@@ -227,8 +242,13 @@ def save(session: Session, step: int, train_state: state.TrainState, progress: P
         if jax.process_count() > 1:
             raise RuntimeError(f"step {step} could not be saved ({error})") from error
         last = session.checkpoints.newest_step()
-        print(f"warning: step {step} could not be saved ({error}); the last checkpoint is step {last}", file=sys.stderr)
-        return dataclasses.replace(progress, best_step=before.best_step, best_value=before.best_value)
+        print(
+            f"warning: step {step} could not be saved ({error}); the last checkpoint is step {last}",
+            file=sys.stderr,
+        )
+        return dataclasses.replace(
+            progress, best_step=before.best_step, best_value=before.best_value
+        )
     return progress
 
 
@@ -262,7 +282,9 @@ def finish(session: Session, train_state: state.TrainState, progress: Progress) 
     """Evaluates the checkpoint with the best validation on both splits, and reports that."""
     task = session.task
     step = int(train_state.step)
-    if not progress.best_step:  # a run cut short by a lower train.steps, before its first validation
+    if (
+        not progress.best_step
+    ):  # a run cut short by a lower train.steps, before its first validation
         progress = dataclasses.replace(progress, best_step=step)
     if progress.best_step != step:
         target = state.abstract(train_state)
@@ -272,19 +294,25 @@ def finish(session: Session, train_state: state.TrainState, progress: Progress) 
         train_state = best[0]
     params = catalogue_maker(session.run.mesh)(train_state)
     results = {"valid": valid_result(session, params), "test": task.evaluate(params, "test")}
-    processes.first_then_others(lambda: report(session, results, progress) if processes.is_first() else None)
+    processes.first_then_others(
+        lambda: report(session, results, progress) if processes.is_first() else None
+    )
 
 
 def report(session: Session, results: dict, progress: Progress) -> None:
     """Writes result.json and the test line of metrics.jsonl, and prints the table."""
     run, task, log = session.run, session.task, session.log
     if reported_step(run.workdir / "result.json") != progress.best_step:
-        log.write(progress.best_step, int(session.epoch_at(progress.best_step)), "test", results["test"])
+        log.write(
+            progress.best_step, int(session.epoch_at(progress.best_step)), "test", results["test"]
+        )
     baseline = task.baseline()
     write_result(run, results, baseline, progress, session.clock.seconds())
     say(final_table(results, baseline, task.shown))
     wall = session.clock.seconds()
-    say(f"best checkpoint: step {progress.best_step} in {run.workdir / 'checkpoints'}; {wall:.0f} s in all")
+    say(
+        f"best checkpoint: step {progress.best_step} in {run.workdir / 'checkpoints'}; {wall:.0f} s in all"
+    )
     say(f"next: python -m gr_jax.evaluate --workdir={run.workdir}, or another --config of configs/")
 
 
@@ -304,7 +332,11 @@ def valid_result(session: Session, params: dict) -> dict[str, float]:
 
 
 def write_result(
-    run: Run, results: dict, baseline: tuple[str, dict[str, float]], progress: Progress, wall_seconds: float
+    run: Run,
+    results: dict,
+    baseline: tuple[str, dict[str, float]],
+    progress: Progress,
+    wall_seconds: float,
 ) -> None:
     """result.json: the metrics of the best checkpoint, those of the baseline, and what they came from."""
     names = ("num_users", "num_items", "num_events")
@@ -314,7 +346,8 @@ def write_result(
         "best_step": progress.best_step,
         "seed": run.config.seed,
         "wall_seconds": wall_seconds,
-        "dataset": {"source": run.config.data.source} | {name: getattr(run.dataset, name) for name in names},
+        "dataset": {"source": run.config.data.source}
+        | {name: getattr(run.dataset, name) for name in names},
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
     }
@@ -362,7 +395,9 @@ def vocabulary_line(step: int, epoch: float, revision: Revision) -> str:
     return f"step {step:>6}  epoch {epoch:6.2f}  rows of items: {changes}"
 
 
-def valid_line(step: int, epoch: float, result: dict[str, float], headline: Sequence[str], *, is_best: bool) -> str:
+def valid_line(
+    step: int, epoch: float, result: dict[str, float], headline: Sequence[str], *, is_best: bool
+) -> str:
     """The console line of a validation."""
     shown = "  ".join(f"{name} {result[name]:.4f}" for name in headline if name in result)
     return f"step {step:>6}  epoch {epoch:6.2f}  valid  {shown}" + ("  best" if is_best else "")
@@ -371,8 +406,11 @@ def valid_line(step: int, epoch: float, result: dict[str, float], headline: Sequ
 def final_table(results: dict, baseline: tuple[str, dict[str, float]], shown: Sequence[str]) -> str:
     """The metrics of both splits, beside those of a baseline on the test split."""
     columns = (results["valid"], results["test"], baseline[1])
-    rows = [(name, *(f"{column[name]:.4f}" if name in column else "" for column in columns)) for name in shown]
-    return reporting.table([("metric", "valid", "test", f"{baseline[0]} (test)"), *rows])
+    rows = [
+        (name, *(f"{column[name]:.4f}" if name in column else "" for column in columns))
+        for name in shown
+    ]
+    return metrics_log.table([("metric", "valid", "test", f"{baseline[0]} (test)"), *rows])
 
 
 if __name__ == "__main__":

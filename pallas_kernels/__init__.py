@@ -12,7 +12,7 @@ import functools
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.cached import hstu_cached_attention
+from pallas_kernels.cached.attention import hstu_cached_attention
 from pallas_kernels.dispatch import IMPLEMENTATIONS
 from pallas_kernels.masks import time_bucket
 
@@ -65,7 +65,9 @@ def hstu_attention(
     Source: arXiv:2402.17152 section 3; the mask rules are those of its production implementation.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r}: must be None or one of {', '.join(IMPLEMENTATIONS)}")
+        raise ValueError(
+            f"implementation={implementation!r}: must be None or one of {', '.join(IMPLEMENTATIONS)}"
+        )
     if max_length < 1:
         raise ValueError(f"max_length={max_length}: must be at least 1")
     if time_table is not None and (query_times is None or key_times is None):

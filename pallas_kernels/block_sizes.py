@@ -26,13 +26,17 @@ class Blocks(NamedTuple):
 
 
 # Module with the rule of each implementation, `default_blocks(a, v, dtype)`.
-_RULES = {"pallas_triton": "triton", "jax_triton": "jax_triton_forward", "pallas_mosaic_gpu": "mosaic_gpu"}
+_RULES = {
+    "pallas_triton": "triton.attention",
+    "jax_triton": "jax_triton.attention",
+    "pallas_mosaic_gpu": "mosaic_gpu.attention",
+}
 
 
 def kind(implementation: str) -> type:
     """Returns the type of the blocks of an implementation."""
     if implementation == "pallas_mosaic_gpu":
-        return importlib.import_module("pallas_kernels.mosaic_gpu_tiles").MosaicBlocks
+        return importlib.import_module("pallas_kernels.mosaic_gpu.tiles").MosaicBlocks
     return Blocks
 
 
@@ -60,7 +64,11 @@ def choose(implementation: str, a: int, v: int, length: int, dtype: str, device_
     An entry of another length, the nearest, counts as measured; other widths, dtypes and devices do not.
     """
     key = key_of(implementation, a, v, length, dtype, device_kind)
-    same = {k.length: blocks for k, blocks in _table(TABLE).items() if k._replace(length=key.length) == key}
+    same = {
+        k.length: blocks
+        for k, blocks in _table(TABLE).items()
+        if k._replace(length=key.length) == key
+    }
     if same:
         return same[min(same, key=lambda n: (abs(n.bit_length() - key.length.bit_length()), n))]
     rules = importlib.import_module(f"pallas_kernels.{_RULES[implementation]}")
@@ -84,7 +92,12 @@ def record(key: Key, blocks: Any, milliseconds: float, how: str, path: Path = TA
     assert isinstance(blocks, kind(key.implementation))
     entries = json.loads(path.read_text())["entries"] if path.exists() else []
     entries = [entry for entry in entries if Key(**entry["key"]) != key]
-    entry = {"key": key._asdict(), "blocks": blocks._asdict(), "ms": round(milliseconds, 4), "how": how}
+    entry = {
+        "key": key._asdict(),
+        "blocks": blocks._asdict(),
+        "ms": round(milliseconds, 4),
+        "how": how,
+    }
     entries = sorted([*entries, entry], key=lambda e: tuple(e["key"].values()))
     lines = ",\n".join("  " + json.dumps(e) for e in entries)
     path.write_text('{"entries": [\n' + lines + "\n]}\n")

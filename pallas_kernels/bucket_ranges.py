@@ -28,9 +28,13 @@ def bucket_limits(num_buckets: int) -> Int[Array, "buckets 2"]:
         enough = time_bucket(middle) >= bucket
         below, reached = jnp.where(enough, below, middle), jnp.where(enough, middle, reached)
     unreachable = bucket > time_bucket(jnp.array(LARGEST))
-    first = jnp.concatenate([jnp.full(1, jnp.iinfo(jnp.int32).min), jnp.where(unreachable, LARGEST, reached)])
+    first = jnp.concatenate(
+        [jnp.full(1, jnp.iinfo(jnp.int32).min), jnp.where(unreachable, LARGEST, reached)]
+    )
     next_first = jnp.where(unreachable, LARGEST, reached - 1)
-    return jnp.stack([first, jnp.concatenate([next_first, jnp.full(1, LARGEST)])], -1).astype(jnp.int32)
+    return jnp.stack([first, jnp.concatenate([next_first, jnp.full(1, LARGEST)])], -1).astype(
+        jnp.int32
+    )
 
 
 def bucket_ranges(

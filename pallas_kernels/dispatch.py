@@ -16,14 +16,14 @@ from jax.sharding import AxisType, PartitionSpec
 IMPLEMENTATIONS = {
     "reference": ("reference", "reference_attention"),
     "xla": ("xla", "xla_attention"),
-    "pallas_triton": ("triton", "triton_attention"),
-    "pallas_mosaic_gpu": ("mosaic_gpu", "mosaic_gpu_attention"),
-    "jax_triton": ("jax_triton_forward", "jax_triton_attention"),
+    "pallas_triton": ("triton.attention", "triton_attention"),
+    "pallas_mosaic_gpu": ("mosaic_gpu.attention", "mosaic_gpu_attention"),
+    "jax_triton": ("jax_triton.attention", "jax_triton_attention"),
 }
 # The same of attention to cached keys and values; see cached.py.
 CACHED_IMPLEMENTATIONS = {
-    "xla": ("cached", "xla_cached_attention"),
-    "pallas_triton": ("cached_triton", "triton_cached_attention"),
+    "xla": ("cached.attention", "xla_cached_attention"),
+    "pallas_triton": ("cached.triton", "triton_cached_attention"),
 }
 # The first one that can run is the default.
 PREFERENCE = ("pallas_triton", "xla")
@@ -63,7 +63,9 @@ def why_not(implementation: str, device: Device, dtype: str, width: int) -> str 
     if width > MAX_WIDTH:
         return f"it takes head widths up to {MAX_WIDTH}, here {width}; 'xla' takes any"
     if re.search(BEFORE_AMPERE, device.kind):
-        return f"it needs an Ampere GPU or later, the device is {device.kind}; 'xla' runs everywhere"
+        return (
+            f"it needs an Ampere GPU or later, the device is {device.kind}; 'xla' runs everywhere"
+        )
     if implementation == "jax_triton" and not importlib.util.find_spec("jax_triton"):
         return "the package jax-triton is missing; pip install 'gr-jax[gpu]'"
     if implementation == "pallas_mosaic_gpu":
@@ -89,7 +91,9 @@ def load(implementation: str, known: dict[str, tuple[str, str]] = IMPLEMENTATION
     return getattr(importlib.import_module(f"pallas_kernels.{module}"), function)
 
 
-def per_shard(attend: Callable, qkv: dict, rows: dict, tables: dict, row_axis: str, head_axis: str | None) -> jax.Array:
+def per_shard(
+    attend: Callable, qkv: dict, rows: dict, tables: dict, row_axis: str, head_axis: str | None
+) -> jax.Array:
     """Returns attend(**qkv, **rows, **tables), run on each device's own part where the ambient mesh has these axes.
 
     A kernel is opaque to the partitioner, which would gather the rows of all devices for it. Inside a shard_map the
@@ -101,7 +105,8 @@ def per_shard(attend: Callable, qkv: dict, rows: dict, tables: dict, row_axis: s
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     row, head = (
-        axis if types.get(axis) == AxisType.Auto and mesh.shape[axis] > 1 else None for axis in (row_axis, head_axis)
+        axis if types.get(axis) == AxisType.Auto and mesh.shape[axis] > 1 else None
+        for axis in (row_axis, head_axis)
     )
     if head is not None and qkv["v"].shape[2] % mesh.shape[head]:
         head = None

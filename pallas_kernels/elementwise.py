@@ -21,7 +21,9 @@ from jaxtyping import Array, Float
 from pallas_kernels import dispatch
 
 
-def normalise(x: Float[Array, "*T F"], eps: float) -> tuple[Float[Array, "*T F"], Float[Array, "*T 1"]]:
+def normalise(
+    x: Float[Array, "*T F"], eps: float
+) -> tuple[Float[Array, "*T F"], Float[Array, "*T 1"]]:
     """Returns (x - mean) / sqrt(variance + eps) along the last axis and that 1 / sqrt(..), in float32 or wider."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - wide.mean(-1, keepdims=True)
@@ -37,7 +39,9 @@ def normalise_gradient(
     return inverse * (d_normal - d_normal.mean(-1, keepdims=True) - along)
 
 
-def normalised_projection(x: Float[Array, "R L D"], weight: Float[Array, "D F"], eps: float) -> Float[Array, "R L F"]:
+def normalised_projection(
+    x: Float[Array, "R L D"], weight: Float[Array, "D F"], eps: float
+) -> Float[Array, "R L F"]:
     """Returns SiLU(LN(x) weight) in the dtype of x, without affine parameters in LN.
 
     The backward pass makes the product with the weight once more. Raises nothing of its own.
@@ -97,7 +101,7 @@ def normalised_gate(
     reason = dispatch.why_not(name, device, u.dtype.name, width)
     if reason and not interpret:
         raise NotImplementedError(f"implementation={name!r} cannot run here: {reason}")
-    from pallas_kernels.triton_gate import triton_gate  # the backend may be missing in a future jax
+    from pallas_kernels.triton.gate import triton_gate
 
     gate = lambda u, attended: triton_gate(u, attended, eps, interpret)
     return dispatch.per_shard(gate, {}, {"u": u, "attended": attended}, {}, row_axis, None)

@@ -20,7 +20,8 @@ class Tokens(NamedTuple):
 
     start: Int[Array, "..."]  # row index where the token's sequence starts, -1 at padding
     index: Int[Array, "..."]  # row index of the token
-    position: Int[Array, "..."]  # effective position: all contexts of a sequence share one, all targets another
+    # effective position: all contexts of a sequence share one, all targets another
+    position: Int[Array, "..."]
     target: Bool[Array, "..."] | None  # candidate tokens
     context: Bool[Array, "..."] | None  # contextual-prefix tokens
     exempt: Bool[Array, "..."] | None  # queries that the attention window does not limit
@@ -111,7 +112,10 @@ def pair_bias(
     bias = 0.0
     if position_table is not None:
         distance = jnp.clip(query.position - key.position, 0, len(position_table) - 1)
-        bias = bias + position_table.astype(jnp.promote_types(position_table.dtype, jnp.float32))[distance]
+        bias = (
+            bias
+            + position_table.astype(jnp.promote_types(position_table.dtype, jnp.float32))[distance]
+        )
     if time_table is not None:
         assert query_times is not None and key_times is not None
         bucket = jnp.minimum(time_bucket(query_times - key_times), len(time_table) - 1)

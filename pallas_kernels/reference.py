@@ -31,7 +31,10 @@ def reference_attention(
 ) -> Float[Array, "R L H V"]:
     """Returns sum_j mask_ij SiLU(scale q_i.k_j + bias_ij) / N v_j; arguments as in `pallas_kernels.hstu_attention`."""
     tokens = describe_tokens(segments, targets, contexts, full_window_tail=full_window_tail)
-    query, key = jax.tree.map(lambda x: x[:, :, None], tokens), jax.tree.map(lambda x: x[:, None, :], tokens)
+    query, key = (
+        jax.tree.map(lambda x: x[:, :, None], tokens),
+        jax.tree.map(lambda x: x[:, None, :], tokens),
+    )
     times = (query_times, key_times)
     if query_times is not None and key_times is not None:
         times = query_times[:, :, None], key_times[:, None, :]

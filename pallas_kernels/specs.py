@@ -39,7 +39,8 @@ class Spec:
     qk_width: int  # A
     v_width: int  # V
     max_length: int  # N, longest sequence and normaliser
-    median: float = 0.0  # of the log-normal lengths before clipping; 0 = every sequence has max_length tokens
+    # of the log-normal lengths before clipping; 0 = every sequence has max_length tokens
+    median: float = 0.0
     spread: float = 1.0  # standard deviation of the logarithm of the length
     shortest: int = 1  # lengths are clipped to shortest .. max_length
     dtype: str = "bfloat16"  # of q, k and v
@@ -49,10 +50,46 @@ class Spec:
 def _named() -> dict[str, Spec]:
     base = [
         Spec("tiny", 2, 64, 2, 8, 8, 24, median=10.0, dtype="float32"),
-        Spec("ml_1m-base", 256, 256, 1, 50, 50, 200, median=97.5, spread=0.75, shortest=18, dtype="float32"),
-        Spec("ml_1m-large", 256, 256, 2, 25, 25, 200, median=97.5, spread=0.75, shortest=18, dtype="float32"),
+        Spec(
+            "ml_1m-base",
+            256,
+            256,
+            1,
+            50,
+            50,
+            200,
+            median=97.5,
+            spread=0.75,
+            shortest=18,
+            dtype="float32",
+        ),
+        Spec(
+            "ml_1m-large",
+            256,
+            256,
+            2,
+            25,
+            25,
+            200,
+            median=97.5,
+            spread=0.75,
+            shortest=18,
+            dtype="float32",
+        ),
         Spec("books", 1024, 64, 4, 16, 16, 50, median=8.2, spread=0.9, shortest=4, dtype="float32"),
-        Spec("books-large", 1024, 64, 8, 8, 8, 50, median=8.2, spread=0.9, shortest=4, dtype="float32"),
+        Spec(
+            "books-large",
+            1024,
+            64,
+            8,
+            8,
+            8,
+            50,
+            median=8.2,
+            spread=0.9,
+            shortest=4,
+            dtype="float32",
+        ),
     ]
     base += [
         replace(spec, name=spec.name + "-bf16", dtype="bfloat16")
@@ -67,8 +104,20 @@ def _named() -> dict[str, Spec]:
             packed = Spec(name, TOKENS // (2 * n), 2 * n, heads, width, width, n, median=median)
             base.append(packed)
             if (heads, width) == (4, 128):
-                base.append(replace(packed, name=name + "-padded", rows=len(lengths(packed)), length=n, median=0.0))
-    both = [variant for spec in base for variant in (spec, replace(spec, name=spec.name + "-bias", bias=True))]
+                base.append(
+                    replace(
+                        packed,
+                        name=name + "-padded",
+                        rows=len(lengths(packed)),
+                        length=n,
+                        median=0.0,
+                    )
+                )
+    both = [
+        variant
+        for spec in base
+        for variant in (spec, replace(spec, name=spec.name + "-bias", bias=True))
+    ]
     return {spec.name: spec for spec in both}
 
 
@@ -80,12 +129,16 @@ def _packing(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """
     if not spec.median:
         per_row = spec.length // spec.max_length
-        return (spec.max_length,) * (spec.rows * per_row), tuple(np.repeat(np.arange(spec.rows), per_row).tolist())
+        return (spec.max_length,) * (spec.rows * per_row), tuple(
+            np.repeat(np.arange(spec.rows), per_row).tolist()
+        )
     normal = NormalDist(math.log(spec.median), spec.spread)
     users = int(2 * spec.rows * spec.length / spec.median)
     while True:
         quantiles = [math.exp(normal.inv_cdf((i + 0.5) / users)) for i in range(users)]
-        tokens = sorted((round(min(max(x, spec.shortest), spec.max_length)) for x in quantiles), reverse=True)
+        tokens = sorted(
+            (round(min(max(x, spec.shortest), spec.max_length)) for x in quantiles), reverse=True
+        )
         excess = sum(tokens) / (spec.rows * spec.length)
         rows = _first_fit(tokens, spec) if excess <= 1 else None
         if rows is not None:
@@ -138,7 +191,10 @@ def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
     dtype = jnp.dtype(spec.dtype)
     width = {"q": spec.qk_width, "k": spec.qk_width, "v": spec.v_width}
     shape = spec.rows, spec.length, spec.heads
-    arrays = {name: rng.standard_normal((*shape, n), np.float32).astype(dtype) for name, n in width.items()}
+    arrays = {
+        name: rng.standard_normal((*shape, n), np.float32).astype(dtype)
+        for name, n in width.items()
+    }
     arrays["segments"] = segments
     if spec.bias:
         arrays["position_table"] = rng.standard_normal(spec.max_length, np.float32)
@@ -167,9 +223,13 @@ def bytes_floor(spec: Spec, *, backward: bool = False) -> float:
     Forward: q, k, v in and the output out; backward: q, k, v and the output's gradient in, three gradients out; the
     integers of a token once each. Padding is not counted, nor are the tables.
     """
-    per_head = 4 * spec.qk_width + 3 * spec.v_width if backward else 2 * spec.qk_width + 2 * spec.v_width
+    per_head = (
+        4 * spec.qk_width + 3 * spec.v_width if backward else 2 * spec.qk_width + 2 * spec.v_width
+    )
     integers = 4 * (3 if spec.bias else 1)
-    return float(sum(lengths(spec))) * (spec.heads * per_head * jnp.dtype(spec.dtype).itemsize + integers)
+    return float(sum(lengths(spec))) * (
+        spec.heads * per_head * jnp.dtype(spec.dtype).itemsize + integers
+    )
 
 
 SPECS = _named()

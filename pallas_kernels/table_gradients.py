@@ -33,13 +33,21 @@ def position_gradient(
     """
     by_distance = sum_diagonals(diagonals)
     kept = min(num_entries, len(by_distance))
-    gradient = jnp.zeros(num_entries).at[:kept].set(by_distance[:kept]).at[-1].add(by_distance[num_entries:].sum())
+    gradient = (
+        jnp.zeros(num_entries)
+        .at[:kept]
+        .set(by_distance[:kept])
+        .at[-1]
+        .add(by_distance[num_entries:].sum())
+    )
     if row_sums is not None:
         assert visible.position is not None
         gradient += _sum_by_bin(row_sums, visible.position, num_entries)
     if column_sums is not None:
         assert visible.position is not None and visible.target_position is not None
-        gradient += _sum_by_bin(column_sums, visible.target_position - visible.position, num_entries)
+        gradient += _sum_by_bin(
+            column_sums, visible.target_position - visible.position, num_entries
+        )
     return gradient
 
 
@@ -55,7 +63,9 @@ def sum_diagonals(diagonals: Float[Array, "G S S"]) -> Float[Array, " GS"]:
     return (rest + jnp.pad(next_below, ((0, 0), (1, 0)))).reshape(-1)
 
 
-def _sum_by_bin(values: Float[Array, "R L"], bins: Int[Array, "R L"], num_bins: int) -> Float[Array, " P"]:
+def _sum_by_bin(
+    values: Float[Array, "R L"], bins: Int[Array, "R L"], num_bins: int
+) -> Float[Array, " P"]:
     """Returns the sum of the values of each bin in a fixed order; a scatter would add in any order on a GPU."""
     bins = jnp.clip(bins, 0, num_bins - 1)
     return jnp.where(bins[..., None] == jnp.arange(num_bins), values[..., None], 0).sum((0, 1))

@@ -50,7 +50,9 @@ def visible_keys(
     tokens = describe_tokens(segments, targets, contexts, full_window_tail=full_window_tail)
     index = jnp.broadcast_to(tokens.index, segments.shape)
     last = jnp.concatenate([segments[:, 1:] != segments[:, :-1], jnp.ones((rows, 1), bool)], 1)
-    sequence_end = history_end = jax.lax.cummin(jnp.where(last, index, length - 1), axis=1, reverse=True) + 1
+    sequence_end = history_end = (
+        jax.lax.cummin(jnp.where(last, index, length - 1), axis=1, reverse=True) + 1
+    )
     start = history_start = jnp.maximum(tokens.start, 0)
 
     def per_sequence(flags):
@@ -78,10 +80,14 @@ def visible_keys(
         first = jnp.where(limited, reach - window, start)
     padding = tokens.start < 0
     position = None if targets is None and contexts is None else tokens.position
-    target_position = None if targets is None else jnp.take_along_axis(tokens.position, sequence_end - 1, axis=1)
+    target_position = (
+        None if targets is None else jnp.take_along_axis(tokens.position, sequence_end - 1, axis=1)
+    )
     first, end = jnp.where(padding, length, first), jnp.where(padding, 0, end)
     to_int = lambda x: x.astype(jnp.int32)
-    return VisibleKeys(to_int(first), to_int(end), *jax.tree.map(to_int, (position, target_position)))
+    return VisibleKeys(
+        to_int(first), to_int(end), *jax.tree.map(to_int, (position, target_position))
+    )
 
 
 def key_block_ranges(visible: VisibleKeys, query_block: int, key_block: int) -> Int[Array, "R Q 4"]:
@@ -98,7 +104,9 @@ def key_block_ranges(visible: VisibleKeys, query_block: int, key_block: int) -> 
     first, end = in_blocks(visible.first, length).min(2), in_blocks(visible.end, 0).max(2)
     some = first < length
     index = jnp.arange(length + fill).reshape(-1, query_block)
-    last = jnp.where(in_blocks(visible.first, length) < length, index, -1).max(2)  # of the real tokens
+    last = jnp.where(in_blocks(visible.first, length) < length, index, -1).max(
+        2
+    )  # of the real tokens
     a = jnp.where(some, first // key_block, 0)
     b = jnp.maximum(a, jnp.where(some, -(-end // key_block), 0))
     c = jnp.maximum(b, index[:, 0] // key_block)

@@ -53,7 +53,9 @@ def xla_attention(
     tables = jnp.float32(position_table), jnp.float32(time_table)[: LAST_BUCKET + 1]
     tokens = describe_tokens(segments, targets, contexts, full_window_tail=full_window_tail)
     padding = segments[..., None, None] == 0
-    q, k, v = (jnp.where(padding, 0, x) for x in (q, k, v))  # padding may hold NaN, which a weight of 0 would not stop
+    q, k, v = (
+        jnp.where(padding, 0, x) for x in (q, k, v)
+    )  # padding may hold NaN, which a weight of 0 would not stop
     query, key = (q, tokens, query_times), (k, v, tokens, key_times)
     attend = functools.partial(_chunk_attention, scale=scale, max_length=max_length, window=window)
 
@@ -73,7 +75,9 @@ def xla_attention(
     together = max(1, -(-near // MAX_UNROLLED))
     fill = chunks * CHUNK - length
     ends = [min(last, near) for last in range(together, near + together, together)]
-    windows: list[Callable] = [lambda lo, end=end: _slice(key, 0, min(length, end * CHUNK + ahead)) for end in ends]
+    windows: list[Callable] = [
+        lambda lo, end=end: _slice(key, 0, min(length, end * CHUNK + ahead)) for end in ends
+    ]
     if near < chunks:
         far = _pad(key, back, fill + ahead)
         windows.append(lambda lo: _cut(far, lo, back + CHUNK + ahead))
@@ -100,10 +104,14 @@ def _chunk_attention(query, key, position_table, time_table, *, scale, max_lengt
     distance = query_tokens.position[:, :, None] - key_tokens.position[:, None, :]
     distance = jnp.clip(distance, 0, len(position_table) - 1)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    return jnp.swapaxes(_block(scale, max_length, q, k, v, position_table, time_table, distance, codes), 1, 2)
+    return jnp.swapaxes(
+        _block(scale, max_length, q, k, v, position_table, time_table, distance, codes), 1, 2
+    )
 
 
-def _pair_codes(query: Tokens, key: Tokens, query_times, key_times, window, buckets) -> UInt8[Array, "R C W"]:
+def _pair_codes(
+    query: Tokens, key: Tokens, query_times, key_times, window, buckets
+) -> UInt8[Array, "R C W"]:
     """Returns the entry of the time table of each pair, or MASKED.
 
     A loop over a few groups of queries, because XLA does not fuse the body of a loop into its users: the CPU
@@ -119,7 +127,9 @@ def _pair_codes(query: Tokens, key: Tokens, query_times, key_times, window, buck
         mask = allowed_pairs(query, jax.tree.map(lambda x: x[:, None], key), window)
         return jnp.where(mask, code, MASKED).astype(jnp.uint8)
 
-    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], groups, -1), 1, 0), (query, query_times))
+    split = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(x.shape[0], groups, -1), 1, 0), (query, query_times)
+    )
     codes = jnp.moveaxis(jax.lax.map(group_codes, split), 0, 1)
     return codes.reshape(codes.shape[0], -1, codes.shape[-1])
 
@@ -132,7 +142,9 @@ def _scores(scale, q, k, position_table, time_table, distance, codes) -> Float[A
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _block(scale, max_length, q, k, v, position_table, time_table, distance, codes) -> Float[Array, "R H C V"]:
+def _block(
+    scale, max_length, q, k, v, position_table, time_table, distance, codes
+) -> Float[Array, "R H C V"]:
     scores = _scores(scale, q, k, position_table, time_table, distance, codes)
     weights = jax.nn.silu(scores) * (1 / max_length)
     return _dot("rhij,rhjv->rhiv", weights.astype(v.dtype), v).astype(v.dtype)
@@ -183,7 +195,9 @@ def _pad(tree, before: int, after: int):
     """Pads axis 1 of each leaf with padding tokens; row indices go on counting, so that distances stay right."""
 
     def pad(x, value=0):
-        return jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+        return jnp.pad(
+            x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2), constant_values=value
+        )
 
     def pad_tokens(tokens):
         index = jnp.arange(-before, tokens.index.shape[1] + after)[None]
@@ -194,4 +208,6 @@ def _pad(tree, before: int, after: int):
     def is_tokens(x):
         return isinstance(x, Tokens)
 
-    return jax.tree.map(lambda x: pad_tokens(x) if is_tokens(x) else pad(x), tree, is_leaf=is_tokens)
+    return jax.tree.map(
+        lambda x: pad_tokens(x) if is_tokens(x) else pad(x), tree, is_leaf=is_tokens
+    )

@@ -3,7 +3,9 @@
 import math
 import re
 
-COLLECTIVE = r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\("
+COLLECTIVE = (
+    r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\("
+)
 
 
 def collectives(compiled) -> list[tuple[str, int]]:
@@ -11,5 +13,7 @@ def collectives(compiled) -> list[tuple[str, int]]:
     found = []
     for results, kind, _ in re.findall(COLLECTIVE, compiled.as_text()):
         shapes = re.findall(r"\[([\d,]*)\]", results)
-        found.append((kind, max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)))
+        found.append(
+            (kind, max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes))
+        )
     return found

@@ -46,7 +46,9 @@ def test_flags_have_their_defaults():
 
 
 def test_flags_take_the_type_they_declare():
-    args = parse("--workdir=a/b", "--split", "valid", "-k", "3", "--at-time", "-1.5", "--json", "--debug")
+    args = parse(
+        "--workdir=a/b", "--split", "valid", "-k", "3", "--at-time", "-1.5", "--json", "--debug"
+    )
     assert (args.workdir, args.split, args.k, args.at_time) == (Path("a/b"), "valid", 3, -1.5)
     assert args.json is True and args.debug is True
     assert parse("--json=false").json is False
@@ -81,7 +83,10 @@ def test_a_value_may_hold_an_equals_sign():
         (["--k=many"], "--k: expected int, got 'many'"),
         (["--json=maybe"], "--json: expected true or false, got 'maybe'"),
         (["--split=tset"], "--split='tset': must be one of test, valid; did you mean 'test'?"),
-        (["--config.model.width=3"], "--config.model.width changes a config: give --config=FILE too"),
+        (
+            ["--config.model.width=3"],
+            "--config.model.width changes a config: give --config=FILE too",
+        ),
         ([f"--config={ML_1M}", "--config.model.widht=3"], "did you mean config.model.width?"),
     ],
 )
@@ -136,7 +141,9 @@ def command(folder: Path, body: str, *argv: str) -> subprocess.CompletedProcess:
     script = folder / "command.py"
     script.write_text(f"from gr_jax import cli\ndef main(argv):\n    {body}\ncli.run(main)\n")
     words = [sys.executable, str(script), *argv]
-    return subprocess.run(words, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        words, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +154,10 @@ def command(folder: Path, body: str, *argv: str) -> subprocess.CompletedProcess:
             "error: --config=FILE[:variant] must be given; --help tells more\n",
         ),
         ("open('nowhere/file')", "error: No such file or directory: nowhere/file\n"),
-        ("from gr_jax.config import DataConfig; DataConfig(max_length=0)", "error: config.data.max_length=0"),
+        (
+            "from gr_jax.config import DataConfig; DataConfig(max_length=0)",
+            "error: config.data.max_length=0",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, body, told):
@@ -159,10 +169,14 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, body, told):
 def test_debug_shows_where_a_mistake_was_found(tmp_path):
     done = command(tmp_path, "open('nowhere/file')", "--debug")
     assert done.returncode == 2
-    assert "Traceback" in done.stderr and done.stderr.endswith("error: No such file or directory: nowhere/file\n")
+    assert "Traceback" in done.stderr and done.stderr.endswith(
+        "error: No such file or directory: nowhere/file\n"
+    )
 
 
-@pytest.mark.parametrize("error", ["ValueError('shapes')", "KeyError('x')", "NotImplementedError('later')"])
+@pytest.mark.parametrize(
+    "error", ["ValueError('shapes')", "KeyError('x')", "NotImplementedError('later')"]
+)
 def test_a_fault_of_the_program_keeps_its_traceback(tmp_path, error):
     done = command(tmp_path, f"raise {error}")
     assert done.returncode == 1 and "Traceback" in done.stderr and "error: " not in done.stderr

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = [file for name in ("gr_jax", "pallas_kernels") for file in sorted((ROOT / name).rglob("*.py"))]
-MODULES = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in FILES if ">>> " in f.read_text()]
+FILES = [
+    file for name in ("gr_jax", "pallas_kernels") for file in sorted((ROOT / name).rglob("*.py"))
+]
+MODULES = [
+    ".".join(f.relative_to(ROOT).with_suffix("").parts) for f in FILES if ">>> " in f.read_text()
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

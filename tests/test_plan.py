@@ -5,7 +5,7 @@ import pytest
 
 from gr_jax import plan
 from gr_jax.config import ConfigError
-from gr_jax.training.speed import train_flops
+from gr_jax.models.flops import train_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 ML_1M = f"--config={ROOT}/configs/ml_1m.py"
@@ -22,19 +22,36 @@ def planned(capsys, *words: str) -> dict:
 def test_a_plan_shows_memory_traffic_time_and_formulas(capsys):
     assert plan.main([ML_1M, *SIZES, "--devices=8", "--device=h100"]) == 0
     text = capsys.readouterr().out
-    for word in ("optimizer state", "activations kept", "all-reduce", "compute", "MFU", "It fits", "formula"):
+    for word in (
+        "optimizer state",
+        "activations kept",
+        "all-reduce",
+        "compute",
+        "MFU",
+        "It fits",
+        "formula",
+    ):
         assert word in text
 
 
-def test_the_trillion_parameters_of_the_paper_do_not_fit_with_dense_adamw_and_do_with_a_row_wise_rule(capsys):
-    out = planned(capsys, f"--config={ROOT}/configs/amazon.py:trillion", "--devices=256", "--device=h100")
-    assert 1.5e12 < out["parameters"] < 1.51e12 and out["table_parameters"] > 0.999 * out["parameters"]
+def test_the_trillion_parameters_of_the_paper_do_not_fit_with_dense_adamw_and_do_with_a_row_wise_rule(
+    capsys,
+):
+    out = planned(
+        capsys, f"--config={ROOT}/configs/amazon.py:trillion", "--devices=256", "--device=h100"
+    )
+    assert (
+        1.5e12 < out["parameters"] < 1.51e12 and out["table_parameters"] > 0.999 * out["parameters"]
+    )
     by_name = {part["what"]: part["bytes"] for part in out["memory"]}
     assert by_name["parameters"] == pytest.approx(4 * 1.5e12 / 256, rel=0.03)
     assert by_name["optimizer state"] == pytest.approx(8 * 1.5e12 / 256, rel=0.03)
     assert not out["fits"]
     limit = 0.9 * out["device"]["memory"]
-    assert any("rowwise_adagrad" in way["change"] and way["memory_bytes"] < limit for way in out["remedies"])
+    assert any(
+        "rowwise_adagrad" in way["change"] and way["memory_bytes"] < limit
+        for way in out["remedies"]
+    )
 
 
 def test_step_time_is_the_roofline_of_its_terms(capsys):
@@ -47,7 +64,7 @@ def test_step_time_is_the_roofline_of_its_terms(capsys):
 
 
 def test_flops_are_those_that_training_reports(capsys):
-    from gr_jax.config_files import load
+    from gr_jax.config.files import load
     from gr_jax.planning.from_data import sizes_of
 
     config = load(f"{ROOT}/configs/ml_1m.py")
@@ -81,7 +98,9 @@ def test_a_config_without_data_asks_for_the_sizes(tmp_path):
 
 @pytest.fixture
 def small_sasrec(tmp_path, monkeypatch) -> list[str]:
-    monkeypatch.setattr(plan.jax.config, "update", lambda *_: None)  # the tests have their eight devices
+    monkeypatch.setattr(
+        plan.jax.config, "update", lambda *_: None
+    )  # the tests have their eight devices
     config = tmp_path / "small.py"
     config.write_text(
         "from gr_jax.config import *\n"
@@ -94,7 +113,9 @@ def small_sasrec(tmp_path, monkeypatch) -> list[str]:
 
 
 def test_a_kind_that_the_formulas_do_not_know_is_compiled_alone(small_sasrec, capsys):
-    with pytest.raises(ConfigError, match="the formulas know hstu without SwiGLU; --compile asks the compiler"):
+    with pytest.raises(
+        ConfigError, match="the formulas know hstu without SwiGLU; --compile asks the compiler"
+    ):
         plan.main(small_sasrec)
     assert plan.main([*small_sasrec, "--compile"]) == 0
     text = capsys.readouterr().out
@@ -106,7 +127,9 @@ def test_a_kind_that_the_formulas_do_not_know_is_compiled_alone(small_sasrec, ca
 
 
 def test_impressions_cannot_be_planned():
-    with pytest.raises(ConfigError, match="config.model.kind='dlrm': only steps of sequence models"):
+    with pytest.raises(
+        ConfigError, match="config.model.kind='dlrm': only steps of sequence models"
+    ):
         plan.main([f"--config={ROOT}/configs/ml_1m.py:ranking-dlrm", *SIZES, "--devices=1"])
 
 

@@ -47,12 +47,21 @@ def test_a_raw_log_becomes_a_dataset_and_a_summary(clicks, tmp_path, monkeypatch
     assert open_dataset(out).num_events == 2
 
 
-def test_the_summary_tells_actions_with_their_rate_and_features_with_their_values(tmp_path, monkeypatch, capsys):
-    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,stars\na,x,1,5\na,y,2,1\nb,x,3,4\n")
+def test_the_summary_tells_actions_with_their_rate_and_features_with_their_values(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "log.csv").write_text(
+        "user_id,item_id,timestamp,stars\na,x,1,5\na,y,2,1\nb,x,3,4\n"
+    )
     (tmp_path / "who.csv").write_text("user_id,sex,age\na,F,30\nb,M,30\nc,M,40\n")
     (tmp_path / "what.csv").write_text("item_id,tag\nx,red|blue\ny,red\n")
     (tmp_path / "moves.csv").write_text("user_id,timestamp,country\na,1,de\na,2,us\na,3,us\n")
-    argv = ["--source=csv", f"--path={tmp_path}/log.csv", f"--out={tmp_path}/out", "--series=country=moves.csv"]
+    argv = [
+        "--source=csv",
+        f"--path={tmp_path}/log.csv",
+        f"--out={tmp_path}/out",
+        "--series=country=moves.csv",
+    ]
     argv += ["--actions=seen=1, liked=stars>=4", "--user-file=who.csv", "--user-features=sex,age"]
     assert run(monkeypatch, [*argv, "--item-file=what.csv", "--item-features=tag"]) == 0
     shown = {line[:17].strip(): line[17:].strip() for line in capsys.readouterr().out.splitlines()}
@@ -85,14 +94,23 @@ def test_mistakes_are_one_line_with_exit_code_two(clicks, tmp_path, monkeypatch,
         (): "give --config=FILE, or --source=NAME and --path=RAW",
         ("--source=ml-2m",): "did you mean 'ml-20m'?",
         ("--source=csv", f"--path={clicks}", "--user-colum=who"): "did you mean --user_column?",
-        ("--source=csv", f"--path={clicks}"): "no user column 'user_id', only 'who', 'what', 'when'",
-        ("--source=csv", f"--path={clicks}", *OWN): "clicks.csv:4: time is not a number in 'b,x,nine'",
+        (
+            "--source=csv",
+            f"--path={clicks}",
+        ): "no user column 'user_id', only 'who', 'what', 'when'",
+        (
+            "--source=csv",
+            f"--path={clicks}",
+            *OWN,
+        ): "clicks.csv:4: time is not a number in 'b,x,nine'",
         ("--source=csv", f"--path={clicks}", *OWN, "--filter=kcore"): "did you mean 'k_core'?",
     }
     for argv, message in mistakes.items():
         assert run(monkeypatch, [*argv, f"--out={out}"] if argv else []) == 2
         shown = capsys.readouterr()
-        assert message in shown.err and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+        assert (
+            message in shown.err and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+        )
         assert not shown.out and not out.exists()
 
 
@@ -109,8 +127,14 @@ def test_help_tells_the_flags(monkeypatch, capsys):
 
 def test_the_module_runs_as_a_command(clicks):
     command = [sys.executable, "-m", "gr_jax.prepare", "--source=csv", f"--path={clicks}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=100)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=100
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: ")
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_beam_has_to_be_installed_and_needs_a_log(clicks, tmp_path, monkeypatch, capsys):
@@ -128,7 +152,9 @@ def test_beam_has_to_be_installed_and_needs_a_log(clicks, tmp_path, monkeypatch,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_config_that_hashes_ids_is_told_how_many_items_collide(clicks, tmp_path, monkeypatch, capsys):
+def test_a_config_that_hashes_ids_is_told_how_many_items_collide(
+    clicks, tmp_path, monkeypatch, capsys
+):
     file = tmp_path / "own.py"
     file.write_text(
         "from gr_jax.config import *\n"
@@ -136,7 +162,14 @@ def test_a_config_that_hashes_ids_is_told_how_many_items_collide(clicks, tmp_pat
         f"    data = DataConfig(path={str(clicks)!r}, user_column='who', item_column='what', time_column='when')\n"
         "    return Config(data=data, vocabulary=VocabularyConfig(kind='hashed', rows=1, hashes=2))\n"
     )
-    assert run(monkeypatch, [f"--config={file}", "--on_bad_row=skip", f"--out={tmp_path / 'out'}"]) == 0
+    assert (
+        run(monkeypatch, [f"--config={file}", "--on_bad_row=skip", f"--out={tmp_path / 'out'}"])
+        == 0
+    )
     shown = {line[:17].strip(): line[17:].strip() for line in capsys.readouterr().out.splitlines()}
     assert shown["vocabulary"] == "hashed, 2 hashes of each item to 1 rows"
-    assert shown["one row shared"] == shown["all rows shared"] == "by 100.00% of the items (100.00% expected)"
+    assert (
+        shown["one row shared"]
+        == shown["all rows shared"]
+        == "by 100.00% of the items (100.00% expected)"
+    )

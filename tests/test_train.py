@@ -16,11 +16,11 @@ import pytest
 
 from gr_jax import evaluate, train
 from gr_jax.config import ConfigError
-from gr_jax.training import retrieval
 from gr_jax.training.checkpoint import Checkpoints
 from gr_jax.training.divergence import Diverged
+from gr_jax.training.retrieval import objective as retrieval
 from gr_jax.training.run import Run
-from gr_jax.training.workdir_lock import only_training
+from gr_jax.training.workdir import only_training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,12 +50,16 @@ def config_file(tmp_path_factory) -> Path:
         lines += [f"u{user},i{(start + step) % 40},{t}" for step, t in enumerate(times)]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
     config = folder / "tiny.py"
-    config.write_text(CONFIG.format(path=str(folder / "log.csv"), prepared=str(folder / "prepared")))
+    config.write_text(
+        CONFIG.format(path=str(folder / "log.csv"), prepared=str(folder / "prepared"))
+    )
     return config
 
 
 def run_train(config_file: Path, workdir: Path, *overrides: str) -> int:
-    return train.main([f"--config={config_file}", f"--workdir={workdir}", "--report=false", *overrides])
+    return train.main(
+        [f"--config={config_file}", f"--workdir={workdir}", "--report=false", *overrides]
+    )
 
 
 def lines_of(workdir: Path, split: str) -> list[dict]:
@@ -93,7 +97,9 @@ def finished(config_file, tmp_path_factory) -> Path:
 def test_a_run_leaves_its_config_checkpoints_metrics_and_result(finished):
     assert json.loads((finished / "config.json").read_text())["model"]["width"] == 16
     assert any((finished / "checkpoints").iterdir())
-    train_line, valid_line, test_line = (lines_of(finished, split)[-1] for split in ("train", "valid", "test"))
+    train_line, valid_line, test_line = (
+        lines_of(finished, split)[-1] for split in ("train", "valid", "test")
+    )
     assert {
         "step",
         "epoch",
@@ -103,10 +109,28 @@ def test_a_run_leaves_its_config_checkpoints_metrics_and_result(finished):
         "tokens_per_second",
         "step_ms",
     } <= train_line.keys()
-    names = {"hr@1", "hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@50", "ndcg@200", "mrr", "log_perplexity"}
+    names = {
+        "hr@1",
+        "hr@10",
+        "hr@50",
+        "hr@200",
+        "ndcg@10",
+        "ndcg@50",
+        "ndcg@200",
+        "mrr",
+        "log_perplexity",
+    }
     assert names <= valid_line.keys() and names <= test_line.keys()
     result = json.loads((finished / "result.json").read_text())
-    assert {"test", "valid", "best_step", "seed", "wall_seconds", "dataset", "versions"} <= result.keys()
+    assert {
+        "test",
+        "valid",
+        "best_step",
+        "seed",
+        "wall_seconds",
+        "dataset",
+        "versions",
+    } <= result.keys()
     assert result["dataset"]["num_users"] == 64
     best = max(lines_of(finished, "valid"), key=lambda line: line["ndcg@10"])
     assert result["valid"]["ndcg@10"] == pytest.approx(best["ndcg@10"])
@@ -144,7 +168,9 @@ def test_a_run_resumed_on_more_devices_sees_the_same_batches(config_file, finish
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_a_full_disk_is_reported_and_training_goes_on(config_file, finished, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_and_training_goes_on(
+    config_file, finished, tmp_path, monkeypatch, capsys
+):
     saved = ocp.CheckpointManager.save
 
     def save(self, step, *args, **kwargs):
@@ -164,14 +190,18 @@ def test_a_full_disk_is_reported_and_training_goes_on(config_file, finished, tmp
 def test_checkpoints_without_their_config_are_not_taken_over(config_file, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "w")
     (tmp_path / "w" / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"holds checkpoints but no config.json, .* or choose another --workdir"):
+    with pytest.raises(
+        ConfigError, match=r"holds checkpoints but no config.json, .* or choose another --workdir"
+    ):
         run_train(config_file, tmp_path / "w")
 
 
 ROW_WISE = ("--config.optimizer.table=rowwise_adamw", "--config.optimizer.table_dtype=bfloat16")
 
 
-def test_a_run_with_row_wise_tables_learns_resumes_and_is_evaluated(config_file, finished, tmp_path, capsys):
+def test_a_run_with_row_wise_tables_learns_resumes_and_is_evaluated(
+    config_file, finished, tmp_path, capsys
+):
     assert run_train(config_file, tmp_path / "parts", *ROW_WISE, "--config.train.steps=7") == 0
     assert run_train(config_file, tmp_path / "parts", *ROW_WISE) == 0
     assert run_train(config_file, tmp_path / "whole", *ROW_WISE) == 0
@@ -182,7 +212,9 @@ def test_a_run_with_row_wise_tables_learns_resumes_and_is_evaluated(config_file,
     losses = [line["loss"] for line in lines_of(tmp_path / "whole", "train")]
     dense = [line["loss"] for line in lines_of(finished, "train")]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
-    assert losses[0] == pytest.approx(dense[0], rel=0.01) and losses[-1] == pytest.approx(dense[-1], rel=0.2)
+    assert losses[0] == pytest.approx(dense[0], rel=0.01) and losses[-1] == pytest.approx(
+        dense[-1], rel=0.2
+    )
     capsys.readouterr()
     assert evaluate.main([f"--workdir={tmp_path / 'whole'}", "--split=test"]) == 0
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
@@ -190,11 +222,16 @@ def test_a_run_with_row_wise_tables_learns_resumes_and_is_evaluated(config_file,
 
 
 def test_another_config_may_not_take_over_a_workdir(config_file, finished):
-    with pytest.raises(ConfigError, match=r"holds a run with config.model.width=16, not 32: choose another --workdir"):
+    with pytest.raises(
+        ConfigError,
+        match=r"holds a run with config.model.width=16, not 32: choose another --workdir",
+    ):
         run_train(config_file, finished, "--config.model.width=32")
 
 
-def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(config_file, tmp_path, monkeypatch):
+def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(
+    config_file, tmp_path, monkeypatch
+):
     make_train_step = retrieval.make_train_step
 
     def poisoned(*args, **kwargs):
@@ -210,14 +247,18 @@ def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(con
     with pytest.raises(Diverged, match="step 7: loss=nan; the last checkpoint is from before it"):
         run_train(config_file, tmp_path / "w")
     monkeypatch.undo()
-    assert run_train(config_file, tmp_path / "w", "--config.train.steps=5") == 0, "step 5 is there and can be read"
+    assert run_train(config_file, tmp_path / "w", "--config.train.steps=5") == 0, (
+        "step 5 is there and can be read"
+    )
 
 
 def test_a_start_that_failed_does_not_take_the_workdir(config_file, tmp_path):
     with pytest.raises(ConfigError, match=r"config\.data\.row_length=8"):
         run_train(config_file, tmp_path / "w", "--config.data.row_length=8")
     with pytest.raises(ConfigError, match="no such file"):
-        run_train(config_file, tmp_path / "w", "--config.data.path=no.csv", "--config.data.prepared=")
+        run_train(
+            config_file, tmp_path / "w", "--config.data.path=no.csv", "--config.data.prepared="
+        )
     assert run_train(config_file, tmp_path / "w", "--config.train.steps=2") == 0
 
 
@@ -241,11 +282,18 @@ def test_a_finished_run_keeps_its_config_when_a_restart_fails(config_file, finis
 def test_a_log_that_changed_is_neither_trained_on_nor_evaluated(config_file, finished, tmp_path):
     copy = Path(shutil.copytree(finished, tmp_path / "w"))
     lines = (config_file.parent / "log.csv").read_text().splitlines()
-    moved = {"i0": "zero"}  # now the last in the order of names: all ids before it move, the counts stay
+    moved = {
+        "i0": "zero"
+    }  # now the last in the order of names: all ids before it move, the counts stay
     changed = [",".join(moved.get(word, word) for word in line.split(",")) for line in lines]
     (tmp_path / "log.csv").write_text("\n".join(changed) + "\n")
-    here = [f"--config.data.path={tmp_path / 'log.csv'}", f"--config.data.prepared={tmp_path / 'prepared'}"]
-    with pytest.raises(ConfigError, match=r"items or feature values have other ids, .*: the log has changed"):
+    here = [
+        f"--config.data.path={tmp_path / 'log.csv'}",
+        f"--config.data.prepared={tmp_path / 'prepared'}",
+    ]
+    with pytest.raises(
+        ConfigError, match=r"items or feature values have other ids, .*: the log has changed"
+    ):
         run_train(config_file, copy, *here)
     assert run_train(config_file, tmp_path / "other", *here, "--config.train.steps=1") == 0
     config = json.loads((copy / "config.json").read_text())
@@ -255,7 +303,9 @@ def test_a_log_that_changed_is_neither_trained_on_nor_evaluated(config_file, fin
         evaluate.evaluate(copy, "test")
 
 
-def test_a_run_of_more_devices_than_there_are_is_evaluated_on_those_that_are_there(finished, tmp_path):
+def test_a_run_of_more_devices_than_there_are_is_evaluated_on_those_that_are_there(
+    finished, tmp_path
+):
     copy = Path(shutil.copytree(finished, tmp_path / "w"))
     config = json.loads((copy / "config.json").read_text())
     config["mesh"] |= {"data": 8, "model": 2}
@@ -264,7 +314,9 @@ def test_a_run_of_more_devices_than_there_are_is_evaluated_on_those_that_are_the
     assert here == pytest.approx(there, abs=1e-6)
 
 
-def test_a_workdir_in_training_is_evaluated_but_not_trained_by_another(config_file, finished, tmp_path):
+def test_a_workdir_in_training_is_evaluated_but_not_trained_by_another(
+    config_file, finished, tmp_path
+):
     copy = Path(shutil.copytree(finished, tmp_path / "w"))
     partial = copy / "checkpoints" / "99.orbax-checkpoint-tmp-0"
     partial.mkdir()
@@ -276,7 +328,9 @@ def test_a_workdir_in_training_is_evaluated_but_not_trained_by_another(config_fi
     assert run_train(config_file, copy) == 0 and not partial.exists()
 
 
-def test_what_has_a_checkpoint_makes_no_fresh_state_beside_it(config_file, finished, tmp_path, monkeypatch):
+def test_what_has_a_checkpoint_makes_no_fresh_state_beside_it(
+    config_file, finished, tmp_path, monkeypatch
+):
     copy = Path(shutil.copytree(finished, tmp_path / "w"))
     monkeypatch.setattr(Run, "fresh_state", None)
     assert run_train(config_file, copy) == 0
@@ -285,14 +339,18 @@ def test_what_has_a_checkpoint_makes_no_fresh_state_beside_it(config_file, finis
 
 
 @pytest.mark.parametrize("best_epoch", [1, 2])
-def test_the_end_reads_the_best_checkpoint_if_it_is_not_the_newest(config_file, tmp_path, monkeypatch, best_epoch):
+def test_the_end_reads_the_best_checkpoint_if_it_is_not_the_newest(
+    config_file, tmp_path, monkeypatch, best_epoch
+):
     def restore(self, target, *, step=None):
         restored.append(step)
         return read(self, target, step=step)
 
     restored, read, task_of = [], Checkpoints.restore, train.task_of
     score = lambda _, epochs_done: float(epochs_done == best_epoch)
-    monkeypatch.setattr(train, "task_of", lambda run: dataclasses.replace(task_of(run), score=score))
+    monkeypatch.setattr(
+        train, "task_of", lambda run: dataclasses.replace(task_of(run), score=score)
+    )
     monkeypatch.setattr(Checkpoints, "restore", restore)
     assert run_train(config_file, tmp_path, "--config.train.epochs=2") == 0
     best = lines_of(tmp_path, "valid")[best_epoch - 1]["step"]
@@ -386,8 +444,14 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(config_file, long_run, t
             ["--config=configs/ml_2m.py"],
             "error: --config: no file 'configs/ml_2m.py'; did you mean 'configs/ml_",
         ),
-        (["--config=configs/ml_1m.py:bas"], "error: --config: no variant 'bas', only base, large, swiglu, sasrec"),
-        (["--config=configs/ml_1m.py", "--config.model.widht=3"], "did you mean config.model.width"),
+        (
+            ["--config=configs/ml_1m.py:bas"],
+            "error: --config: no variant 'bas', only base, large, swiglu, sasrec",
+        ),
+        (
+            ["--config=configs/ml_1m.py", "--config.model.widht=3"],
+            "did you mean config.model.width",
+        ),
         (
             ["--config=configs/ml_1m.py", "--config.model.width=wide"],
             "config.model.width: expected int, got 'wide'",

@@ -41,10 +41,14 @@ def config_file(tmp_path_factory) -> Path:
     for user in range(60):
         for k in range(6):
             item = min(ITEMS - 1, int(user / 60 * ITEMS) + int(rng.integers(4)))
-            lines.append(f"u{user},i{item},{10**9 + 1000 * user + 10 * k},{int(rng.random() < 0.5)}")
+            lines.append(
+                f"u{user},i{item},{10**9 + 1000 * user + 10 * k},{int(rng.random() < 0.5)}"
+            )
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
     config = folder / "tiny.py"
-    config.write_text(CONFIG.format(path=str(folder / "log.csv"), prepared=str(folder / "prepared")))
+    config.write_text(
+        CONFIG.format(path=str(folder / "log.csv"), prepared=str(folder / "prepared"))
+    )
     return config
 
 
@@ -69,13 +73,17 @@ def test_a_stopped_stream_resumes_to_the_same_rows_and_bits(finished, config_fil
     for steps in ("--config.train.steps=7", "--config.train.steps=0"):
         assert run_train(config_file, tmp_path, steps) == 0
     assert_same_state(finished, tmp_path)
-    assert lines_of(tmp_path, "valid")[-1]["ne/liked"] == lines_of(finished, "valid")[-1]["ne/liked"]
+    assert (
+        lines_of(tmp_path, "valid")[-1]["ne/liked"] == lines_of(finished, "valid")[-1]["ne/liked"]
+    )
 
 
 def test_evaluation_and_serving_see_a_row_for_each_item(finished):
     result = json.loads((finished / "result.json").read_text())
     assert evaluate.evaluate(finished, "test") == pytest.approx(result["test"], abs=1e-6)
-    _, params = open_trained(finished, one_device=True)  # what gr_jax.load and the server start from
+    _, params = open_trained(
+        finished, one_device=True
+    )  # what gr_jax.load and the server start from
     found = final_state(finished)
     table, rows = found["['params']['embeddings']['item_table']"], found["['vocabulary']['rows']"]
     scale = np.sqrt(np.maximum((rows > 0).sum(-1), 1))

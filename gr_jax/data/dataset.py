@@ -55,29 +55,48 @@ _TABLES = ("user_features", "item_features")  # of two dimensions; the others ha
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A prepared dataset whose columns stay on disk. Pickles as its path and reopens there."""
+class Events:
+    """Who took what when, and what is known of the users: columns in CSR form.
 
-    folder: Path
+    The events of user u are `column[offsets[u] : offsets[u + 1]]`, oldest first.
+    """
+
     offsets: Int64[np.ndarray, " B1"]  # B + 1 entries
     item: Int32[np.ndarray, " E"]  # 1..X
     timestamp: Int64[np.ndarray, " E"]  # unix seconds, ascending within a user
-    rating: Float32[np.ndarray, " E"] | None
-    action: Int32[np.ndarray, " E"] | None  # bits named by meta["actions"]
-    meta: dict
-    user_features: Int32[np.ndarray, "B C"] | None = None  # values of meta["user_features"]; 0 = unknown
-    item_features: Int32[np.ndarray, "X1 F"] | None = None  # X + 1 rows, the first of zeros; 0-padded on the right
+    rating: Float32[np.ndarray, " E"] | None = None  # NaN = this event has none
+    action: Int32[np.ndarray, " E"] | None = None  # bits named by `Catalogue.actions`
+    user_features: Int32[np.ndarray, "B C"] | None = None  # feature values; 0 = unknown
     series_offsets: Int64[np.ndarray, " B1"] | None = None
     series_value: Int32[np.ndarray, " S"] | None = None
     series_time: Int64[np.ndarray, " S"] | None = None  # unix seconds, ascending within a user
 
-    def __reduce__(self):
-        return open_dataset, (self.folder,)
+    def __len__(self) -> int:
+        """E."""
+        return len(self.item)
 
     @property
     def num_users(self) -> int:
         """B."""
         return len(self.offsets) - 1
+
+    @cached_property
+    def lengths(self) -> Int64[np.ndarray, " B"]:
+        """Events of each user."""
+        return np.diff(self.offsets)
+
+    def users_of(self, event: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
+        """The user of each flat event index."""
+        return np.searchsorted(self.offsets, event, side="right") - 1
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items, users and feature values by their raw ids: what the integers of `Events` stand for."""
+
+    folder: Path
+    meta: dict  # meta.json
+    item_features: Int32[np.ndarray, "X1 F"] | None = None  # feature values; 0-padded on the right
 
     @property
     def num_items(self) -> int:
@@ -85,13 +104,8 @@ class Dataset:
         return self.meta["items"]
 
     @property
-    def num_events(self) -> int:
-        """E."""
-        return len(self.item)
-
-    @property
     def actions(self) -> tuple[str, ...]:
-        """Names of the bits of `action`."""
+        """Names of the bits of `Events.action`."""
         return tuple(self.meta.get("actions", ()))
 
     @property
@@ -100,26 +114,17 @@ class Dataset:
         return self.meta.get("num_feature_values", 0)
 
     @cached_property
-    def lengths(self) -> Int64[np.ndarray, " B"]:
-        """Events of each user."""
-        return np.diff(self.offsets)
-
-    def users_of(self, event: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
-        """Whose events these flat indices are."""
-        return np.searchsorted(self.offsets, event, side="right") - 1
-
-    @cached_property
-    def item_table(self) -> pl.DataFrame:
+    def items(self) -> pl.DataFrame:
         """Columns item_id (1..X, row i has id i + 1), raw, title."""
         return pl.read_parquet(self.folder / "items.parquet")
 
     @cached_property
-    def user_table(self) -> pl.DataFrame:
+    def users(self) -> pl.DataFrame:
         """Columns user (0..B - 1, in order), raw."""
         return pl.read_parquet(self.folder / "users.parquet")
 
     @cached_property
-    def feature_table(self) -> pl.DataFrame:
+    def features(self) -> pl.DataFrame:
         """Columns value_id (1..V, row i has id i + 1), feature, value; empty without features."""
         file = self.folder / "features.parquet"
         schema = {"value_id": pl.Int32, "feature": pl.String, "value": pl.String}
@@ -127,11 +132,11 @@ class Dataset:
 
     @cached_property
     def _item_of_raw(self) -> dict[str, int]:
-        return dict(zip(self.item_table["raw"], self.item_table["item_id"], strict=True))
+        return dict(zip(self.items["raw"], self.items["item_id"], strict=True))
 
     @cached_property
     def _user_of_raw(self) -> dict[str, int]:
-        return dict(zip(self.user_table["raw"], self.user_table["user"], strict=True))
+        return dict(zip(self.users["raw"], self.users["user"], strict=True))
 
     def item_ids(self, raw: Sequence[str | int]) -> Int32[np.ndarray, " n"]:
         """Ids of raw item ids; 0 where the catalogue does not have the item."""
@@ -144,7 +149,7 @@ class Dataset:
           ConfigError: the log has no such user.
         """
         if str(raw) not in self._user_of_raw:
-            some = ", ".join(self.user_table["raw"].head(3))
+            some = ", ".join(self.users["raw"].head(3))
             raise ConfigError(f"no user {str(raw)!r} in {self.folder}: its users are {some}, ...")
         return self._user_of_raw[str(raw)]
 
@@ -155,7 +160,7 @@ class Dataset:
     @cached_property
     def _names(self) -> dict[str, np.ndarray]:
         """Raw ids and titles as Python strings: a lookup of a few ids is ten times faster than in the table."""
-        return {name: np.array(self.item_table[name].to_list(), object) for name in ("raw", "title")}
+        return {name: np.array(self.items[name].to_list(), object) for name in ("raw", "title")}
 
     def raw_items(self, ids: Int[np.ndarray, " n"]) -> list[str]:
         """Raw ids of item ids 1..X."""
@@ -167,7 +172,43 @@ class Dataset:
 
     def raw_users(self, users: Int[np.ndarray, " n"]) -> list[str]:
         """Raw ids of users 0..B - 1."""
-        return self.user_table["raw"].gather(np.asarray(users, np.int64)).to_list()
+        return self.users["raw"].gather(np.asarray(users, np.int64)).to_list()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset whose columns stay on disk. Pickles as its path and reopens there."""
+
+    catalogue: Catalogue
+    events: Events
+
+    def __reduce__(self):
+        return open_dataset, (self.folder,)
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.catalogue.folder
+
+    @property
+    def meta(self) -> dict:
+        """The contents of meta.json."""
+        return self.catalogue.meta
+
+    @property
+    def num_users(self) -> int:
+        """B."""
+        return self.events.num_users
+
+    @property
+    def num_items(self) -> int:
+        """X: the ids are 1..X."""
+        return self.catalogue.num_items
+
+    @property
+    def num_events(self) -> int:
+        """E."""
+        return len(self.events)
 
 
 def open_dataset(folder: str | Path) -> Dataset:
@@ -178,14 +219,18 @@ def open_dataset(folder: str | Path) -> Dataset:
     """
     folder = Path(folder).expanduser()
     if not (folder / "meta.json").is_file():
-        raise ConfigError(f"{folder}: no prepared dataset here (no meta.json); make one with python -m gr_jax.prepare")
+        raise ConfigError(
+            f"{folder}: no prepared dataset here (no meta.json); make one with python -m gr_jax.prepare"
+        )
     remedy = "delete the folder and prepare it again"
     try:
         meta = json.loads((folder / "meta.json").read_text())
     except ValueError:
         raise ConfigError(f"{folder}/meta.json: not JSON; {remedy}") from None
     if meta.get("version") != VERSION:
-        raise ConfigError(f"{folder}: dataset version {meta.get('version')}, this is {VERSION}; {remedy}")
+        raise ConfigError(
+            f"{folder}: dataset version {meta.get('version')}, this is {VERSION}; {remedy}"
+        )
     names = [*_REQUIRED, *(name for name in _OPTIONAL if (folder / f"{name}.npy").exists())]
     columns = {name: _map(folder / f"{name}.npy", remedy) for name in names}
     entries = {"user_features": meta["users"], "item_features": meta["items"] + 1}
@@ -194,12 +239,20 @@ def open_dataset(folder: str | Path) -> Dataset:
     for name, column in columns.items():
         expected = entries.get(name, meta["events"])
         if len(column) != expected:
-            raise ConfigError(f"{folder}/{name}.npy: {len(column)} entries, meta.json says {expected}; {remedy}")
-    for name, last, least in (("offsets", meta["events"], 1), ("series_offsets", entries["series_value"], 0)):
+            raise ConfigError(
+                f"{folder}/{name}.npy: {len(column)} entries, meta.json says {expected}; {remedy}"
+            )
+    for name, last, least in (
+        ("offsets", meta["events"], 1),
+        ("series_offsets", entries["series_value"], 0),
+    ):
         offsets = columns.get(name, np.zeros(1))
-        if name in columns and (offsets[0] != 0 or offsets[-1] != last or (np.diff(offsets) < least).any()):
+        if name in columns and (
+            offsets[0] != 0 or offsets[-1] != last or (np.diff(offsets) < least).any()
+        ):
             raise ConfigError(f"{folder}/{name}.npy: not ascending from 0 to {last}; {remedy}")
-    return Dataset(folder=folder, meta=meta, **(dict.fromkeys(_OPTIONAL) | columns))  # type: ignore[arg-type]
+    item_features = columns.pop("item_features", None)
+    return Dataset(Catalogue(folder, meta, item_features), Events(**columns))
 
 
 def _map(file: Path, remedy: str) -> np.ndarray:
@@ -212,7 +265,9 @@ def _map(file: Path, remedy: str) -> np.ndarray:
         raise ConfigError(f"{file}: truncated or damaged; {remedy}") from None
     expected = (_REQUIRED | _OPTIONAL)[file.stem]
     if column.dtype != expected or column.ndim != (2 if file.stem in _TABLES else 1):
-        raise ConfigError(f"{file}: {column.dtype} of {column.ndim} dimensions, not a column of {expected.__name__}")
+        raise ConfigError(
+            f"{file}: {column.dtype} of {column.ndim} dimensions, not a column of {expected.__name__}"
+        )
     return column
 
 
@@ -246,15 +301,21 @@ def write(
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose data.prepared=FOLDER") from None
+        raise ConfigError(
+            f"{folder}: cannot be written ({error.strerror}); choose data.prepared=FOLDER"
+        ) from None
     try:
         building.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a dataset may be shared
         for name, column in columns.items():
             np.save(building / f"{name}.npy", column)
         item_ids = np.arange(1, len(raw_items) + 1, dtype=np.int32)
-        names = pl.Series(titles if titles is not None else [None] * len(raw_items), dtype=pl.String)
+        names = pl.Series(
+            titles if titles is not None else [None] * len(raw_items), dtype=pl.String
+        )
         raw = pl.Series(raw_items, dtype=pl.String)
-        pl.DataFrame({"item_id": item_ids, "raw": raw, "title": names}).write_parquet(building / "items.parquet")
+        pl.DataFrame({"item_id": item_ids, "raw": raw, "title": names}).write_parquet(
+            building / "items.parquet"
+        )
         users = np.arange(len(raw_users), dtype=np.int32)
         raw = pl.Series(raw_users, dtype=pl.String)
         pl.DataFrame({"user": users, "raw": raw}).write_parquet(building / "users.parquet")
@@ -262,7 +323,9 @@ def write(
             feature_table.write_parquet(building / "features.parquet")
         full_meta = _counts(columns, len(raw_items)) | dict(meta or {})
         (building / "meta.json").write_text(json.dumps(full_meta, indent=2) + "\n")
-        with contextlib.suppress(OSError):  # another process finished the same dataset first: use that one
+        with contextlib.suppress(
+            OSError
+        ):  # another process finished the same dataset first: use that one
             os.rename(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -52,14 +52,18 @@ def keys(raw: pl.Series) -> UInt64[np.ndarray, " n"]:
     return found
 
 
-def hashed_rows(key: UInt64[np.ndarray, " n"], *, hashes: int, rows: int, seed: int) -> Int32[np.ndarray, "n hashes"]:
+def hashed_rows(
+    key: UInt64[np.ndarray, " n"], *, hashes: int, rows: int, seed: int
+) -> Int32[np.ndarray, "n hashes"]:
     """`hashes` row numbers from 1 to `rows` for each key, each by a hash of its own."""
     salt = splitmix64((np.uint64(seed) << np.uint64(32)) + np.arange(hashes, dtype=np.uint64))
     mixed = splitmix64(splitmix64(key)[:, None] ^ salt)
     return (1 + mixed % np.uint64(rows)).astype(np.int32)
 
 
-def rows_of_items(raw: pl.Series, config: VocabularyConfig, *, seed: int) -> tuple[Int32[np.ndarray, "X k"], int]:
+def rows_of_items(
+    raw: pl.Series, config: VocabularyConfig, *, seed: int
+) -> tuple[Int32[np.ndarray, "X k"], int]:
     """The rows that the hashes of raw ids choose, and among how many: all of a hashed table, else the shared ones."""
     rows = config.rows if config.kind == "hashed" else config.shared_rows
     return hashed_rows(keys(raw), hashes=config.hashes, rows=rows, seed=seed), rows
@@ -87,5 +91,8 @@ def collisions(row: Int[np.ndarray, "n hashes"], rows: int) -> Collisions:
     one = -math.expm1(others * hashes * math.log1p(-min(hashes / rows, 1 - 1e-12)))
     same = min(math.factorial(hashes) / rows**hashes, 1 - 1e-12)
     return Collisions(
-        float(shared.mean()), one, float((size[group.reshape(-1)] > 1).mean()), -math.expm1(others * math.log1p(-same))
+        float(shared.mean()),
+        one,
+        float((size[group.reshape(-1)] > 1).mean()),
+        -math.expm1(others * math.log1p(-same)),
     )

@@ -15,7 +15,11 @@ def encode(raw: pl.Series) -> tuple[np.ndarray, pl.Series]:
 def codes(raw: pl.Series, distinct: pl.Series) -> np.ndarray:
     """int32 places of the values in `distinct`, which has them all."""
     table = pl.DataFrame({"raw": distinct, "code": np.arange(len(distinct), dtype=np.int32)})
-    return raw.to_frame("raw").join(table, on="raw", how="left", maintain_order="left")["code"].to_numpy()
+    return (
+        raw.to_frame("raw")
+        .join(table, on="raw", how="left", maintain_order="left")["code"]
+        .to_numpy()
+    )
 
 
 def in_order(distinct: pl.Series) -> pl.Series:
@@ -35,7 +39,9 @@ def are_integers(distinct: pl.Series) -> bool:
 
 def prints_as_integer(raw: pl.Series) -> pl.Series:
     """Whether each value is a 64-bit integer that prints as it stands: "007" and "7" are two ids, so "007" is text."""
-    return (raw.cast(pl.Int64, strict=False).cast(pl.String) == raw.cast(pl.String)).fill_null(False)
+    return (raw.cast(pl.Int64, strict=False).cast(pl.String) == raw.cast(pl.String)).fill_null(
+        False
+    )
 
 
 def compact(code: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

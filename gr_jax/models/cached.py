@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 from gr_jax.models.hstu import HstuBlock
 from gr_jax.models.recommender import Recommender
 from pallas_kernels import hstu_attention, hstu_cached_attention
@@ -41,7 +41,9 @@ class Cached(NamedTuple):
     length: Int[Array, " R"]
 
 
-def prefill(model: Recommender, batch: Batch, *, storage: str = "") -> tuple[Float[Array, "R L D"], Cached]:
+def prefill(
+    model: Recommender, batch: Batch, *, storage: str = ""
+) -> tuple[Float[Array, "R L D"], Cached]:
     """Last hidden states of histories and their cache, with room for S = L tokens.
 
     Args:
@@ -98,19 +100,29 @@ def delta(
         (old_k, old_v), new_k, new_v = next(layers), _by_head(k, ""), _by_head(v, "")
         kept.append((new_k.astype(old_k.dtype), new_v.astype(old_v.dtype)))
         see = functools.partial(hstu_cached_attention, q, implementation=implementation)
-        of_history = see(old_k, old_v, length, **_bias(block, asked, cached.time), positions=length + new)
-        return of_history + see(new_k, new_v, among + 1, **_bias(block, asked, batch.time), positions=among)
+        of_history = see(
+            old_k, old_v, length, **_bias(block, asked, cached.time), positions=length + new
+        )
+        return of_history + see(
+            new_k, new_v, among + 1, **_bias(block, asked, batch.time), positions=among
+        )
 
     hidden = _through_blocks(model, batch, attend)
     keys, values = zip(*kept, strict=True)
-    return hidden, Cached(keys, values, batch.time, jnp.full_like(cached.length, batch.item.shape[1]))
+    return hidden, Cached(
+        keys, values, batch.time, jnp.full_like(cached.length, batch.item.shape[1])
+    )
 
 
 def write(cached: Cached, new: Cached) -> Cached:
     """The cache with the tokens of `delta` behind the others of their row."""
-    layers = lambda old, of: tuple(_write(a, b, cached.length, axis=1) for a, b in zip(old, of, strict=True))
+    layers = lambda old, of: tuple(
+        _write(a, b, cached.length, axis=1) for a, b in zip(old, of, strict=True)
+    )
     time = _write(cached.time, new.time, cached.length, axis=0)
-    return Cached(layers(cached.k, new.k), layers(cached.v, new.v), time, cached.length + new.length)
+    return Cached(
+        layers(cached.k, new.k), layers(cached.v, new.v), time, cached.length + new.length
+    )
 
 
 def peek(
@@ -150,22 +162,30 @@ def peek(
 
 def stack(rows: tuple[Cached, ...]) -> Cached:
     """One cache of the rows of several, which have room for equally many tokens."""
-    return rows[0] if len(rows) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
+    return (
+        rows[0] if len(rows) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
+    )
 
 
 def unstack(cached: Cached) -> tuple[Cached, ...]:
     """One cache for each row."""
     rows = len(cached.length)
     leaves, tree = jax.tree.flatten(cached)
-    return tuple(jax.tree.unflatten(tree, [leaf[row : row + 1] for leaf in leaves]) for row in range(rows))
+    return tuple(
+        jax.tree.unflatten(tree, [leaf[row : row + 1] for leaf in leaves]) for row in range(rows)
+    )
 
 
-def _through_blocks(model: Recommender, batch: Batch, attend: Callable[..., Array]) -> Float[Array, "R L D"]:
+def _through_blocks(
+    model: Recommender, batch: Batch, attend: Callable[..., Array]
+) -> Float[Array, "R L D"]:
     """The model's forward with `attend(block, q, k, v)`, called block by block, in place of its attention."""
     x = model.embeddings(batch, rate=0.0, dtype=jnp.dtype(model.config.compute_dtype), key=None)
     for block in model.blocks:
         if not isinstance(block, HstuBlock):
-            raise ValueError(f"only HSTU models can be cached, here {model.config.kind!r}: encode the whole history")
+            raise ValueError(
+                f"only HSTU models can be cached, here {model.config.kind!r}: encode the whole history"
+            )
         x = block.around(x, functools.partial(attend, block))
     return x
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from gr_jax.config import ModelConfig
-from gr_jax.data.batch import Impressions
+from gr_jax.data.batches.batch import Impressions
 from gr_jax.models.embeddings import ContentEmbeddings
 from gr_jax.models.hstu import TIME_BUCKETS
 from gr_jax.models.layers import Linear, dropout, split
@@ -36,11 +36,17 @@ class ActivationUnit(nnx.Module):
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        linear = functools.partial(Linear, kernel_init=jax.nn.initializers.xavier_uniform(), rngs=rngs)
-        self.event, self.product, self.candidate = (linear(width, ATTENTION_WIDTH) for _ in range(3))
+        linear = functools.partial(
+            Linear, kernel_init=jax.nn.initializers.xavier_uniform(), rngs=rngs
+        )
+        self.event, self.product, self.candidate = (
+            linear(width, ATTENTION_WIDTH) for _ in range(3)
+        )
         self.weight = linear(ATTENTION_WIDTH, 1)
 
-    def __call__(self, event: Float[Array, "B N D"], candidate: Float[Array, "B D"]) -> Float[Array, "B N"]:
+    def __call__(
+        self, event: Float[Array, "B N D"], candidate: Float[Array, "B D"]
+    ) -> Float[Array, "B N"]:
         """Weights of any sign and size: without a softmax, many related events count more than few."""
         candidate = candidate[:, None]
         hidden = self.event(event) + self.product(event * candidate) + self.candidate(candidate)
@@ -74,7 +80,9 @@ class Dlrm(nnx.Module):
     ):
         """`max_length`: events of a history; it only scales the inputs, so that they are of the order of 1."""
         self.config, self.max_length, self.num_actions = config, max_length, num_actions
-        linear = functools.partial(Linear, kernel_init=jax.nn.initializers.xavier_uniform(), rngs=rngs)
+        linear = functools.partial(
+            Linear, kernel_init=jax.nn.initializers.xavier_uniform(), rngs=rngs
+        )
         tables = dict(num_actions=num_actions, num_feature_values=num_feature_values)
         self.embeddings = ContentEmbeddings(num_items, config.width, **tables, rngs=rngs)
         age_init = jax.nn.initializers.truncated_normal(0.02 * math.sqrt(config.width))
@@ -86,7 +94,9 @@ class Dlrm(nnx.Module):
         self.hidden = nnx.List([linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
         self.output = linear(width + widths[-1], num_tasks)
 
-    def rank(self, impressions: Impressions, *, key: PRNGKeyArray | None = None) -> Float[Array, "B Y"]:
+    def rank(
+        self, impressions: Impressions, *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B Y"]:
         """Logits in float32; with a `key`, dropout on the input and in the perceptron."""
         config = self.config
         key_input, *keys = split(key, 1 + len(self.hidden))
@@ -109,7 +119,9 @@ class Dlrm(nnx.Module):
         event = take_rows(items, impressions.history_item)
         if self.num_actions:
             event += self.embeddings.of_actions(impressions.history_action)
-        event = jnp.where(real[..., None], event + self.age_table[time_bucket(impressions.history_age)], 0)
+        event = jnp.where(
+            real[..., None], event + self.age_table[time_bucket(impressions.history_age)], 0
+        )
         event = event.astype(dtype)
         weights = jnp.where(real, self.activation(event, candidate), 0)
         attended = jnp.einsum("bn,bnd->bd", weights, event) / math.sqrt(self.max_length)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 from gr_jax.models.layers import dropout
 from gr_jax.models.lookup import take_rows
 
-ROW_MULTIPLE = 128  # table rows are padded to this, so that the same checkpoint shards over any usual mesh
+# table rows are padded to this, so that the same checkpoint shards over any usual mesh
+ROW_MULTIPLE = 128
 
 
 def table_rows(num_ids: int) -> int:
@@ -33,13 +34,30 @@ class ContentEmbeddings(nnx.Module):
       action_table: [actions + 1, D]; row 0 = the token tells an action, row 1 + i = it was action i; None without.
     """
 
-    def __init__(self, num_items: int, width: int, *, num_actions: int, num_feature_values: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        num_items: int,
+        width: int,
+        *,
+        num_actions: int,
+        num_feature_values: int,
+        rngs: nnx.Rngs,
+    ):
         item_init = jax.nn.initializers.truncated_normal(0.02)
-        other_init = jax.nn.initializers.truncated_normal(0.02 * math.sqrt(width))  # as large as a scaled item
+        other_init = jax.nn.initializers.truncated_normal(
+            0.02 * math.sqrt(width)
+        )  # as large as a scaled item
         self.item_table = nnx.Param(item_init(rngs.params(), (table_rows(num_items), width)))
-        feature_shape, action_shape = (table_rows(num_feature_values), width), (num_actions + 1, width)
-        self.feature_table = nnx.Param(other_init(rngs.params(), feature_shape)) if num_feature_values else None
-        self.action_table = nnx.Param(other_init(rngs.params(), action_shape)) if num_actions else None
+        feature_shape, action_shape = (
+            (table_rows(num_feature_values), width),
+            (num_actions + 1, width),
+        )
+        self.feature_table = (
+            nnx.Param(other_init(rngs.params(), feature_shape)) if num_feature_values else None
+        )
+        self.action_table = (
+            nnx.Param(other_init(rngs.params(), action_shape)) if num_actions else None
+        )
 
     def content(
         self,
@@ -90,7 +108,9 @@ class ContentEmbeddings(nnx.Module):
           ValueError: a model that was made without features.
         """
         if self.feature_table is None:
-            raise ValueError("the batch holds feature values, but the model was made with num_feature_values=0")
+            raise ValueError(
+                "the batch holds feature values, but the model was made with num_feature_values=0"
+            )
         return jnp.where(value[..., None] != 0, take_rows(self.feature_table[...], value), 0)
 
 
@@ -112,7 +132,13 @@ class InputEmbeddings(ContentEmbeddings):
         position_init: nnx.Initializer,
         rngs: nnx.Rngs,
     ):
-        super().__init__(num_items, width, num_actions=num_actions, num_feature_values=num_feature_values, rngs=rngs)
+        super().__init__(
+            num_items,
+            width,
+            num_actions=num_actions,
+            num_feature_values=num_feature_values,
+            rngs=rngs,
+        )
         self.position_table = nnx.Param(position_init(rngs.params(), (max_length, width)))
 
     def __call__(

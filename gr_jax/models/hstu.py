@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gr_jax.config import ModelConfig
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 from gr_jax.models.feed_forward import Swiglu
 from gr_jax.models.layers import Linear, dropout, split
 from gr_jax.models.transformer import softmax_attention
@@ -56,15 +56,25 @@ class HstuBlock(nnx.Module):
         normal = jax.nn.initializers.normal(0.02)
         self.uvqk = nnx.Param(normal(rngs.params(), (config.width, 2 * heads_v + 2 * heads_a)))
         self.bias = RelativeBias(config.bias, max_length, rngs=rngs)
-        self.output = Linear(heads_v, config.width, kernel_init=jax.nn.initializers.xavier_uniform(), rngs=rngs)
-        self.swiglu = Swiglu(config.width, config.swiglu_width, rngs=rngs) if config.swiglu_width else None
+        self.output = Linear(
+            heads_v, config.width, kernel_init=jax.nn.initializers.xavier_uniform(), rngs=rngs
+        )
+        self.swiglu = (
+            Swiglu(config.width, config.swiglu_width, rngs=rngs) if config.swiglu_width else None
+        )
 
-    def __call__(self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None) -> Float[Array, "R L D"]:
+    def __call__(
+        self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None
+    ) -> Float[Array, "R L D"]:
         """x plus the layer's output; dropout before the second projection when `key` is given."""
         return self.around(x, lambda q, k, v: self._attend(q, k, v, batch), key=key)
 
     def around(
-        self, x: Float[Array, "R L D"], attend: Callable[..., Array], *, key: PRNGKeyArray | None = None
+        self,
+        x: Float[Array, "R L D"],
+        attend: Callable[..., Array],
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "R L D"]:
         """The layer with `attend(q, k, v)`, of and to [R, L, H, width], as its attention."""
         config = self.config
@@ -72,7 +82,9 @@ class HstuBlock(nnx.Module):
         uvqk = normalised_projection(x, self.uvqk.astype(x.dtype), NORM_EPS)
         u, v, q, k = jnp.split(uvqk, (heads_v, 2 * heads_v, 2 * heads_v + heads_a), axis=-1)
         attended = attend(*(y.reshape(*x.shape[:2], config.num_heads, -1) for y in (q, k, v)))
-        gated = normalised_gate(u, attended.reshape(u.shape), NORM_EPS, implementation=config.attention or None)
+        gated = normalised_gate(
+            u, attended.reshape(u.shape), NORM_EPS, implementation=config.attention or None
+        )
         if self.swiglu is None:
             return x + self.output(dropout(gated, config.dropout, key))
         key_output, key_swiglu = split(key, 2)
@@ -94,7 +106,9 @@ class HstuBlock(nnx.Module):
             max_length=reach,
             position_table=None if self.bias.position is None else self.bias.position[...],
             time_table=None if self.bias.time is None else self.bias.time[...],
-            query_times=(batch.query_time if config.use_query_time else batch.time) if with_time else None,
+            query_times=(batch.query_time if config.use_query_time else batch.time)
+            if with_time
+            else None,
             key_times=batch.time if with_time else None,
             targets=batch.target,
             # No `contexts`: a prefix that sees the whole history would carry it, with the labels in it, to the tokens

@@ -48,7 +48,9 @@ class Linear(nnx.Module):
     def __init__(self, fan_in: int, fan_out: int, *, kernel_init: nnx.Initializer, rngs: nnx.Rngs):
         bound = 1 / math.sqrt(fan_in)
         self.kernel = nnx.Param(kernel_init(rngs.params(), (fan_in, fan_out)))
-        self.bias = nnx.Param(jax.random.uniform(rngs.params(), (fan_out,), minval=-bound, maxval=bound))
+        self.bias = nnx.Param(
+            jax.random.uniform(rngs.params(), (fan_out,), minval=-bound, maxval=bound)
+        )
 
     def __call__(self, y: Float[Array, "*T F"]) -> Float[Array, "*T G"]:
         """The affine map, computed in the dtype of y."""

@@ -37,10 +37,16 @@ def take_rows(table: Float[Array, "*S rows D"], ids: Int[Array, "*T"]) -> Float[
         return rows.reshape(*ids.shape, -1).astype(jnp.float32)
     devices = ambient_devices()
     # A handful of ids, such as those of one request, need not divide by the mesh; neither need a hand-made table.
-    if not devices or ids.shape[0] % devices["data"] or table.shape[0] % (devices["data"] * devices["model"]):
+    if (
+        not devices
+        or ids.shape[0] % devices["data"]
+        or table.shape[0] % (devices["data"] * devices["model"])
+    ):
         return table[ids].astype(jnp.float32)
     split = PartitionSpec("data")
-    taken = jax.shard_map(_take_sharded, in_specs=(PartitionSpec(AXES), split), out_specs=split)(table, ids)
+    taken = jax.shard_map(_take_sharded, in_specs=(PartitionSpec(AXES), split), out_specs=split)(
+        table, ids
+    )
     return taken.astype(jnp.float32)
 
 
@@ -63,7 +69,8 @@ def _take_sharded(table: Float[Array, "rows D"], ids: Int[Array, "*T"]) -> Float
     """The rows that this device's ids ask for; both arguments are its own shards."""
     everyone = jax.lax.all_gather(ids, "data", tiled=True)
     return jax.lax.psum(
-        jax.lax.psum_scatter(own_rows(table, everyone), "data", scatter_dimension=0, tiled=True), "model"
+        jax.lax.psum_scatter(own_rows(table, everyone), "data", scatter_dimension=0, tiled=True),
+        "model",
     )
 
 

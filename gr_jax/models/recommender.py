@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gr_jax.config import ModelConfig
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 from gr_jax.models.dlrm import Dlrm
 from gr_jax.models.embeddings import InputEmbeddings
 from gr_jax.models.heads import RankingHead
@@ -43,7 +43,10 @@ class Recommender(nnx.Module):
         if config.kind != "sasrec":
             block, position_init = HstuBlock, jax.nn.initializers.xavier_normal()
         else:
-            block, position_init = SasrecBlock, jax.nn.initializers.truncated_normal(config.width**-0.5)
+            block, position_init = (
+                SasrecBlock,
+                jax.nn.initializers.truncated_normal(config.width**-0.5),
+            )
         self.embeddings = InputEmbeddings(
             num_items,
             max_length,
@@ -53,8 +56,14 @@ class Recommender(nnx.Module):
             position_init=position_init,
             rngs=rngs,
         )
-        self.blocks = nnx.List([block(config, max_length, rngs=rngs) for _ in range(config.num_blocks)])
-        self.head = RankingHead(config.width, config.head_width, num_tasks, rngs=rngs) if num_tasks else None
+        self.blocks = nnx.List(
+            [block(config, max_length, rngs=rngs) for _ in range(config.num_blocks)]
+        )
+        self.head = (
+            RankingHead(config.width, config.head_width, num_tasks, rngs=rngs)
+            if num_tasks
+            else None
+        )
 
     def encode(self, batch: Batch, *, key: PRNGKeyArray | None = None) -> Float[Array, "R L D"]:
         """Unit vectors in float32, 0 at padding; vector i answers "what comes after token i?".
@@ -86,10 +95,14 @@ class Recommender(nnx.Module):
     def _hidden(self, batch: Batch, key: PRNGKeyArray | None) -> Float[Array, "R L D"]:
         config = self.config
         key_input, *keys = split(key, 1 + config.num_blocks)
-        x = self.embeddings(batch, rate=config.input_dropout, dtype=jnp.dtype(config.compute_dtype), key=key_input)
+        x = self.embeddings(
+            batch, rate=config.input_dropout, dtype=jnp.dtype(config.compute_dtype), key=key_input
+        )
         return self._scan(x, batch, keys) if config.scan_blocks else self._unroll(x, batch, keys)
 
-    def _apply(self, graphdef: nnx.GraphDef, x: Array, batch: Batch, params: Any, key: PRNGKeyArray | None) -> Array:
+    def _apply(
+        self, graphdef: nnx.GraphDef, x: Array, batch: Batch, params: Any, key: PRNGKeyArray | None
+    ) -> Array:
         def block(params, x, key):
             return nnx.merge(graphdef, params)(x, batch, key=key)
 
@@ -102,7 +115,10 @@ class Recommender(nnx.Module):
         return x
 
     def _scan(self, x: Array, batch: Batch, keys: list) -> Array:
-        graphdef, *params = nnx.split(self.blocks[0])[0], *(nnx.split(block)[1] for block in self.blocks)
+        graphdef, *params = (
+            nnx.split(self.blocks[0])[0],
+            *(nnx.split(block)[1] for block in self.blocks),
+        )
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         stacked_keys = None if keys[0] is None else jnp.stack(keys)
 

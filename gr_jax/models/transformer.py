@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gr_jax.config import ModelConfig
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 from gr_jax.models.layers import Linear, dropout, layer_norm, split
 
 NORM_EPS = 1e-8
@@ -28,7 +28,9 @@ def softmax_attention(
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "R L H V"]:
     """Causal softmax attention inside each segment of packed rows, with dropout on the weights when `key` is given."""
-    scores = jnp.einsum("rqha,rkha->rhqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    scores = jnp.einsum("rqha,rkha->rhqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(
+        q.shape[-1]
+    )
     token = jnp.arange(segments.shape[1])
     allowed = (segments[:, :, None] == segments[:, None, :]) & (token[:, None] >= token[None, :])
     weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, MASKED), axis=-1)
@@ -41,7 +43,9 @@ class SasrecBlock(nnx.Module):
     def __init__(self, config: ModelConfig, max_length: int, *, rngs: nnx.Rngs):
         del max_length  # softmax needs no fixed normaliser
         self.config = config
-        linear = functools.partial(Linear, kernel_init=jax.nn.initializers.xavier_normal(), rngs=rngs)
+        linear = functools.partial(
+            Linear, kernel_init=jax.nn.initializers.xavier_normal(), rngs=rngs
+        )
         self.query = linear(config.width, config.width)
         self.key = linear(config.width, config.width)
         self.value = linear(config.width, config.width)
@@ -49,7 +53,9 @@ class SasrecBlock(nnx.Module):
         self.ffn_in = linear(config.width, config.ffn_width)
         self.ffn_out = linear(config.ffn_width, config.width)
 
-    def __call__(self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None) -> Float[Array, "R L D"]:
+    def __call__(
+        self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None
+    ) -> Float[Array, "R L D"]:
         """The layer's output, 0 at padding; dropout on attention weights and in the feed-forward layer with a `key`."""
         rate = self.config.dropout
         key_attention, key_hidden, key_out = split(key, 3)

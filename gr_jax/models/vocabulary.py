@@ -20,7 +20,9 @@ def item_vectors(table: Float[Array, "rows D"], row: Int[Array, "*T k"]) -> Floa
     """
     real = row != 0
     total = jnp.zeros((*row.shape[:-1], table.shape[-1]), jnp.float32)
-    for i in range(row.shape[-1]):  # one after the other: k times less memory than a sum over a gather of all
+    for i in range(
+        row.shape[-1]
+    ):  # one after the other: k times less memory than a sum over a gather of all
         total += jnp.where(real[..., i, None], table[row[..., i]].astype(jnp.float32), 0)
     return total / jnp.sqrt(jnp.maximum(real.sum(-1), 1).astype(jnp.float32))[..., None]
 

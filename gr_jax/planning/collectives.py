@@ -94,14 +94,20 @@ def _row_exchange(config: Config, sizes: Sizes, data: int, model: int) -> list[E
         return [
             Exchange("rows, ids", "all-gather", data, ids, "2 x 4 (rows named)"),
             Exchange("rows", "reduce-scatter", data, size, "4 (rows named) D"),
-            Exchange("rows over model", "all-reduce", model, 4.0 * share * width, "4 (rows named) D / d"),
+            Exchange(
+                "rows over model", "all-reduce", model, 4.0 * share * width, "4 (rows named) D / d"
+            ),
             Exchange("their gradients", "all-gather", data, size, "4 (rows named) D"),
         ]
     return [
         Exchange("rows, ids", "all-to-all", data * model, ids / data, "2 x 4 (rows named) / d"),
         Exchange("rows", "all-to-all", data * model, size / data, "4 (rows named) D / d"),
-        Exchange("rows over model", "all-reduce", model, 4.0 * share * width, "4 (rows named) D / d"),
-        Exchange("their gradients", "all-to-all", data * model, size / data, "4 (rows named) D / d"),
+        Exchange(
+            "rows over model", "all-reduce", model, 4.0 * share * width, "4 (rows named) D / d"
+        ),
+        Exchange(
+            "their gradients", "all-to-all", data * model, size / data, "4 (rows named) D / d"
+        ),
     ]
 
 
@@ -160,8 +166,12 @@ def _parameters(state: Any, data: int) -> list[Exchange]:
             whole += local
     return [
         Exchange("gradients", "all-reduce", data, whole, "4 (parameters on every data shard)"),
-        Exchange("parameters", "all-gather", data, 2 * gathered, "2 x 4 (parameters spread over data)"),
-        Exchange("their gradients", "reduce-scatter", data, gathered, "4 (parameters spread over data)"),
+        Exchange(
+            "parameters", "all-gather", data, 2 * gathered, "2 x 4 (parameters spread over data)"
+        ),
+        Exchange(
+            "their gradients", "reduce-scatter", data, gathered, "4 (parameters spread over data)"
+        ),
     ]
 
 

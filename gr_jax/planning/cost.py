@@ -13,11 +13,11 @@ from typing import Any
 import jax
 
 from gr_jax.config import Config
+from gr_jax.hardware import Device
+from gr_jax.models.flops import block_flops, train_flops
 from gr_jax.planning.collectives import Exchange, is_row_wise, is_table
-from gr_jax.planning.devices import Device
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training.sharding import path_name
-from gr_jax.training.speed import block_flops, train_flops
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,35 @@ class Cost:
         return self.model_flops / (self.seconds * devices * self.terms[0].rate)
 
 
-def cost(config: Config, sizes: Sizes, state: Any, exchanges: Sequence[Exchange], device: Device, devices: int) -> Cost:
+def cost(
+    config: Config,
+    sizes: Sizes,
+    state: Any,
+    exchanges: Sequence[Exchange],
+    device: Device,
+    devices: int,
+) -> Cost:
     """The roofline of a training step; `state` as of `compiled.abstract_state`."""
     batch = sizes.users_per_batch / len(sizes.lengths)
     moved = state_traffic(config, state) + activation_traffic(config, sizes) / devices
     links = tuple(
-        Term(f"links, {what}", wire, device.wire(group), "bytes sent / (NVLink within a node, else network)")
+        Term(
+            f"links, {what}",
+            wire,
+            device.wire(group),
+            "bytes sent / (NVLink within a node, else network)",
+        )
         for (what, group), wire in _by_group(exchanges).items()
     )
     return Cost(
         train_flops(config, sizes.lengths, num_items=sizes.num_items) * batch,
         (
-            Term("compute", executed_flops(config, sizes) / devices, device.flops(config.model.compute_dtype), _FLOPS),
+            Term(
+                "compute",
+                executed_flops(config, sizes) / devices,
+                device.flops(config.model.compute_dtype),
+                _FLOPS,
+            ),
             Term("memory", moved, device.bandwidth, _BYTES),
             *links,
         ),
@@ -152,8 +169,17 @@ def activation_traffic(config: Config, sizes: Sizes) -> float:
     rows = 16.0 * model.width * tokens * (1 + sizes.item_values)
     if sizes.num_tasks:
         return blocks + rows + 12.0 * tokens * model.head_width
-    if loss.kind == "full":  # logits and exponentials, twice; the table once for each chunk of tokens
+    if (
+        loss.kind == "full"
+    ):  # logits and exponentials, twice; the table once for each chunk of tokens
         chunks = -(-tokens // loss.chunk_tokens)
-        return blocks + rows + 16.0 * tokens * sizes.num_items + 12.0 * chunks * sizes.num_items * model.width
-    group = loss.group if loss.kind == "group" else 1  # tokens that share the rows of their negatives
+        return (
+            blocks
+            + rows
+            + 16.0 * tokens * sizes.num_items
+            + 12.0 * chunks * sizes.num_items * model.width
+        )
+    group = (
+        loss.group if loss.kind == "group" else 1
+    )  # tokens that share the rows of their negatives
     return blocks + rows + 24.0 * tokens * loss.negatives * (model.width / group + 1)

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from gr_jax.config import Config, ConfigError, SyntheticConfig
-from gr_jax.data import packing, pipeline, ranking_rows, sources, stochastic_length
+from gr_jax.data.batches import epochs, packing, ranking, stochastic_length
+from gr_jax.data.batches.sequences import time_bounds
+from gr_jax.data.batches.tokenizer import stream_of
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.preparation import prepare
-from gr_jax.data.sequences import time_bounds
-from gr_jax.data.synthetic import lengths as log_normal_lengths
-from gr_jax.data.tokens import stream_of
+from gr_jax.data.log import sources
+from gr_jax.data.log.preparation import prepare
+from gr_jax.data.log.synthetic import lengths as log_normal_lengths
 from gr_jax.planning.sizes import Sizes
 
 SAMPLE = 20_000  # histories drawn where the log is not there
@@ -34,9 +35,13 @@ def sizes_of(config: Config, *, items: int, mean_length: float, row_multiple: in
         items = items or (made_up.num_items if made_up else 0)
         mean_length = mean_length or (made_up.mean_length if made_up else 0.0)
         if not (items and mean_length):
-            raise ConfigError("--items and --mean_length belong together: the data are not looked at")
+            raise ConfigError(
+                "--items and --mean_length belong together: the data are not looked at"
+            )
         users = made_up.num_users if made_up else 0
-        return assumed(config, items=items, mean_length=mean_length, num_users=users, row_multiple=row_multiple)
+        return assumed(
+            config, items=items, mean_length=mean_length, num_users=users, row_multiple=row_multiple
+        )
     prepared = Path(config.data.prepared).expanduser() / "meta.json"
     if not (config.data.prepared and prepared.is_file()) and not sources.find(config.data):
         raise ConfigError(
@@ -50,12 +55,17 @@ def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
     """The sizes of training on `dataset`, by its first epoch (a stream is taken as an epoch)."""
     stream = stream_of(config, dataset)
     if config.ranking.tasks:
-        before = time_bounds(dataset.timestamp, config.ranking)["valid"][0]
-        rows = ranking_rows.train_rows(dataset, config, stream, before, row_multiple=row_multiple)
+        before = time_bounds(dataset.events.timestamp, config.ranking)["valid"][0]
+        rows = ranking.train_rows(dataset, config, stream, before, row_multiple=row_multiple)
     else:
         users = config.train.batch_users
-        rows = pipeline.train_rows(
-            dataset, config.data, stream, batch_users=users, row_multiple=row_multiple, seed=config.seed
+        rows = epochs.train_rows(
+            dataset,
+            config.data,
+            stream,
+            batch_users=users,
+            row_multiple=row_multiple,
+            seed=config.seed,
         )
     lengths = rows.count(rows.epoch(0).spans)
     return Sizes(
@@ -66,9 +76,11 @@ def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
         users_per_batch=len(lengths) / rows.steps(0),
         lengths=lengths,
         num_users=len(lengths),
-        num_actions=len(dataset.meta["actions"]) if stream.with_actions else 0,
-        num_feature_values=dataset.num_feature_values,
-        item_values=0 if dataset.item_features is None else dataset.item_features.shape[1],
+        num_actions=len(dataset.catalogue.actions) if stream.with_actions else 0,
+        num_feature_values=dataset.catalogue.num_feature_values,
+        item_values=0
+        if dataset.catalogue.item_features is None
+        else dataset.catalogue.item_features.shape[1],
         contexts=stream.num_contexts,
         max_series=stream.max_series,
         num_tasks=len(stream.tasks),
@@ -76,15 +88,21 @@ def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
     )
 
 
-def assumed(config: Config, *, items: int, mean_length: float, num_users: int, row_multiple: int) -> Sizes:
+def assumed(
+    config: Config, *, items: int, mean_length: float, num_users: int, row_multiple: int
+) -> Sizes:
     """The sizes of training on log-normal histories of this mean length (as `data/synthetic.py`), without features."""
     rng = np.random.default_rng(config.seed)
     try:
         world = SyntheticConfig(num_users=SAMPLE, num_items=items, mean_length=mean_length)
     except ConfigError:
-        raise ConfigError(f"--items={items} --mean_length={mean_length}: at least 1 item and 5 events") from None
+        raise ConfigError(
+            f"--items={items} --mean_length={mean_length}: at least 1 item and 5 events"
+        ) from None
     max_length, alpha = config.data.max_length, config.data.stochastic_length_alpha
-    events = np.minimum(log_normal_lengths(world, rng) - 1, max_length)  # an event to predict stays out
+    events = np.minimum(
+        log_normal_lengths(world, rng) - 1, max_length
+    )  # an event to predict stays out
     cut = rng.random(SAMPLE) >= stochastic_length.keep_full_probability(events, max_length, alpha)
     events = np.where(cut, stochastic_length.threshold(max_length, alpha), events)
     per_event = 2 if config.ranking.tasks and config.ranking.tokens != "sum" else 1
@@ -103,7 +121,9 @@ def assumed(config: Config, *, items: int, mean_length: float, num_users: int, r
         users_per_batch=float(users),
         lengths=lengths,
         num_users=num_users,
-        num_actions=len(config.data.actions) if config.ranking.tasks or config.model.use_actions else 0,
+        num_actions=len(config.data.actions)
+        if config.ranking.tasks or config.model.use_actions
+        else 0,
         num_tasks=len(config.ranking.tasks),
         source=f"assumed: {items:,} items, log-normal histories of {mean_length:g} events in the mean",
     )

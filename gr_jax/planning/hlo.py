@@ -8,16 +8,32 @@ from collections import Counter
 from dataclasses import dataclass
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_WIDTH = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", re.M)
 _OP = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-_CALLEE = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLEE = re.compile(
+    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]|replica_groups=\{\{([\d,]*)\}")
-_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")  # sizes of all axes, and those of a group
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}"
+)  # sizes of all axes, and those of a group
 
 
 @dataclass(frozen=True)
@@ -50,11 +66,17 @@ def collectives(text: str, devices: int) -> list[Collective]:
             if (match := _OP.search(line)) and times[name]:
                 made, kind, start, rest = match.groups()
                 arrays = _ARRAY.findall(made)
-                if start and kind in ("all-gather", "reduce-scatter", "collective-permute"):  # (operands, results, ..)
+                if start and kind in (
+                    "all-gather",
+                    "reduce-scatter",
+                    "collective-permute",
+                ):  # (operands, results, ..)
                     arrays = [array for array in arrays if array[1] or kind != "collective-permute"]
                     arrays = arrays[len(arrays) // 2 :]
                 group = _group(rest, devices)
-                payload = sum(_bytes(*array) for array in arrays) * (group if kind == "reduce-scatter" else 1)
+                payload = sum(_bytes(*array) for array in arrays) * (
+                    group if kind == "reduce-scatter" else 1
+                )
                 shape = " ".join(f"{dtype}[{sizes}]" for dtype, sizes in arrays)
                 found[kind, shape, group, float(payload)] += times[name]
     made = [Collective(*key, times=count) for key, count in found.items()]
@@ -66,7 +88,9 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     bodies, entry = {}, ""
     heads = list(_COMPUTATION.finditer(text))
     for head, following in zip(heads, [*heads[1:], None], strict=True):
-        bodies[head[2]] = text[head.end() : following.start() if following else len(text)].splitlines()
+        bodies[head[2]] = text[
+            head.end() : following.start() if following else len(text)
+        ].splitlines()
         entry = head[2] if head[1] else entry
     return bodies, entry
 

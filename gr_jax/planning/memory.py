@@ -100,10 +100,14 @@ def memory(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[
     """
     if not knows(config):
         known = "the formulas know hstu without SwiGLU; --compile asks the compiler"
-        raise ConfigError(f"model.kind={config.model.kind!r}, swiglu_width={config.model.swiglu_width}: {known}")
+        raise ConfigError(
+            f"model.kind={config.model.kind!r}, swiglu_width={config.model.swiglu_width}: {known}"
+        )
     mesh = jax.tree.leaves(state)[0].sharding.mesh
     tokens = sizes.tokens / mesh.shape["data"]
-    kept, kept_formula = _activations(config, sizes, tokens, mesh.shape["model"], platform, kept=True)
+    kept, kept_formula = _activations(
+        config, sizes, tokens, mesh.shape["model"], platform, kept=True
+    )
     return (
         Part("parameters", local_bytes(state.params), "each array / its shards"),
         Part("optimizer state", local_bytes(state.opt_state), "each array / its shards"),
@@ -128,12 +132,20 @@ def _vocabulary(config: Config, sizes: Sizes, state: Any, devices: int) -> tuple
         return ()
     size, formula = local_bytes(state.vocabulary), "4 (k + 2 if admitted) X"
     if config.optimizer.table == "dense":
-        size += 4.0 * (config.vocabulary.hashes + 1) * table_rows(sizes.num_items) / devices * config.model.width
+        size += (
+            4.0
+            * (config.vocabulary.hashes + 1)
+            * table_rows(sizes.num_items)
+            / devices
+            * config.model.width
+        )
         formula += " + 4 (k + 1) X D"
     return (Part("vocabulary", size, formula),)
 
 
-def _rows_on_their_way(config: Config, sizes: Sizes, devices: int, platform: str) -> tuple[float, str]:
+def _rows_on_their_way(
+    config: Config, sizes: Sizes, devices: int, platform: str
+) -> tuple[float, str]:
     """Rows that are looked up on other devices, and their gradients.
 
     The partitioner sums them over all devices for all tokens at once; of a row-wise table every device hears those of
@@ -142,21 +154,36 @@ def _rows_on_their_way(config: Config, sizes: Sizes, devices: int, platform: str
     if devices == 1 or (is_row_wise(config) and config.mesh.exchange == "all_to_all"):
         return 0.0, "none: one device, or all_to_all"
     if is_row_wise(config):
-        return 8.0 * touched_rows(config, sizes) * config.model.width, "2 x 4 D (rows named by all devices)"
+        return 8.0 * touched_rows(
+            config, sizes
+        ) * config.model.width, "2 x 4 D (rows named by all devices)"
     arrays = 1.5  # fitted to one program for GPUs
     if platform == "cpu":
         arrays = 0.3 if config.loss.kind == "full" and not sizes.num_tasks else 2.3
-    return 4.0 * arrays * sizes.tokens * config.model.width, f"{arrays:g} x 4 D (tokens of all devices)"
+    return (
+        4.0 * arrays * sizes.tokens * config.model.width,
+        f"{arrays:g} x 4 D (tokens of all devices)",
+    )
 
 
 def local_bytes(tree: Any) -> float:
     """Bytes of the shards of `tree` on one device."""
-    return float(sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)))
+    return float(
+        sum(
+            math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
+            for a in jax.tree.leaves(tree)
+        )
+    )
 
 
 def batch_bytes(sizes: Sizes) -> float:
     """Bytes of a global batch; see `data.batch.Batch`."""
-    fields = 5 + (2 * sizes.num_tasks if sizes.num_tasks else 1) + bool(sizes.num_actions) + sizes.item_values
+    fields = (
+        5
+        + (2 * sizes.num_tasks if sizes.num_tasks else 1)
+        + bool(sizes.num_actions)
+        + sizes.item_values
+    )
     fields += bool(sizes.contexts or sizes.max_series) + 0.25 * bool(sizes.contexts)
     return 4.0 * sizes.tokens * fields
 
@@ -189,11 +216,14 @@ def window_sizes(config: Config, rows: float) -> tuple[float, float]:
         starts = range(0, length, CHUNK)
         keys = sum(min(low + CHUNK, length) - max(0, low - back) for low in starts)
         return rows * keys, rows * CHUNK * keys
-    near = min(chunks, back // CHUNK + 1)  # chunks whose windows begin with the row, where these are most of them
+    # chunks whose windows begin with the row, where these are most of them
+    near = min(chunks, back // CHUNK + 1)
     near = near if 2 * near > chunks else 0
     if near == chunks:
         return 0.0, rows * CHUNK * length
-    keys = chunks * CHUNK + back + near * CHUNK  # those of the near chunks are not cut from the copy
+    keys = (
+        chunks * CHUNK + back + near * CHUNK
+    )  # those of the near chunks are not cut from the copy
     return rows * keys, rows * CHUNK * max(near * CHUNK, back + CHUNK)
 
 
@@ -214,7 +244,12 @@ def _activations(
         tokens * (held.width * m.width + held.values * heads_v + held.keys * heads_a)
         + keys * (held.window_values * heads_v + held.window_keys * heads_a)
     ) + factor * 4 * pairs * (held.scores * heads + held.pairs)
-    terms = [(held.width, "T D"), (held.values, "T HV"), (held.keys, "T HA"), (held.window_values, "W HV")]
+    terms = [
+        (held.width, "T D"),
+        (held.values, "T HV"),
+        (held.keys, "T HA"),
+        (held.window_values, "W HV"),
+    ]
     terms += [(held.window_keys, "W HA")]
     formula = f"{size:g} ({' + '.join(f'{n:g} {what}' for n, what in terms if n)})"
     if held.scores:
@@ -227,7 +262,11 @@ def _block_at_work(config: Config, sizes: Sizes, state: Any, tokens: float, plat
     model = jax.tree.leaves(state)[0].sharding.mesh.shape["model"]
     size, formula = _activations(config, sizes, tokens, model, platform, kept=False)
     dense, tables = _gradients(config, sizes, state)
-    return Part("gradients, a block at work", size + dense + tables, f"4 (dense parameters) + {_TABLES} + {formula}")
+    return Part(
+        "gradients, a block at work",
+        size + dense + tables,
+        f"4 (dense parameters) + {_TABLES} + {formula}",
+    )
 
 
 def _loss(config: Config, sizes: Sizes, state: Any, devices: int, platform: str) -> Part:
@@ -235,18 +274,31 @@ def _loss(config: Config, sizes: Sizes, state: Any, devices: int, platform: str)
     loss, width = config.loss, config.model.width
     _, tables = _gradients(config, sizes, state)
     if sizes.num_tasks:
-        size, formula = 12.0 * sizes.tokens / devices * config.model.head_width, "12 (T/d) (head width)"
+        size, formula = (
+            12.0 * sizes.tokens / devices * config.model.head_width,
+            "12 (T/d) (head width)",
+        )
     elif loss.kind == "full":
         rows = table_rows(sizes.num_items) / devices
-        size, formula = 4.0 * rows * (loss.chunk_tokens + 3.4 * width), "4 X (tokens of a chunk + 3.4 D)"
+        size, formula = (
+            4.0 * rows * (loss.chunk_tokens + 3.4 * width),
+            "4 X (tokens of a chunk + 3.4 D)",
+        )
     else:
         group = loss.group if loss.kind == "group" else 1
         chunk = max(1, loss.chunk_tokens * min(group, 4) // 4)
-        size, formula = 16.0 * chunk / group * loss.negatives * width, "16 (tokens of a chunk / group) K D"
+        size, formula = (
+            16.0 * chunk / group * loss.negatives * width,
+            "16 (tokens of a chunk / group) K D",
+        )
         rows = table_rows(sizes.num_items)
-        if 4 * rows <= sizes.tokens // group * loss.negatives:  # where `sampled_softmax` normalises the whole table
+        if (
+            4 * rows <= sizes.tokens // group * loss.negatives
+        ):  # where `sampled_softmax` normalises the whole table
             size, formula = size + 8.0 * rows / devices * width, f"{formula} + 8 X D"
-    if not sizes.num_tasks:  # the last hidden states, unit vectors, rows of labels, and the gradients of these
+    if (
+        not sizes.num_tasks
+    ):  # the last hidden states, unit vectors, rows of labels, and the gradients of these
         data = jax.tree.leaves(state)[0].sharding.mesh.shape["data"]
         each = 20 if platform == "cpu" else 10
         size, formula = size + each * sizes.tokens / data * width, f"{formula} + {each} T D"

@@ -11,12 +11,13 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from gr_jax.config import Config, ConfigError
-from gr_jax.planning import collectives, compiled, cost, memory
-from gr_jax.planning.devices import Device
+from gr_jax.hardware import Device
+from gr_jax.planning import collectives, compiled_step, cost, memory
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training.sharding import path_name
 
-USABLE = 0.9  # of a device's memory: the rest is the driver's, the collectives' buffers and fragments
+# of a device's memory: the rest is the driver's, the collectives' buffers and fragments
+USABLE = 0.9
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def make_plan(config: Config, sizes: Sizes, device: Device, *, data: int, model:
     Raises:
       ConfigError: an array does not divide over the mesh, or a model kind that the formulas do not know.
     """
-    state = compiled.abstract_state(config, sizes, abstract_mesh(data, model))
+    state = compiled_step.abstract_state(config, sizes, abstract_mesh(data, model))
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     count = {path_name(path): math.prod(leaf.shape) for path, leaf in leaves}
     platform = "cpu" if device.name == "cpu" else "gpu"
@@ -98,7 +99,12 @@ def remedies(config: Config, sizes: Sizes, device: Device, plan: Plan) -> list[t
     if not config.model.remat:
         found.append(("model.remat=True", bytes_of(_with_model(config, remat=True))))
     if config.model.compute_dtype != "bfloat16":
-        found.append(("model.compute_dtype=bfloat16", bytes_of(_with_model(config, compute_dtype="bfloat16"))))
+        found.append(
+            (
+                "model.compute_dtype=bfloat16",
+                bytes_of(_with_model(config, compute_dtype="bfloat16")),
+            )
+        )
     if config.optimizer.table == "dense" and (config.loss.kind != "full" or sizes.num_tasks):
         change = "optimizer.table=rowwise_adagrad and mesh.exchange=all_to_all"
         found.append((change, bytes_of(with_row_wise_tables(config))))

@@ -17,7 +17,8 @@ class Sizes:
     batch_rows: int  # R, of the global batch
     row_length: int  # L
     users_per_batch: float  # mean sequences in a global batch
-    lengths: Int[np.ndarray, " B"]  # tokens of sequences: of all, or of a sample that stands for them
+    # tokens of sequences: of all, or of a sample that stands for them
+    lengths: Int[np.ndarray, " B"]
     num_users: int = 0  # sequences of an epoch
     num_actions: int = 0
     num_feature_values: int = 0

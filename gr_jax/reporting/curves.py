@@ -17,7 +17,15 @@ from gr_jax.reporting.records import Points, Record
 from gr_jax.reporting.tables import kinds, title
 
 MOST_POINTS = 400  # of a curve: means of neighbours beyond
-SPANS = {"0": 0.3, "1 s": 1, "1 min": 60, "1 h": 3600, "1 day": 86400, "1 month": 2629746, "1 year": 31556952}
+SPANS = {
+    "0": 0.3,
+    "1 s": 1,
+    "1 min": 60,
+    "1 h": 3600,
+    "1 day": 86400,
+    "1 month": 2629746,
+    "1 year": 31556952,
+}
 STYLE: Any = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -49,7 +57,10 @@ class Drawing:
 
         columns = min(panels, 3)
         rows = -(-panels // columns)
-        self.name, self._canvas = name, Canvas(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
+        self.name, self._canvas = (
+            name,
+            Canvas(figsize=(3.6 * columns, 2.7 * rows), layout="constrained"),
+        )
         grid = self._canvas.subplots(rows, columns, squeeze=False).flatten()
         for unused in grid[panels:]:
             unused.remove()
@@ -106,36 +117,62 @@ def _legend(panel: Any, records: Sequence[Record]) -> None:
         panel.legend()
 
 
-def _loss(records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str) -> Figure | None:
+def _loss(
+    records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str
+) -> Figure | None:
     losses = {}  # runs by the loss that they can be compared in
     for record in records:
         losses.setdefault("" if record.tasks else record.config.loss.kind, []).append(record)
-    losses = {kind: [r for r in runs if len(r.points("train", "loss")[0])] for kind, runs in losses.items()}
+    losses = {
+        kind: [r for r in runs if len(r.points("train", "loss")[0])]
+        for kind, runs in losses.items()
+    }
     losses = {kind: runs for kind, runs in losses.items() if runs}
     if not losses:
         return None
     drawing = Drawing(f"loss{suffix}", len(losses))
     for panel, (kind, runs) in zip(drawing.panels, losses.items(), strict=True):
         for run in runs:
-            panel.plot(*thinned(run.points("train", "loss")), color=colour[run.name], label=run.name, lw=1.2)
+            panel.plot(
+                *thinned(run.points("train", "loss")),
+                color=colour[run.name],
+                label=run.name,
+                lw=1.2,
+            )
         panel.set(title=f"training loss{f' ({kind})' if kind else ''}", xlabel="step")
         _legend(panel, runs)
-    return drawing.finish(folder, f"Loss, {title(records[0])}", "Means between two reports of the training.")
+    return drawing.finish(
+        folder, f"Loss, {title(records[0])}", "Means between two reports of the training."
+    )
 
 
-def _metrics(records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str) -> Figure | None:
+def _metrics(
+    records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str
+) -> Figure | None:
     names = ("hr@10", "ndcg@10", "log_perplexity")
     if records[0].tasks:
         kinds_of = {True: ("mse",), False: ("ne", "auc")}
-        names = tuple(f"{kind}/{task}" for task in records[0].tasks for kind in kinds_of[task == "rating"])
-    names = [name for name in names if any(len(record.points("valid", name)[0]) for record in records)]
+        names = tuple(
+            f"{kind}/{task}" for task in records[0].tasks for kind in kinds_of[task == "rating"]
+        )
+    names = [
+        name for name in names if any(len(record.points("valid", name)[0]) for record in records)
+    ]
     if not names:
         return None
     drawing = Drawing(f"metrics{suffix}", len(names))
     for panel, name in zip(drawing.panels, names, strict=True):
         for record in records:
             steps, values = record.points("valid", name)
-            panel.plot(steps, values, color=colour[record.name], label=record.name, lw=1.2, marker=".", ms=3)
+            panel.plot(
+                steps,
+                values,
+                color=colour[record.name],
+                label=record.name,
+                lw=1.2,
+                marker=".",
+                ms=3,
+            )
             best = (record.result or {}).get("best_step")
             at = np.flatnonzero(steps == best)
             panel.plot(steps[at], values[at], "o", color=colour[record.name], ms=7, mfc="none")
@@ -145,7 +182,9 @@ def _metrics(records: Sequence[Record], colour: Mapping[str, str], folder: Path,
     return drawing.finish(folder, f"Validation, {title(records[0])}", caption)
 
 
-def _by_history(records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str) -> Figure | None:
+def _by_history(
+    records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str
+) -> Figure | None:
     metrics = [f"ne/{task}" for task in records[0].tasks if task != "rating"] or ["hr@10"]
     found = {(r.name, m): _buckets(r.judged[1], m) for r in records for m in metrics}
     metrics = [m for m in metrics if any(found[r.name, m] for r in records)]
@@ -158,13 +197,23 @@ def _by_history(records: Sequence[Record], colour: Mapping[str, str], folder: Pa
         width = 0.8 / len(runs)
         for i, run in enumerate(runs):
             values = found[run.name, metric]
-            at = [n + (i - (len(runs) - 1) / 2) * width for n, b in enumerate(buckets) if b in values]
+            at = [
+                n + (i - (len(runs) - 1) / 2) * width for n, b in enumerate(buckets) if b in values
+            ]
             label = run.name if run.result is not None else f"{run.name}, {run.judged[0]}"
-            panel.bar(at, [values[b] for b in buckets if b in values], width, color=colour[run.name], label=label)
+            panel.bar(
+                at,
+                [values[b] for b in buckets if b in values],
+                width,
+                color=colour[run.name],
+                label=label,
+            )
         panel.set_xticks(range(len(buckets)), buckets, rotation=25)
         panel.grid(axis="x", visible=False)
         panel.set(title=metric, xlabel="events of the user before")
-        panel.set_ylim(top=panel.get_ylim()[1] * (1 + 0.1 * len(runs) * (len(records) > 1)))  # room for the legend
+        panel.set_ylim(
+            top=panel.get_ylim()[1] * (1 + 0.1 * len(runs) * (len(records) > 1))
+        )  # room for the legend
     _legend(drawing.panels[0], records)
     caption = "On the test part, or on the last validation of a run that is not finished."
     if records[0].tasks:
@@ -175,7 +224,9 @@ def _by_history(records: Sequence[Record], colour: Mapping[str, str], folder: Pa
 def _buckets(values: Mapping[str, Any], metric: str) -> dict[str, float]:
     """Values of `metric/history_*` by the bucket."""
     start = f"{metric}/history_"
-    return {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
+    return {
+        name.removeprefix(start): value for name, value in values.items() if name.startswith(start)
+    }
 
 
 def _first_of(bucket: str) -> int:
@@ -189,11 +240,18 @@ def _speed(records: Sequence[Record], colour: Mapping[str, str], folder: Path) -
     drawing = Drawing("speed", len(names))
     for panel, (name, unit) in zip(drawing.panels, names.items(), strict=True):
         for record in records:
-            panel.plot(*thinned(record.points("train", name)), color=colour[record.name], label=record.name, lw=1.2)
+            panel.plot(
+                *thinned(record.points("train", name)),
+                color=colour[record.name],
+                label=record.name,
+                lw=1.2,
+            )
         panel.set(title=unit, xlabel="step")
         panel.set_ylim(bottom=0)
     _legend(drawing.panels[0], records)
-    return drawing.finish(folder, "Speed of training", "Compilation, validation and saving are not counted.")
+    return drawing.finish(
+        folder, "Speed of training", "Compilation, validation and saving are not counted."
+    )
 
 
 def _bias(name: str, bias: Bias, folder: Path, suffix: str) -> Figure | None:
@@ -216,7 +274,11 @@ def _bias(name: str, bias: Bias, folder: Path, suffix: str) -> Figure | None:
         panel = next(panels)
         _lines(panel, np.maximum(bias.seconds, SPANS["0"]), bias.time, shades)
         panel.set(title="bias by elapsed time", xscale="log")
-        ticks = {text: seconds for text, seconds in SPANS.items() if seconds <= bias.seconds.max(initial=1)}
+        ticks = {
+            text: seconds
+            for text, seconds in SPANS.items()
+            if seconds <= bias.seconds.max(initial=1)
+        }
         panel.set_xticks(list(ticks.values()), list(ticks))
         panel.tick_params(axis="x", labelrotation=40)
         panel.minorticks_off()
@@ -225,6 +287,8 @@ def _bias(name: str, bias: Bias, folder: Path, suffix: str) -> Figure | None:
     return drawing.finish(folder, f"Attention bias as learned, {name}", caption)
 
 
-def _lines(panel: Any, x: Shaped[np.ndarray, " n"], table: Float[np.ndarray, "blocks n"], shades: Any) -> None:
+def _lines(
+    panel: Any, x: Shaped[np.ndarray, " n"], table: Float[np.ndarray, "blocks n"], shades: Any
+) -> None:
     for number, (row, shade) in enumerate(zip(table, shades, strict=True)):
         panel.plot(x, row, color=shade, lw=1.2, label=f"block {number + 1}")

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gr_jax.data.dataset import Dataset
-from gr_jax.serving.loaded import Item, Loaded
-from gr_jax.serving.opened import ready
+from gr_jax.serving.load import ready
+from gr_jax.serving.model import Item, Loaded
 from gr_jax.training.trained import open_trained
 from pallas_kernels.bucket_ranges import bucket_limits
 
@@ -27,7 +27,9 @@ class Bias:
     """The tables of a relative attention bias, a row per block."""
 
     position: Float[np.ndarray, "blocks N"] | None  # by distance in tokens
-    time: Float[np.ndarray, "blocks buckets"] | None  # of the buckets that times of this log fall into
+    time: (
+        Float[np.ndarray, "blocks buckets"] | None
+    )  # of the buckets that times of this log fall into
     seconds: Int[np.ndarray, " buckets"]  # where each of them starts
 
 
@@ -74,49 +76,66 @@ def bias_of(params: dict[str, Any], span: int) -> Bias:
     blocks = params.get("blocks", {})
     tables = [blocks[i].get("bias", {}) for i in sorted(blocks)]
     position, time = (
-        np.stack([np.asarray(table[name], np.float32) for table in tables]) if tables and name in tables[0] else None
+        np.stack([np.asarray(table[name], np.float32) for table in tables])
+        if tables and name in tables[0]
+        else None
         for name in ("position", "time")
     )
     seconds = np.zeros(0, np.int64)
     if time is not None:
         limits = np.asarray(bucket_limits(time.shape[1]), np.int64)
         first = np.maximum(limits[:, 0], 0)
-        met = (first <= limits[:, 1]) & (first <= span)  # no whole second falls into some of the first buckets
+        met = (first <= limits[:, 1]) & (
+            first <= span
+        )  # no whole second falls into some of the first buckets
         time, seconds = time[:, met], first[met]
     return Bias(position, time, seconds)
 
 
 def typical_users(dataset: Dataset, quantiles: Sequence[float] = (0.25, 0.5, 0.75)) -> list[int]:
     """Users with a short, a middling and a long history, the same for every run on this log."""
-    able = np.flatnonzero(dataset.lengths >= 3)
-    by_length = able[np.argsort(dataset.lengths[able], kind="stable")]
-    return list(dict.fromkeys(int(by_length[int(q * (len(by_length) - 1))]) for q in quantiles)) if len(able) else []
+    able = np.flatnonzero(dataset.events.lengths >= 3)
+    by_length = able[np.argsort(dataset.events.lengths[able], kind="stable")]
+    return (
+        list(dict.fromkeys(int(by_length[int(q * (len(by_length) - 1))]) for q in quantiles))
+        if len(able)
+        else []
+    )
 
 
 def _sample(model: Loaded, user: int) -> Sample:
     dataset = model.dataset
-    raw = dataset.raw_users(np.array([user]))[0]
+    raw = dataset.catalogue.raw_users(np.array([user]))[0]
     *past, came = model.history(raw)
     told, head, options = "", ("score",), {}
     if model.tasks:
-        popular = dataset.raw_items(np.argsort(-model.popularity[1:], kind="stable")[:CANDIDATES] + 1)
+        popular = dataset.catalogue.raw_items(
+            np.argsort(-model.popularity[1:], kind="stable")[:CANDIDATES] + 1
+        )
         options["allow"], head = [*popular, came.item], model.tasks
         (judged,) = model.score(past, [came.item], at_time=came.time, user=raw)
         happened = ", ".join(came.action) or "none of the actions"
         told = f"predicted {_numbers(judged, model.tasks)}; happened: {happened}"
-    if not model.repeats:  # as evaluation has it: what the user had is not ranked, except for what came
+    if (
+        not model.repeats
+    ):  # as evaluation has it: what the user had is not ranked, except for what came
         options["deny"] = {event.item for event in past} - {came.item}
-    answer = model.recommend(past, SHOWN_ITEMS, at_time=came.time, user=raw, exclude_seen=False, **options)
+    answer = model.recommend(
+        past, SHOWN_ITEMS, at_time=came.time, user=raw, exclude_seen=False, **options
+    )
     rows = tuple((_title(item), *_cells(item)) for item in answer)
     hit = next((place for place, item in enumerate(answer) if item.item == came.item), -1)
     names = _titles(dataset, [event.item for event in [*past[-SHOWN_PAST:], came]])
-    times = [datetime.fromtimestamp(event.time, UTC).strftime("%Y-%m-%d %H:%M") for event in past[-SHOWN_PAST:]]
+    times = [
+        datetime.fromtimestamp(event.time, UTC).strftime("%Y-%m-%d %H:%M")
+        for event in past[-SHOWN_PAST:]
+    ]
     shown = tuple(zip(times, names[:-1], strict=True))
     return Sample(raw, len(past), shown, names[-1], told, head, rows, hit)
 
 
 def _titles(dataset: Dataset, raw: Sequence[str]) -> list[str]:
-    titles = dataset.titles(dataset.item_ids(raw))
+    titles = dataset.catalogue.titles(dataset.catalogue.item_ids(raw))
     return [title or item for title, item in zip(titles, raw, strict=True)]
 
 

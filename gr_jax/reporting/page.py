@@ -34,7 +34,9 @@ tr.hit td { background: #e4f4e4; }
 
 def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
     """A page of sections, each a heading and its HTML; those without any are left out."""
-    body = "\n".join(f"<h2>{escape(name)}</h2>\n" + "\n".join(parts) for name, parts in sections if parts)
+    body = "\n".join(
+        f"<h2>{escape(name)}</h2>\n" + "\n".join(parts) for name, parts in sections if parts
+    )
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -58,7 +60,10 @@ def table(data: Table) -> str:
     def row(cells: Sequence[str], tag: str, number: int) -> str:
         out = ""
         for column, cell in enumerate(cells):
-            names = [*["word"] * (column < data.labels), *["best"] * ((number, column) in data.best)]
+            names = [
+                *["word"] * (column < data.labels),
+                *["best"] * ((number, column) in data.best),
+            ]
             kind = f' class="{" ".join(names)}"' if names else ""
             out += f"<{tag}{kind}>{escape(cell)}</{tag}>"
         return f"<tr>{out}</tr>"
@@ -69,7 +74,10 @@ def table(data: Table) -> str:
 
 def figures(drawings: Sequence[Figure]) -> str:
     """Drawings with their titles and captions, side by side where there is room."""
-    shown = (f"<div>\n{heading(drawn.title)}\n{note(drawn.caption)}\n{drawn.svg}\n</div>" for drawn in drawings)
+    shown = (
+        f"<div>\n{heading(drawn.title)}\n{note(drawn.caption)}\n{drawn.svg}\n</div>"
+        for drawn in drawings
+    )
     return '<div class="figures">\n' + "\n".join(shown) + "\n</div>"
 
 
@@ -79,11 +87,15 @@ def users(samples: Sequence[Sample]) -> str:
 
 
 def _user(sample: Sample) -> str:
-    past = "".join(f"<li><time>{escape(when)}</time>{escape(what)}</li>" for when, what in sample.past)
+    past = "".join(
+        f"<li><time>{escape(when)}</time>{escape(what)}</li>" for when, what in sample.past
+    )
     head = "".join(f"<th>{escape(name)}</th>" for name in sample.head)
     rows = ""
     for place, (title, *numbers) in enumerate(sample.items):
-        cells = f'<td class="word">{escape(title)}</td>' + "".join(f"<td>{escape(n)}</td>" for n in numbers)
+        cells = f'<td class="word">{escape(title)}</td>' + "".join(
+            f"<td>{escape(n)}</td>" for n in numbers
+        )
         rows += f"<tr{' class=hit' if place == sample.hit else ''}>{cells}</tr>"
     told = f" <em>({escape(sample.told)})</em>" if sample.told else ""
     return (

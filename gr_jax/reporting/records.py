@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from gr_jax import config_files
-from gr_jax.config import Config, ConfigError
-from gr_jax.data.trained_on import FILE
+from gr_jax.config import Config, ConfigError, files
+from gr_jax.training.dataset_identity import FILE
 
 Points = tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]  # steps, values
 
@@ -29,7 +28,9 @@ class Record:
     config: Config
     lines: tuple[dict[str, Any], ...]  # of metrics.jsonl
     result: dict[str, Any] | None  # result.json; None = not finished
-    log: dict[str, Any] = dataclasses.field(default_factory=dict)  # dataset.json: counts of the log that it is of
+    log: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # dataset.json: counts of the log that it is of
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -43,7 +44,11 @@ class Record:
 
     def points(self, split: str, metric: str) -> Points:
         """Steps and values of a metric of a split (train, valid, test), in the order of the steps."""
-        found = [(line["step"], line[metric]) for line in self.lines if line["split"] == split and metric in line]
+        found = [
+            (line["step"], line[metric])
+            for line in self.lines
+            if line["split"] == split and metric in line
+        ]
         steps, values = np.array(found, np.float64).reshape(-1, 2).T
         return steps, values
 
@@ -85,9 +90,13 @@ def names(workdirs: Sequence[Path]) -> list[str]:
 
 def _read(workdir: Path, name: str) -> Record:
     if not (workdir / "config.json").is_file():
-        raise ConfigError(f"{workdir} holds no run (no config.json): give the --workdir of a gr_jax.train")
-    config = config_files.read(workdir / "config.json")
-    result, log = (_json(path) if path.exists() else None for path in (workdir / "result.json", workdir / FILE))
+        raise ConfigError(
+            f"{workdir} holds no run (no config.json): give the --workdir of a gr_jax.train"
+        )
+    config = files.read(workdir / "config.json")
+    result, log = (
+        _json(path) if path.exists() else None for path in (workdir / "result.json", workdir / FILE)
+    )
     return Record(workdir, name, config, _lines(workdir / "metrics.jsonl"), result, log or {})
 
 
@@ -106,4 +115,6 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError:
-        raise ConfigError(f"{path}: damaged; run python -m gr_jax.train again with this workdir") from None
+        raise ConfigError(
+            f"{path}: damaged; run python -m gr_jax.train again with this workdir"
+        ) from None

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gr_jax.config import Config
-from gr_jax.overrides import comments, leaves
+from gr_jax.config.overrides import comments, leaves
 from gr_jax.reporting.records import Record
-from gr_jax.training import ranking, retrieval
+from gr_jax.training.ranking import objective as ranking
+from gr_jax.training.retrieval import objective as retrieval
 
 LOWER_IS_BETTER = ("ne", "mse", "log_loss", "log_perplexity")
 NEAREST_TO_ONE = ("calibration",)
@@ -62,7 +63,13 @@ def title(record: Record) -> str:
     decided, default = protocol(record), leaves(Config())
     tasks = decided.pop("ranking.tasks", ())
     what = f"ranking of {', '.join(tasks)}" if tasks else "retrieval"
-    return ", ".join([what, record.config.data.source, *(f"{n}={v}" for n, v in decided.items() if v != default[n])])
+    return ", ".join(
+        [
+            what,
+            record.config.data.source,
+            *(f"{n}={v}" for n, v in decided.items() if v != default[n]),
+        ]
+    )
 
 
 def shown(record: Record) -> tuple[str, ...]:
@@ -82,19 +89,29 @@ def results(records: Sequence[Record]) -> Table:
         rows += [(record.name, split, record.result[split]) for split in ("valid", "test")]
         baseline = record.result.get("baseline")  # runs of older versions have none
         if baseline:
-            same = [runs for name, values, runs in baselines if (name, values) == (baseline["name"], baseline["test"])]
+            same = [
+                runs
+                for name, values, runs in baselines
+                if (name, values) == (baseline["name"], baseline["test"])
+            ]
             if same:
                 same[0].append(record.name)
             else:
                 baselines.append((baseline["name"], baseline["test"], [record.name]))
     for name, values, runs in baselines:
-        rows.append((name if len(baselines) == 1 else f"{name} ({', '.join(runs)})", "test", values))
-    cells = (tuple(f"{values[m]:.4f}" if m in values else "" for m in metrics) for *_, values in rows)
+        rows.append(
+            (name if len(baselines) == 1 else f"{name} ({', '.join(runs)})", "test", values)
+        )
+    cells = (
+        tuple(f"{values[m]:.4f}" if m in values else "" for m in metrics) for *_, values in rows
+    )
     table = tuple((name, split, *line) for (name, split, _), line in zip(rows, cells, strict=True))
     return Table(("run", "split", *metrics), table, 2, _best(metrics, rows))
 
 
-def _best(metrics: Sequence[str], rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> frozenset[tuple[int, int]]:
+def _best(
+    metrics: Sequence[str], rows: Sequence[tuple[str, str, Mapping[str, Any]]]
+) -> frozenset[tuple[int, int]]:
     """Where the best test value of each metric stands, if there are several."""
     tests, found = [(i, values) for i, (_, split, values) in enumerate(rows) if split == "test"], []
     for column, metric in enumerate(metrics):
@@ -113,19 +130,43 @@ def _cost(metric: str, value: float) -> float:
 
 def facts(records: Sequence[Record], parameters: Mapping[str, int]) -> Table:
     """What each run is and how far it got; `parameters` by the name of the run, where they are known."""
-    head = ("run", "state", "data", "users", "items", "events", "model", "parameters", "seed", "best step", "wall time")
+    head = (
+        "run",
+        "state",
+        "data",
+        "users",
+        "items",
+        "events",
+        "model",
+        "parameters",
+        "seed",
+        "best step",
+        "wall time",
+    )
     return Table(head, tuple(_facts(record, parameters.get(record.name)) for record in records), 3)
 
 
 def _facts(record: Record, parameters: int | None) -> tuple[str, ...]:
     config, result = record.config, record.result or {}
     dataset = result.get("dataset", {})
-    counts = (f"{dataset[n]:,}" if n in dataset else "" for n in ("num_users", "num_items", "num_events"))
+    counts = (
+        f"{dataset[n]:,}" if n in dataset else "" for n in ("num_users", "num_items", "num_events")
+    )
     state = "finished" if record.result is not None else f"not finished: step {record.last_step:,}"
     wall = duration(result["wall_seconds"]) if result else ""
     best = f"{result['best_step']:,}" if result else ""
     size = "" if parameters is None else f"{parameters:,}"
-    return record.name, state, config.data.source, *counts, config.model.kind, size, str(config.seed), best, wall
+    return (
+        record.name,
+        state,
+        config.data.source,
+        *counts,
+        config.model.kind,
+        size,
+        str(config.seed),
+        best,
+        wall,
+    )
 
 
 def duration(seconds: float) -> str:

@@ -58,13 +58,17 @@ class HistoryCache:
                 if new := len(tokens) - len(entry.tokens):
                     if key not in taken:
                         self._remove(key)  # nobody meets an entry whose memory is being written to
-                    entry = self.scorer.append(entry, tokens[len(entry.tokens) :], in_place=key not in taken)
+                    entry = self.scorer.append(
+                        entry, tokens[len(entry.tokens) :], in_place=key not in taken
+                    )
                 taken.add(key)
                 found[number] = entry
                 self._count(hits=1, appended=new)
                 self._put(key, entry)
             missing = [number for number, entry in enumerate(found) if entry is None]
-            for number, entry in zip(missing, self.scorer.history([histories[n] for n in missing]), strict=True):
+            for number, entry in zip(
+                missing, self.scorer.history([histories[n] for n in missing]), strict=True
+            ):
                 found[number] = entry
                 self._count(misses=1)
                 self._put(keys[number], entry)

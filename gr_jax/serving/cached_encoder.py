@@ -9,12 +9,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32
 
+from gr_jax.data.batches.tokenizer import Stream
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.tokens import Stream
 from gr_jax.serving import history_tokens
 from gr_jax.serving.cache import HistoryCache
 from gr_jax.serving.encoder import first_item
-from gr_jax.serving.histories import History, one_a_row
+from gr_jax.serving.history import History, one_a_row
 from gr_jax.serving.m_falcon import Scorer
 
 
@@ -53,7 +53,9 @@ class CachedEncoder:
 
     def _read(self, histories: Sequence[History]) -> tuple[list[history_tokens.Tokens], list[int]]:
         """The visible tokens of each history, and the time asked about, from its first visible event."""
-        batch, count = one_a_row(histories, self.dataset, self.stream, max_length=self.max_length, with_asked=False)
+        batch, count = one_a_row(
+            histories, self.dataset, self.stream, max_length=self.max_length, with_asked=False
+        )
         asked = np.asarray(batch.query_time)[np.arange(len(histories)), count - 1]
         return history_tokens.of_rows(batch, count), asked.tolist()
 

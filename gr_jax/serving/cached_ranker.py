@@ -9,12 +9,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32, Int32
 
+from gr_jax.data.batches.tokenizer import Stream
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.tokens import Stream
 from gr_jax.serving import history_tokens
 from gr_jax.serving.cache import HistoryCache
 from gr_jax.serving.encoder import first_item
-from gr_jax.serving.histories import History, one_a_row
+from gr_jax.serving.history import History, one_a_row
 from gr_jax.serving.m_falcon import MICRO_BATCHES, Candidates, Scorer
 
 
@@ -61,9 +61,13 @@ class CachedRanker:
         self, histories: Sequence[History], candidates: Sequence[np.ndarray]
     ) -> tuple[list[history_tokens.Tokens], list[Candidates]]:
         """The tokens of each history, and what stands where the event asked about would be."""
-        batch, count = one_a_row(histories, self.dataset, self.stream, max_length=self.visible, with_asked=True)
-        before = count - self.stream.tokens_per_event  # of the event asked about the item alone is a token
-        side = self.dataset.item_features
+        batch, count = one_a_row(
+            histories, self.dataset, self.stream, max_length=self.visible, with_asked=True
+        )
+        before = (
+            count - self.stream.tokens_per_event
+        )  # of the event asked about the item alone is a token
+        side = self.dataset.catalogue.item_features
         asked = [
             Candidates(
                 item=items,

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float32, Int
 
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.tokenizer import Stream
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.tokens import Stream
 from gr_jax.serving import buckets
-from gr_jax.serving.histories import History, one_a_row
+from gr_jax.serving.history import History, one_a_row
 
 # (parameters, rows, column of each row's last token) -> unit vectors [R, D]
 Encode = Callable[[Any, Batch, Any], Array]
@@ -39,13 +39,20 @@ class Encoder:
 
     def __call__(self, histories: Sequence[History]) -> Float32[np.ndarray, "B D"]:
         """A unit vector for each history; none may be empty."""
-        order = np.argsort([len(history) for history in histories], kind="stable")  # neighbours share a bucket
-        parts = [self._part([histories[i] for i in order[part]]) for part in buckets.parts(len(histories))]
+        order = np.argsort(
+            [len(history) for history in histories], kind="stable"
+        )  # neighbours share a bucket
+        parts = [
+            self._part([histories[i] for i in order[part]])
+            for part in buckets.parts(len(histories))
+        ]
         vectors = np.concatenate(parts)
         vectors[order] = vectors.copy()
         return vectors
 
-    def rows(self, histories: Sequence[History], *, least: int = 1) -> tuple[Batch, Int[np.ndarray, " R"]]:
+    def rows(
+        self, histories: Sequence[History], *, least: int = 1
+    ) -> tuple[Batch, Int[np.ndarray, " R"]]:
         """Padded rows of at least `least` tokens with one history each, and the column of each row's last token."""
         num_rows = buckets.fitting(buckets.ROWS, len(histories))
         batch, count = one_a_row(
@@ -74,4 +81,6 @@ class Encoder:
 def first_item(dataset: Dataset) -> History:
     """A history of one event, for a warm-up."""
     time = dataset.meta["time_max"]
-    return History(np.ones(1, np.int32), np.full(1, time, np.int64), np.zeros(1, np.int32), -1, time, 0)
+    return History(
+        np.ones(1, np.int32), np.full(1, time, np.int64), np.zeros(1, np.int32), -1, time, 0
+    )

@@ -11,18 +11,17 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from gr_jax import config_files
-from gr_jax.config import ConfigError
-from gr_jax.data import trained_on
-from gr_jax.data.batch import Batch
+from gr_jax.config import ConfigError, files
+from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.tokenizer import stream_of
 from gr_jax.data.dataset import open_dataset
-from gr_jax.data.preparation import prepare
-from gr_jax.data.tokens import stream_of
+from gr_jax.data.log.preparation import prepare
 from gr_jax.serving import index as indices
 from gr_jax.serving.encoder import Encoder
-from gr_jax.serving.histories import Reader
-from gr_jax.serving.loaded import Loaded, judged_with_repeats
+from gr_jax.serving.history import Reader
+from gr_jax.serving.model import Loaded, judged_with_repeats
 from gr_jax.serving.ranker import SequenceRanker
+from gr_jax.training import dataset_identity
 
 VERSION = 1
 FOLDER = "export"  # in the workdir
@@ -30,7 +29,9 @@ PROGRAM, PARAMETERS, META = "program.jax", "parameters.npz", "export.json"
 LABELS = ("label", "outcome", "outcome_weight")  # what a batch tells of the future
 
 
-def load_exported(workdir: str | Path, *, prepared: str | Path = "", index: str = "exact") -> Loaded:
+def load_exported(
+    workdir: str | Path, *, prepared: str | Path = "", index: str = "exact"
+) -> Loaded:
     """What `gr_jax.load` gives, from the export that `python -m gr_jax.export` wrote into the workdir.
 
     Raises:
@@ -38,14 +39,17 @@ def load_exported(workdir: str | Path, *, prepared: str | Path = "", index: str 
     """
     workdir = Path(workdir)
     meta, parameters, call = read(workdir / FOLDER)
-    config = config_files.read(workdir / "config.json")
+    config = files.read(workdir / "config.json")
     dataset = open_dataset(prepared) if prepared else prepare(config.data)
-    trained_on.check(workdir, dataset)
+    dataset_identity.check(workdir, dataset)
     stream, reader = stream_of(config, dataset), Reader.of(config, dataset)
     parts: dict[str, Any] = {"encoder": None, "items": None, "rank": None}
     parameters = {name: jax.device_put(parameters[name]) for name in meta["parameters"]}
     leaves = list(parameters.values())
-    common: dict[str, Any] = {"max_length": config.data.max_length, "lengths": (meta["row_length"],)}
+    common: dict[str, Any] = {
+        "max_length": config.data.max_length,
+        "lengths": (meta["row_length"],),
+    }
     if meta["kind"] == "rank":
         rank = lambda leaves, batch: call(leaves, fields_of(batch))
         parts["rank"] = SequenceRanker(rank, leaves, dataset, stream, **common, block=meta["block"])
@@ -72,20 +76,26 @@ def read(folder: Path) -> tuple[dict, Any, Any]:
         parameters = dict(np.load(folder / PARAMETERS))
         program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
     except ImportError:
-        raise ConfigError("jax.export needs the package flatbuffers: pip install 'gr-jax[serve]'") from None
+        raise ConfigError(
+            "jax.export needs the package flatbuffers: pip install 'gr-jax[serve]'"
+        ) from None
     except Exception as error:  # zip, JSON and flatbuffers each have their own
         raise ConfigError(f"{folder}: damaged ({type(error).__name__}); {remedy}") from None
     if version != VERSION:
         raise ConfigError(f"{folder}: export version {version}, this is {VERSION}; {remedy}")
     if jax.default_backend().replace("gpu", "cuda") not in program.platforms:
-        raise ConfigError(f"{folder}: exported for {', '.join(program.platforms)}, not for {jax.default_backend()}")
+        raise ConfigError(
+            f"{folder}: exported for {', '.join(program.platforms)}, not for {jax.default_backend()}"
+        )
     return meta, parameters, jax.jit(program.call)
 
 
 def fields_of(batch: Batch) -> dict[str, Any]:
     """What the program reads of a batch, by name."""
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return {name: value for name, value in fields.items() if value is not None and name not in LABELS}
+    return {
+        name: value for name, value in fields.items() if value is not None and name not in LABELS
+    }
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

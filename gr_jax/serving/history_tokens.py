@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 
 FIELDS = ("item", "time", "action", "feature", "side")
 
@@ -41,7 +41,9 @@ class Tokens:
     def starts_with(self, other: Tokens) -> bool:
         """Whether the first of these tokens are the others."""
         pairs = self[: len(other)]._pairs(other)
-        return all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs)
+        return all(
+            (a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs
+        )
 
     @property
     def nbytes(self) -> int:
@@ -72,11 +74,19 @@ def _tokens(arrays: Iterable[Any]) -> Tokens:
 def of_rows(batch: Batch, counts: Sequence[int] | Int[np.ndarray, " R"]) -> list[Tokens]:
     """The first tokens of each row, as many as `counts` tells, of rows with one sequence each from column 0 on."""
     arrays = [getattr(batch, name) for name in FIELDS]
-    return [_tokens(None if x is None else np.array(x[row, :n]) for x in arrays) for row, n in enumerate(counts)]
+    return [
+        _tokens(None if x is None else np.array(x[row, :n]) for x in arrays)
+        for row, n in enumerate(counts)
+    ]
 
 
 def to_rows(
-    tokens: Sequence[Tokens], asked: Sequence[np.ndarray], first: int, *, num_rows: int, row_length: int
+    tokens: Sequence[Tokens],
+    asked: Sequence[np.ndarray],
+    first: int,
+    *,
+    num_rows: int,
+    row_length: int,
 ) -> Batch:
     """Rows with one piece of a history each, from column 0 on.
 

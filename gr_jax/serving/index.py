@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 from gr_jax.config import ConfigError
 from gr_jax.serving import buckets
 
-CHUNK = 65_536  # items scored at once: scores and masks of [Q, CHUNK] are the most that is in memory
+# items scored at once: scores and masks of [Q, CHUNK] are the most that is in memory
+CHUNK = 65_536
 MANY = 1024  # candidates from which on queries are scored one by one
 FEWEST = 16  # the smallest k that is compiled
 BACKENDS = ("exact", "faiss")
@@ -81,7 +82,9 @@ class ExactIndex:
         self.num_items = num_items
         self.chunk = min(chunk, -(-(num_items + 1) // 128) * 128)
         rows = -(-(num_items + 1) // self.chunk) * self.chunk
-        self.vectors = jnp.pad(jnp.asarray(vectors[: num_items + 1]), [(0, rows - num_items - 1), (0, 0)])
+        self.vectors = jnp.pad(
+            jnp.asarray(vectors[: num_items + 1]), [(0, rows - num_items - 1), (0, 0)]
+        )
         jax.block_until_ready(self.vectors)
         self.seconds = time.perf_counter() - start
 
@@ -103,7 +106,9 @@ class ExactIndex:
             ids[part, : found[0].shape[1]], scores[part, : found[1].shape[1]] = found
         return ids, scores
 
-    def _search(self, queries: np.ndarray, k: int, removed: Any, allowed: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _search(
+        self, queries: np.ndarray, k: int, removed: Any, allowed: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
         count, width = len(queries), buckets.power_of_four(k, least=FEWEST)
         rows = buckets.fitting(buckets.ROWS, count)
         padded = np.pad(queries, [(0, rows - count), (0, 0)])
@@ -115,7 +120,9 @@ class ExactIndex:
         scores, ids = (np.asarray(x)[:count, :k] for x in best)
         return np.where(np.isneginf(scores), 0, ids), scores
 
-    def _left_out(self, first: int, count: int, removed: Any, allowed: Any) -> Bool[np.ndarray, "Q chunk"]:
+    def _left_out(
+        self, first: int, count: int, removed: Any, allowed: Any
+    ) -> Bool[np.ndarray, "Q chunk"]:
         """Which items of a chunk no query, or this one, may have."""
         last = first + self.chunk
         mask = np.zeros((count, self.chunk), bool)
@@ -165,13 +172,17 @@ class FaissIndex:
     def __init__(self, exact: ExactIndex, *, neighbours: int = 32, effort: int = 128):
         """`neighbours`: edges of a node; `effort`: nodes that a search keeps in sight, at least k."""
         if not importlib.util.find_spec("faiss"):
-            raise ConfigError("index='faiss' needs the package faiss-cpu: pip install 'gr-jax[faiss]'")
+            raise ConfigError(
+                "index='faiss' needs the package faiss-cpu: pip install 'gr-jax[faiss]'"
+            )
         faiss: Any = importlib.import_module("faiss")
 
         start = time.perf_counter()
         self.exact, self.num_items = exact, exact.num_items
         vectors = np.asarray(exact.vectors)[1 : exact.num_items + 1]
-        self._graph: Any = faiss.IndexHNSWFlat(vectors.shape[1], neighbours, faiss.METRIC_INNER_PRODUCT)
+        self._graph: Any = faiss.IndexHNSWFlat(
+            vectors.shape[1], neighbours, faiss.METRIC_INNER_PRODUCT
+        )
         self._graph.add(np.ascontiguousarray(vectors))
         self._effort, self._parameters = effort, faiss.SearchParametersHNSW
         self.seconds = exact.seconds + time.perf_counter() - start
@@ -190,7 +201,9 @@ class FaissIndex:
         most = max((len(x) for x in removed), default=0) if removed is not None else 0
         wanted = min(k + most, self.num_items)
         parameters = self._parameters(efSearch=max(self._effort, wanted))
-        found_scores, found = self._graph.search(np.ascontiguousarray(queries), wanted, params=parameters)
+        found_scores, found = self._graph.search(
+            np.ascontiguousarray(queries), wanted, params=parameters
+        )
         ids = np.zeros((len(queries), k), np.int32)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         for q in range(len(queries)):
@@ -228,12 +241,16 @@ def _merge(
     scores = jnp.matmul(queries, items.T, precision=jax.lax.Precision.HIGHEST)
     scores = jnp.concatenate([best_scores, jnp.where(mask, -jnp.inf, scores)], 1)
     ids = jnp.broadcast_to(first + jnp.arange(chunk, dtype=jnp.int32), mask.shape)
-    top, place = jax.lax.top_k(scores, best_scores.shape[1])  # of equal scores the first: the smaller id
+    top, place = jax.lax.top_k(
+        scores, best_scores.shape[1]
+    )  # of equal scores the first: the smaller id
     return top, jnp.take_along_axis(jnp.concatenate([best_ids, ids], 1), place, axis=1)
 
 
 @jax.jit
-def _pick(queries: Float[Array, "Q D"], vectors: Float[Array, "rows D"], ids: Int[Array, "Q M"]) -> Float[Array, "Q M"]:
+def _pick(
+    queries: Float[Array, "Q D"], vectors: Float[Array, "rows D"], ids: Int[Array, "Q M"]
+) -> Float[Array, "Q M"]:
     """Scores of given items."""
     return jnp.einsum("qd,qmd->qm", queries, vectors[ids], precision=jax.lax.Precision.HIGHEST)
 

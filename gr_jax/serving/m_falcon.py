@@ -27,7 +27,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 from gr_jax.models import cached
 from gr_jax.models.cached import Cached
 from gr_jax.models.hstu import NORM_EPS
@@ -100,11 +100,17 @@ class Scorer:
         model = nnx.merge(graphdef, params)
         kind = model.config.kind
         if not isinstance(model, Recommender) or kind != "hstu":
-            raise ValueError(f"only HSTU models can be cached, here {kind!r}: score it without a cache")
+            raise ValueError(
+                f"only HSTU models can be cached, here {kind!r}: score it without a cache"
+            )
         if storage not in ("", "float32", "bfloat16"):
-            raise ValueError(f"storage={storage!r}: must be float32 or bfloat16, or '' for the model's compute_dtype")
+            raise ValueError(
+                f"storage={storage!r}: must be float32 or bfloat16, or '' for the model's compute_dtype"
+            )
         if rows < 1 or not micro_batches or min(micro_batches) < 1:
-            raise ValueError(f"micro_batches={tuple(micro_batches)}, rows={rows}: must be at least 1")
+            raise ValueError(
+                f"micro_batches={tuple(micro_batches)}, rows={rows}: must be at least 1"
+            )
         self.params, self.max_tokens = params, len(model.embeddings.position_table)
         self.is_retrieval = model.head is None
         self.micro_batches, self.rows = tuple(sorted(micro_batches)), rows
@@ -113,7 +119,9 @@ class Scorer:
         self._with_actions = model.embeddings.action_table is not None
 
         def jit(function: Callable, **options: Any) -> Callable:
-            return jax.jit(lambda params, *args: function(nnx.merge(graphdef, params), *args), **options)
+            return jax.jit(
+                lambda params, *args: function(nnx.merge(graphdef, params), *args), **options
+            )
 
         def history(model: Recommender, batch: Batch) -> tuple[Cached, ...]:
             return cached.unstack(cached.prefill(model, batch, storage=storage)[1])
@@ -121,20 +129,32 @@ class Scorer:
         def extend(model: Recommender, batch: Batch, store: Cached) -> Cached:
             return cached.delta(model, batch, store, implementation=implementation)[1]
 
-        def peek(model: Recommender, batch: Batch, rows: tuple[Cached, ...]) -> Float[Array, "R L D"]:
+        def peek(
+            model: Recommender, batch: Batch, rows: tuple[Cached, ...]
+        ) -> Float[Array, "R L D"]:
             return cached.peek(model, batch, cached.stack(rows), implementation=implementation)
 
-        def rank(model: Recommender, batch: Batch, rows: tuple[Cached, ...]) -> Float[Array, "R L Y"]:
+        def rank(
+            model: Recommender, batch: Batch, rows: tuple[Cached, ...]
+        ) -> Float[Array, "R L Y"]:
             assert model.head is not None
             return model.head(layer_norm(peek(model, batch, rows), NORM_EPS))
 
-        def encode(model: Recommender, batch: Batch, rows: tuple[Cached, ...]) -> Float[Array, "R D"]:
+        def encode(
+            model: Recommender, batch: Batch, rows: tuple[Cached, ...]
+        ) -> Float[Array, "R D"]:
             return l2_normalise(peek(model, batch, rows))[:, 0]
 
-        def similarity(model: Recommender, vector: Float[Array, " D"], item: Int[Array, " M"]) -> Float[Array, " M"]:
-            return l2_normalise(model.embeddings.item_table[item]) @ vector / model.config.temperature
+        def similarity(
+            model: Recommender, vector: Float[Array, " D"], item: Int[Array, " M"]
+        ) -> Float[Array, " M"]:
+            return (
+                l2_normalise(model.embeddings.item_table[item]) @ vector / model.config.temperature
+            )
 
-        self._history, self._rank, self._encode, self._similarity = map(jit, (history, rank, encode, similarity))
+        self._history, self._rank, self._encode, self._similarity = map(
+            jit, (history, rank, encode, similarity)
+        )
         self._extend, self._write = jit(extend), jax.jit(cached.write, donate_argnums=0)
         self._copy, self._grow = jax.jit(_copy), jax.jit(_grow, static_argnums=1)
 
@@ -150,10 +170,15 @@ class Scorer:
         for room, owners in _grouped(range(len(histories)), lambda user: self._bucket(final[user])):
             for users in _parts(owners, self.rows):
                 rows = 1 if len(users) == 1 else self.rows
-                pieces, times = ([x[user][: final[user]] for user in users] for x in (histories, asked))
+                pieces, times = (
+                    [x[user][: final[user]] for user in users] for x in (histories, asked)
+                )
                 batch = to_rows(pieces, times, 0, num_rows=rows, row_length=room)
                 stores = self._history(self.params, batch)[: len(users)]
-                found |= {user: Entry(histories[user], store) for user, store in zip(users, stores, strict=True)}
+                found |= {
+                    user: Entry(histories[user], store)
+                    for user, store in zip(users, stores, strict=True)
+                }
         return [found[user] for user in range(len(histories))]
 
     def append(self, entry: Entry, new: Tokens, *, in_place: bool = False) -> Entry:
@@ -182,14 +207,18 @@ class Scorer:
             store, done = self._write(store, self._extend(self.params, batch, store)), done + size
         return Entry(whole, store)
 
-    def encode(self, entries: Sequence[Entry], at_time: Sequence[int]) -> Float32[np.ndarray, "B D"]:
+    def encode(
+        self, entries: Sequence[Entry], at_time: Sequence[int]
+    ) -> Float32[np.ndarray, "B D"]:
         """Retrieval: unit vectors that ask what comes at these times (seconds since the first event of each).
 
         Raises:
           ValueError: an empty history, or a model for ranking.
         """
         if not self.is_retrieval:
-            raise ValueError("this is a ranking model: it scores candidates, and has no vector of a history")
+            raise ValueError(
+                "this is a ranking model: it scores candidates, and has no vector of a history"
+            )
         if not all(len(entry.tokens) for entry in entries):
             raise ValueError("an empty history has no vector")
         found: list[Any] = [None] * len(entries)
@@ -202,12 +231,16 @@ class Scorer:
                 position = np.zeros((rows, 1), np.int32)
                 position[: len(users), 0] = [len(entries[user].tokens) - 1 for user in users]
                 stores = self._stores(entries, users, rows)
-                vectors = self._encode(self.params, dataclasses.replace(batch, position=position), stores)
+                vectors = self._encode(
+                    self.params, dataclasses.replace(batch, position=position), stores
+                )
                 for row, user in enumerate(users):
                     found[user] = vectors[row]
         return np.stack([np.asarray(vector) for vector in found])
 
-    def score(self, entries: Sequence[Entry], candidates: Sequence[Candidates]) -> list[Float32[np.ndarray, "M Y"]]:
+    def score(
+        self, entries: Sequence[Entry], candidates: Sequence[Candidates]
+    ) -> list[Float32[np.ndarray, "M Y"]]:
         """Logits of each user's candidates: by task in ranking, of the retrieval head (Y = 1) in retrieval.
 
         All calls are under way before the first result is read.
@@ -220,13 +253,22 @@ class Scorer:
         if self.is_retrieval:
             vectors = self.encode(entries, [given.time for given in candidates])
             done = [
-                ([(user, lo, size)], self._similarities(vectors[user], _padded(items[user][lo:], size)))
+                (
+                    [(user, lo, size)],
+                    self._similarities(vectors[user], _padded(items[user][lo:], size)),
+                )
                 for user, lo, size in (*whole, *rest)
             ]
         else:
-            done = [(part, self._scores(entries, candidates, part)) for part in ([piece] for piece in whole)]
+            done = [
+                (part, self._scores(entries, candidates, part))
+                for part in ([piece] for piece in whole)
+            ]
             for _, group in _grouped(rest, lambda piece: (entries[piece[0]].room, piece[2])):
-                done += [(part, self._scores(entries, candidates, part)) for part in _parts(group, self.rows)]
+                done += [
+                    (part, self._scores(entries, candidates, part))
+                    for part in _parts(group, self.rows)
+                ]
         found = [np.zeros((len(item), self._num_tasks), np.float32) for item in items]
         for part, values in done:
             values = np.asarray(values)
@@ -234,7 +276,9 @@ class Scorer:
                 found[user][lo : lo + size] = values[row, : len(items[user]) - lo]
         return found
 
-    def warm_up(self, tokens: Tokens, candidates: Candidates | None = None, *, buckets: Sequence[int] = ()) -> None:
+    def warm_up(
+        self, tokens: Tokens, candidates: Candidates | None = None, *, buckets: Sequence[int] = ()
+    ) -> None:
         """Compiles the programs of these buckets (() = all) by running them, several at a time.
 
         Args:
@@ -242,7 +286,11 @@ class Scorer:
           candidates: any one candidate; None, in retrieval, warms up `encode` and not `score`.
         """
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda room: self._warm_up(room, tokens, candidates), buckets or self.buckets))
+            list(
+                pool.map(
+                    lambda room: self._warm_up(room, tokens, candidates), buckets or self.buckets
+                )
+            )
 
     def _warm_up(self, room: int, tokens: Tokens, candidates: Candidates | None) -> None:
         length = min(room, self.max_tokens)
@@ -266,12 +314,16 @@ class Scorer:
         """For each size of micro-batch as many candidates as make a call of it."""
         found = []
         for smaller, size in zip((0, *self.micro_batches), self.micro_batches, strict=False):
-            n = size if users == 1 else smaller + 1  # full micro-batches of several users are never one call
+            n = (
+                size if users == 1 else smaller + 1
+            )  # full micro-batches of several users are never one call
             pick = lambda x, n=n: None if x is None else np.repeat(x[:1], n, 0)
             found.append(dataclasses.replace(one, item=pick(one.item), side=pick(one.side)))
         return found
 
-    def _scores(self, entries: Sequence[Entry], candidates: Sequence[Candidates], part: Sequence[tuple]) -> Array:
+    def _scores(
+        self, entries: Sequence[Entry], candidates: Sequence[Candidates], part: Sequence[tuple]
+    ) -> Array:
         """Logits [rows, size, Y] of micro-batches of one size, of users whose entries have equal room."""
         size, rows = part[0][2], 1 if len(part) == 1 else self.rows
         names = ("item", "time", "position", "segment")
@@ -286,7 +338,9 @@ class Scorer:
             if self._with_actions:
                 fields["action"][row] = given.action
             if given.side is not None:
-                side = fields.setdefault("side", np.zeros((rows, size, given.side.shape[1]), np.int32))
+                side = fields.setdefault(
+                    "side", np.zeros((rows, size, given.side.shape[1]), np.int32)
+                )
                 side[row] = _padded(given.side[lo:], size)
         stores = self._stores(entries, [user for user, _, _ in part], rows)
         return self._rank(self.params, Batch(**fields, query_time=fields["time"]), stores)
@@ -294,7 +348,9 @@ class Scorer:
     def _similarities(self, vector: np.ndarray, item: np.ndarray) -> Array:
         return self._similarity(self.params, vector, item)[None, :, None]
 
-    def _stores(self, entries: Sequence[Entry], users: Sequence[int], rows: int) -> tuple[Cached, ...]:
+    def _stores(
+        self, entries: Sequence[Entry], users: Sequence[int], rows: int
+    ) -> tuple[Cached, ...]:
         """The caches of these users, the first again for rows that are not used."""
         return tuple(entries[user].cached for user in (*users, *[users[0]] * (rows - len(users))))
 
@@ -304,13 +360,17 @@ class Scorer:
         for user, count in enumerate(counts):
             whole += [(user, lo, most) for lo in range(0, count - most + 1, most)]
             if left := count % most:
-                rest.append((user, count - left, next(size for size in self.micro_batches if size >= left)))
+                rest.append(
+                    (user, count - left, next(size for size in self.micro_batches if size >= left))
+                )
         return whole, rest
 
     def _final(self, tokens: Tokens) -> int:
         """How many tokens can be cached: in retrieval all but the last, whose time bias is of the time asked about."""
         if len(tokens) > self.max_tokens:
-            raise ValueError(f"a history of {len(tokens)} tokens: the model sees {self.max_tokens}, give the last ones")
+            raise ValueError(
+                f"a history of {len(tokens)} tokens: the model sees {self.max_tokens}, give the last ones"
+            )
         if not self.is_retrieval or not len(tokens):
             return len(tokens)
         if tokens.item[-1] == 0:
@@ -324,7 +384,9 @@ class Scorer:
         """The smallest bucket that holds so many tokens."""
         fitting = [bucket for bucket in self.buckets if bucket >= tokens]
         if not fitting:
-            raise ValueError(f"a history of {tokens} tokens is longer than the largest bucket, {self.buckets[-1]}")
+            raise ValueError(
+                f"a history of {tokens} tokens is longer than the largest bucket, {self.buckets[-1]}"
+            )
         return fitting[0]
 
 
@@ -358,6 +420,8 @@ def _copy(store: Cached) -> Cached:
 
 def _grow(store: Cached, room: int) -> Cached:
     """The cache with room for more tokens."""
-    wider = lambda x, axis: jnp.pad(x, [(0, room - x.shape[n] if n == axis else 0) for n in range(x.ndim)])
+    wider = lambda x, axis: jnp.pad(
+        x, [(0, room - x.shape[n] if n == axis else 0) for n in range(x.ndim)]
+    )
     keys, values = (tuple(wider(x, 2) for x in layers) for layers in (store.k, store.v))
     return Cached(keys, values, wider(store.time, 1), store.length)

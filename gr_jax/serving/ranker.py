@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from gr_jax.data import impressions
-from gr_jax.data.batch import Batch, Impressions
+from gr_jax.data.batches import impressions
+from gr_jax.data.batches.batch import Batch, Impressions
+from gr_jax.data.batches.tokenizer import Stream
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.tokens import Stream
 from gr_jax.serving import buckets
 from gr_jax.serving.encoder import first_item
-from gr_jax.serving.histories import History, one_a_row, sequences
+from gr_jax.serving.history import History, one_a_row, sequences
 
 BLOCK = 256  # candidates of one row, or of one call of a model without sequences
 
@@ -64,7 +64,9 @@ class SequenceRanker:
             for owner, items in enumerate(candidates)
             for start in range(0, len(items), self.block)
         ]
-        blocks.sort(key=lambda block: len(histories[block[0]]))  # stable: neighbours share a bucket of lengths
+        blocks.sort(
+            key=lambda block: len(histories[block[0]])
+        )  # stable: neighbours share a bucket of lengths
         num_tasks = len(self.stream.tasks)
         found: list[list[np.ndarray]] = [[np.zeros((0, num_tasks), np.float32)] for _ in histories]
         for part in buckets.parts(len(blocks), buckets.ROWS[1]):
@@ -77,7 +79,11 @@ class SequenceRanker:
         return [np.concatenate(parts) for parts in found]
 
     def rows(
-        self, histories: Sequence[History], candidates: Sequence[Int32[np.ndarray, " _"]], *, least: int = 1
+        self,
+        histories: Sequence[History],
+        candidates: Sequence[Int32[np.ndarray, " _"]],
+        *,
+        least: int = 1,
     ) -> tuple[Batch, Int[np.ndarray, " B"]]:
         """Padded rows of one history and its at most `block` candidates, and the column of each first candidate.
 
@@ -93,7 +99,9 @@ class SequenceRanker:
             max_length=self.visible,
             with_asked=True,
             num_rows=num_rows,
-            room=lambda longest: buckets.fitting(self.lengths, max(least, longest - per_event)) + self.block,
+            room=lambda longest: (
+                buckets.fitting(self.lengths, max(least, longest - per_event)) + self.block
+            ),
         )
         before, length = count - per_event, batch.item.shape[1]
         fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
@@ -101,12 +109,17 @@ class SequenceRanker:
         for row, items in enumerate(candidates):
             first, last = before[row], before[row] + len(items)
             for name in ("time", "query_time", "position", "segment", "action"):
-                if fields[name] is not None:  # all candidates stand at the place of the event asked about
-                    fields[name][row, first:last], fields[name][row, last:] = fields[name][row, first], 0
+                if (
+                    fields[name] is not None
+                ):  # all candidates stand at the place of the event asked about
+                    fields[name][row, first:last], fields[name][row, last:] = (
+                        fields[name][row, first],
+                        0,
+                    )
             fields["item"][row, first:last] = items
             if fields["side"] is not None:
-                assert self.dataset.item_features is not None
-                fields["side"][row, first:last] = self.dataset.item_features[items]
+                assert self.dataset.catalogue.item_features is not None
+                fields["side"][row, first:last] = self.dataset.catalogue.item_features[items]
             target[row, first:last] = True
         return Batch(**fields | {"target": target, "outcome": None, "outcome_weight": None}), before
 
@@ -123,7 +136,15 @@ class ImpressionRanker:
     """Candidates with the history before each, for a model without sequences (config.model.kind="dlrm")."""
 
     def __init__(
-        self, rank: Rank, params: Any, dataset: Dataset, stream: Stream, *, max_length: int, block: int, table_rows: int
+        self,
+        rank: Rank,
+        params: Any,
+        dataset: Dataset,
+        stream: Stream,
+        *,
+        max_length: int,
+        block: int,
+        table_rows: int,
     ):
         """`max_length`: events of a history; `table_rows`: rows of the model's table of items."""
         self._rank, self._params, self.block = rank, params, block
@@ -135,9 +156,15 @@ class ImpressionRanker:
         self, histories: Sequence[History], candidates: Sequence[Int32[np.ndarray, " _"]]
     ) -> list[Float32[np.ndarray, "M Y"]]:
         """Predictions for the candidates of each history, by task."""
-        made, spans = sequences(histories, self.dataset, max_length=self.max_length, with_asked=True)
+        made, spans = sequences(
+            histories, self.dataset, max_length=self.max_length, with_asked=True
+        )
         asked = np.array(spans.last_event)
-        lists: dict[str, Any] = {"size": len(asked), "max_length": self.max_length, "stream": self.stream}
+        lists: dict[str, Any] = {
+            "size": len(asked),
+            "max_length": self.max_length,
+            "stream": self.stream,
+        }
         questions = impressions.fill_impressions(made, asked, **lists, item_side=None)
         item = np.concatenate([*candidates, np.zeros(0, np.int32)]).astype(np.int32)
         owner = np.repeat(np.arange(len(histories)), [len(items) for items in candidates])
@@ -146,7 +173,9 @@ class ImpressionRanker:
             part = slice(start, start + self.block)
             count = len(item[part])
             predictions.append(
-                np.asarray(self._rank(self._params, self._block(questions, owner[part], item[part])))[:count]
+                np.asarray(
+                    self._rank(self._params, self._block(questions, owner[part], item[part]))
+                )[:count]
             )
         ends = np.cumsum([len(items) for items in candidates])[:-1]
         return np.split(np.concatenate(predictions), ends)
@@ -156,7 +185,9 @@ class ImpressionRanker:
         missing = self.block - len(item)
         rows = np.pad(owner, (0, missing))
         fields = {f.name: getattr(questions, f.name) for f in dataclasses.fields(questions)}
-        picked: dict[str, Any] = {name: None if value is None else value[rows] for name, value in fields.items()}
+        picked: dict[str, Any] = {
+            name: None if value is None else value[rows] for name, value in fields.items()
+        }
         picked |= {"item": np.pad(item, (0, missing)), "item_side": self._side}
         return Impressions(**picked)
 

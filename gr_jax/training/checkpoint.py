@@ -27,7 +27,8 @@ class Progress:
     best_value: float = -math.inf  # its score, such as NDCG@10
     stale: int = 0  # validations since then
     wall_seconds: float = 0.0  # of training, validation included, over all sessions of the run
-    batch_multiple: int = 0  # rows of a batch are a multiple of this, of the first session; 0 = not known
+    # rows of a batch are a multiple of this, of the first session; 0 = not known
+    batch_multiple: int = 0
 
     def after_validation(self, step: int, value: float) -> Progress:
         """Progress with the validation at `step`; of equal values the later is the best."""
@@ -49,7 +50,9 @@ class _NewestAndBest(keep.PreservationPolicy):
 
     best_step = 0
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: keep.PreservationContext) -> Sequence[bool]:
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: keep.PreservationContext
+    ) -> Sequence[bool]:
         del context
         newest = sorted(info.step for info in checkpoints)[-2:]
         return [info.step in (*newest, self.best_step) for info in checkpoints]
@@ -83,7 +86,9 @@ class Checkpoints:
           NotSaved: no space, or the disk fails. Of several processes, some may wait for the others then: end them.
         """
         self._kept.best_step = progress.best_step
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(asdict(progress)))
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(asdict(progress))
+        )
         try:
             if step in self._manager.all_steps():  # taken again after a damaged one
                 self._manager.delete(step)
@@ -92,7 +97,9 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # tensorstore has ValueErrors for a full disk
             self._forget(step)
             raise NotSaved(_first_line(error)) from error
-        processes.all_true(True)  # nobody goes on, and is killed, before all the checksums are there
+        processes.all_true(
+            True
+        )  # nobody goes on, and is killed, before all the checksums are there
 
     def restore(self, target: Any, *, step: int | None = None) -> tuple[Any, Progress] | None:
         """The state and progress of `step`, or of the newest step that is not damaged; None when there is none.
@@ -113,14 +120,22 @@ class Checkpoints:
                 return restored
             damaged.append(candidate)
             if processes.is_first():
-                print(f"warning: checkpoint {candidate} cannot be read ({reason})", file=sys.stderr, flush=True)
+                print(
+                    f"warning: checkpoint {candidate} cannot be read ({reason})",
+                    file=sys.stderr,
+                    flush=True,
+                )
         if steps:
-            raise ConfigError(f"no readable checkpoint in {self.folder} ({reason}): choose another --workdir")
+            raise ConfigError(
+                f"no readable checkpoint in {self.folder} ({reason}): choose another --workdir"
+            )
         return None
 
     def _try(self, step: int, target: Any) -> tuple[tuple[Any, Progress] | None, str]:
         """What `step` holds, or None and what is wrong with it, alike on all processes."""
-        reason = checksums.first_damage(self.folder / str(step), jax.process_index(), jax.process_count())
+        reason = checksums.first_damage(
+            self.folder / str(step), jax.process_index(), jax.process_count()
+        )
         if not processes.all_true(not reason):
             return None, reason or "another process found it damaged"
         restored = None
@@ -133,7 +148,9 @@ class Checkpoints:
         return restored, ""
 
     def _read(self, step: int, target: Any) -> tuple[Any, Progress]:
-        wanted: dict[str, Any] = {} if target is None else {"state": ocp.args.StandardRestore(target)}
+        wanted: dict[str, Any] = (
+            {} if target is None else {"state": ocp.args.StandardRestore(target)}
+        )
         args = ocp.args.Composite(progress=ocp.args.JsonRestore(), **wanted)
         restored: Any = self._manager.restore(step, args=args)
         state = None if target is None else jax.block_until_ready(restored.state)
@@ -180,7 +197,9 @@ class Checkpoints:
         folder: Any = self.folder / str(step) / "state"
         stored: Any = ocp.StandardCheckpointHandler().metadata(folder)
         target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored.tree)
-        restored: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        restored: Any = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )
         return restored.state
 
     def close(self) -> None:

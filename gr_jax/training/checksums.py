@@ -18,7 +18,10 @@ _BLOCK = 1 << 22
 def write(folder: Path, index: int = 0, count: int = 1) -> None:
     """Writes size and CRC-32 of share `index` of `count` of the files in `folder` to `checksums.<index>.json`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(_PREFIX))
-    sums = {str(file.relative_to(folder)): [file.stat().st_size, _crc(file)] for file in files[index::count]}
+    sums = {
+        str(file.relative_to(folder)): [file.stat().st_size, _crc(file)]
+        for file in files[index::count]
+    }
     write_whole(folder / f"{_PREFIX}{index}.json", json.dumps(sums))
 
 

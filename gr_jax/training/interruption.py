@@ -12,7 +12,10 @@ class Interruption:
     signal = 0  # number of the signal received; 0 = none
 
     def __enter__(self) -> Interruption:
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optax
 
 from gr_jax.config import OptimizerConfig
-from gr_jax.training.row_optimizer import RULES, SparseOptimizer
+from gr_jax.training.tables.rowwise import RULES, SparseOptimizer
 
 Optimizer = optax.GradientTransformation | SparseOptimizer
 
@@ -16,7 +16,9 @@ def make_optimizer(config: OptimizerConfig) -> Optimizer:
     With `config.table` other than "dense", tables follow a rule that touches only the rows of a batch.
     """
     rate = learning_rate(config, config.learning_rate)
-    dense = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+    dense = optax.adamw(
+        rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+    )
     if config.table == "dense":
         return dense
     table_rate = learning_rate(config, config.table_learning_rate or config.learning_rate)

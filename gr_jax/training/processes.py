@@ -28,13 +28,23 @@ from gr_jax.config import ConfigError
 T = typing.TypeVar("T")
 
 FLAGS: dict[str, Flag] = {
-    "coordinator": (str, "", "HOST:PORT of process 0; auto = as SLURM or Open MPI says; left out = a single process"),
+    "coordinator": (
+        str,
+        "",
+        "HOST:PORT of process 0; auto = as SLURM or Open MPI says; left out = a single process",
+    ),
     "processes": (int, 0, "processes of the job, with --coordinator=HOST:PORT"),
     "process": (int, -1, "number of this one, from 0"),
-    "peer_timeout": (int, 60, "seconds after which a silent process counts as dead, and the others end"),
+    "peer_timeout": (
+        int,
+        60,
+        "seconds after which a silent process counts as dead, and the others end",
+    ),
 }
 
-_WEEK = 7 * 24 * 3600 * 1000  # milliseconds; a process that waits longer is ended by the death of its peer, not by this
+_WEEK = (
+    7 * 24 * 3600 * 1000
+)  # milliseconds; a process that waits longer is ended by the death of its peer, not by this
 _numbers = itertools.count()
 
 
@@ -56,13 +66,19 @@ def join(coordinator: str, processes: int, process: int, peer_timeout: int) -> N
             raise ConfigError(f"--coordinator={coordinator}: expected HOST:PORT or auto")
         if not 0 <= process < processes:
             raise ConfigError(f"--process={process}: must be from 0 to --processes={processes} - 1")
-        place = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+        place = {
+            "coordinator_address": coordinator,
+            "num_processes": processes,
+            "process_id": process,
+        }
     try:
         jax.distributed.initialize(
             **place, heartbeat_timeout_seconds=peer_timeout, shutdown_timeout_seconds=peer_timeout
         )
     except ValueError:  # nothing to detect
-        raise ConfigError("--coordinator=auto: no SLURM or Open MPI job here; give HOST:PORT") from None
+        raise ConfigError(
+            "--coordinator=auto: no SLURM or Open MPI job here; give HOST:PORT"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -102,7 +118,9 @@ def connect(mesh: Mesh) -> None:
     first_then_others(lambda: None)
     for axes in (mesh.axis_names, *((name,) for name in mesh.axis_names)):
         over = PartitionSpec(axes)
-        ones = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, over), lambda at: np.ones(mesh.size)[at])
+        ones = jax.make_array_from_callback(
+            (mesh.size,), NamedSharding(mesh, over), lambda at: np.ones(mesh.size)[at]
+        )
         total = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, PartitionSpec()))(ones)
         total.block_until_ready()
 
@@ -147,7 +165,11 @@ def of_first(value: float) -> float:
     if jax.process_count() == 1:
         return value
     words = np.frombuffer(np.float64(value).tobytes(), np.uint32)  # devices have no float64
-    return float(np.frombuffer(np.asarray(multihost_utils.process_allgather(words))[0].tobytes(), np.float64)[0])
+    return float(
+        np.frombuffer(
+            np.asarray(multihost_utils.process_allgather(words))[0].tobytes(), np.float64
+        )[0]
+    )
 
 
 def greatest_everywhere(mesh: Mesh) -> Callable[[int], Array | int]:
@@ -157,14 +179,20 @@ def greatest_everywhere(mesh: Mesh) -> Callable[[int], Array | int]:
     placement = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     greatest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
     count = jax.local_device_count()
-    return lambda number: greatest(jax.make_array_from_process_local_data(placement, np.full(count, number, np.int32)))
+    return lambda number: greatest(
+        jax.make_array_from_process_local_data(placement, np.full(count, number, np.int32))
+    )
 
 
 def check_same(name: str, text: str) -> None:
     """Raises a ConfigError on all processes unless all have the same `text`."""
     if jax.process_count() == 1:
         return
-    digests = np.asarray(multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))).reshape(-1)
+    digests = np.asarray(
+        multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+    ).reshape(-1)
     if (digests != digests[0]).any():
         others = np.flatnonzero(digests != digests[0]).tolist()
-        raise ConfigError(f"{name} of process {others[0]} is not that of process 0: start all with the same command")
+        raise ConfigError(
+            f"{name} of process {others[0]} is not that of process 0: start all with the same command"
+        )

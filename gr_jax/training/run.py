@@ -11,17 +11,16 @@ import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from gr_jax import config_files
-from gr_jax.config import Config, ConfigError, DataConfig
-from gr_jax.data import trained_on
+from gr_jax.config import Config, ConfigError, DataConfig, files
+from gr_jax.data.batches.tokenizer import Stream, stream_of
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.preparation import prepare
-from gr_jax.data.tokens import Stream, stream_of
+from gr_jax.data.log.preparation import prepare
 from gr_jax.models.recommender import functional
-from gr_jax.training import processes, sharding, state, vocabulary
+from gr_jax.training import dataset_identity, processes, sharding, state
 from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.optimizer import Optimizer, make_optimizer
-from gr_jax.training.row_optimizer import cast_tables
+from gr_jax.training.tables import admission
+from gr_jax.training.tables.rowwise import cast_tables
 
 # Fields that may differ on resuming: they change how long, where or how loudly a run goes, not what it learns.
 FREE_ON_RESUME = (
@@ -48,8 +47,10 @@ class Run:
     graphdef: nnx.GraphDef  # structure of the model
     init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
     optimizer: Optimizer
-    batch_multiple: int  # rows of a training batch are a multiple of this: the devices that the run began on
-    vocabulary: vocabulary.Vocabulary | None = None  # rows of the items before the first step; None: row = item id
+    # rows of a training batch are a multiple of this: the devices that the run began on
+    batch_multiple: int
+    # rows of the items before the first step; None: row = item id
+    vocabulary: admission.Vocabulary | None = None
 
     @property
     def row_multiple(self) -> int:
@@ -59,14 +60,25 @@ class Run:
     def planned_state(self) -> state.TrainState:
         """Shapes, dtypes and shardings of the state: the target that a checkpoint is restored against."""
         rules = self.config.mesh.rules
-        return state.planned(self.init_params, self.optimizer, mesh=self.mesh, rules=rules, vocabulary=self.vocabulary)
+        return state.planned(
+            self.init_params,
+            self.optimizer,
+            mesh=self.mesh,
+            rules=rules,
+            vocabulary=self.vocabulary,
+        )
 
     def fresh_state(self) -> tuple[state.TrainState, state.TrainState]:
         """The state at step 0, sharded, and its shardings."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         rules = self.config.mesh.rules
         return state.create(
-            self.init_params, self.optimizer, key, mesh=self.mesh, rules=rules, vocabulary=self.vocabulary
+            self.init_params,
+            self.optimizer,
+            key,
+            mesh=self.mesh,
+            rules=rules,
+            vocabulary=self.vocabulary,
         )
 
 
@@ -76,17 +88,25 @@ def open_run(config: Config, workdir: Path) -> Run:
     Of several processes the first prepares before the others, which find its dataset where they share a disk.
     """
     keep_freed_memory()
-    dataset = processes.first_then_others(lambda: prepare(config.data, progress=processes.is_first()))
-    processes.check_same("the config", repr(dataclasses.replace(config, data=_without_paths(config.data))))
-    processes.check_same("the dataset", str([dataset.num_users, dataset.num_items, dataset.num_events]))
+    dataset = processes.first_then_others(
+        lambda: prepare(config.data, progress=processes.is_first())
+    )
+    processes.check_same(
+        "the config", repr(dataclasses.replace(config, data=_without_paths(config.data)))
+    )
+    processes.check_same(
+        "the dataset", str([dataset.num_users, dataset.num_items, dataset.num_events])
+    )
     stream = stream_of(config, dataset)
     mesh = sharding.make_mesh(config.mesh)
     processes.connect(mesh)
     graphdef, init_params = functional(config.model, **model_sizes(config, dataset, stream))
     fresh = lambda key: cast_tables(init_params(key), config.optimizer.table_dtype)
     optimizer = make_optimizer(config.optimizer)
-    rows = vocabulary.initial(config, dataset)
-    return Run(config, workdir, dataset, stream, mesh, graphdef, fresh, optimizer, mesh.shape["data"], rows)
+    rows = admission.initial(config, dataset)
+    return Run(
+        config, workdir, dataset, stream, mesh, graphdef, fresh, optimizer, mesh.shape["data"], rows
+    )
 
 
 def _without_paths(config: DataConfig) -> DataConfig:
@@ -99,8 +119,8 @@ def model_sizes(config: Config, dataset: Dataset, stream: Stream) -> dict[str, i
     return {
         "num_items": config.vocabulary.table_ids(dataset.num_items),
         "max_length": stream.max_tokens(config.data.max_length),
-        "num_actions": len(dataset.meta["actions"]) if stream.with_actions else 0,
-        "num_feature_values": dataset.num_feature_values,
+        "num_actions": len(dataset.catalogue.actions) if stream.with_actions else 0,
+        "num_feature_values": dataset.catalogue.num_feature_values,
         "num_tasks": len(stream.tasks),
     }
 
@@ -118,7 +138,7 @@ def check_workdir(config: Config, workdir: Path) -> None:
 def _check(config: Config, workdir: Path) -> None:
     path = workdir / "config.json"
     if path.exists() and has_begun(workdir):
-        before, now = flatten(config_files.to_dict(config_files.read(path))), flatten(config_files.to_dict(config))
+        before, now = flatten(files.to_dict(files.read(path))), flatten(files.to_dict(config))
         for name, value in now.items():
             if before[name] != value and not name.startswith(FREE_ON_RESUME):
                 raise ConfigError(
@@ -150,22 +170,30 @@ def claim_workdir(run: Run) -> None:
       ConfigError: the run there was trained on another log, or the processes do not share the folder.
     """
     if has_begun(run.workdir):
-        trained_on.check(run.workdir, run.dataset)
+        dataset_identity.check(run.workdir, run.dataset)
     processes.first_then_others(lambda: _claim(run) if processes.is_first() else None)
     if jax.process_count() > 1 and not processes.all_true((run.workdir / "config.json").exists()):
-        raise ConfigError(f"{run.workdir}: not seen by all processes; choose a --workdir on a disk that they share")
+        raise ConfigError(
+            f"{run.workdir}: not seen by all processes; choose a --workdir on a disk that they share"
+        )
 
 
 def _claim(run: Run) -> None:
     run.workdir.mkdir(parents=True, exist_ok=True)
-    config_files.save(run.config, run.workdir / "config.json")
-    if not (has_begun(run.workdir) and (run.workdir / trained_on.FILE).exists()):  # else it was just compared
-        trained_on.remember(run.workdir, run.dataset)
+    files.save(run.config, run.workdir / "config.json")
+    if not (
+        has_begun(run.workdir) and (run.workdir / dataset_identity.FILE).exists()
+    ):  # else it was just compared
+        dataset_identity.remember(run.workdir, run.dataset)
 
 
 def flatten(values: dict, prefix: str = "") -> dict:
     """Nested dicts as one dict with dotted names."""
     flat = {}
     for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= (
+            flatten(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{name}": value}
+        )
     return flat

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import Int
 
 from gr_jax.config import ConfigError, MeshConfig, ShardingRules
-from gr_jax.data.share import Share
+from gr_jax.data.batches.share import Share
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -25,10 +25,14 @@ def make_mesh(config: MeshConfig) -> Mesh:
     data = config.data or len(devices) // config.model
     if data * config.model > len(devices) or data == 0:
         needed = f"mesh.data={data} x mesh.model={config.model}"
-        raise ConfigError(f"{needed} needs {max(data, 1) * config.model} devices, {len(devices)} visible")
+        raise ConfigError(
+            f"{needed} needs {max(data, 1) * config.model} devices, {len(devices)} visible"
+        )
     if jax.process_count() > 1 and data * config.model != len(devices):
         needed = f"mesh.data={data} x mesh.model={config.model}"
-        raise ConfigError(f"{needed} leaves devices of {jax.process_count()} processes unused: all are {len(devices)}")
+        raise ConfigError(
+            f"{needed} leaves devices of {jax.process_count()} processes unused: all are {len(devices)}"
+        )
     shape = (data, config.model)
     return Mesh(
         np.array(devices[: data * config.model]).reshape(shape),
@@ -39,7 +43,9 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 def path_name(path: tuple) -> str:
     """A tree path as text, such as `opt_state/0/mu/blocks/1/uvqk`."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    )
 
 
 def by_path(tree: Any, rules: ShardingRules, mesh: Mesh | AbstractMesh) -> Any:
@@ -63,7 +69,9 @@ def by_path(tree: Any, rules: ShardingRules, mesh: Mesh | AbstractMesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _check_divides(name: str, shape: tuple[int, ...], axes: tuple, mesh: Mesh | AbstractMesh) -> None:
+def _check_divides(
+    name: str, shape: tuple[int, ...], axes: tuple, mesh: Mesh | AbstractMesh
+) -> None:
     for size, axis in zip(shape, axes, strict=False):
         names = (axis,) if isinstance(axis, str) else axis or ()
         devices = int(np.prod([mesh.shape[n] for n in names]))
@@ -127,4 +135,6 @@ def put_whole(tree: Any, placement: NamedSharding) -> Any:
     """Global arrays from the whole of them, which every process has."""
     if jax.process_count() == 1:
         return jax.device_put(tree, placement)
-    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, placement, a.__getitem__), tree)
+    return jax.tree.map(
+        lambda a: jax.make_array_from_callback(a.shape, placement, a.__getitem__), tree
+    )

@@ -31,11 +31,15 @@ class TrainState:
 
 def _fields(state: TrainState) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
     # Without a vocabulary there is no such node: a checkpoint is what it was before there were any.
-    names = ("step", "params", "opt_state") + (("vocabulary",) if state.vocabulary is not None else ())
+    names = ("step", "params", "opt_state") + (
+        ("vocabulary",) if state.vocabulary is not None else ()
+    )
     return [(jax.tree_util.GetAttrKey(name), getattr(state, name)) for name in names], names
 
 
-jax.tree_util.register_pytree_with_keys(TrainState, _fields, lambda names, values: TrainState(*values))
+jax.tree_util.register_pytree_with_keys(
+    TrainState, _fields, lambda names, values: TrainState(*values)
+)
 
 
 def planned(
@@ -50,7 +54,9 @@ def planned(
     return placed(shapes(init_params, optimizer, vocabulary), mesh=mesh, rules=rules)
 
 
-def shapes(init_params: Callable[[PRNGKeyArray], dict], optimizer: Optimizer, vocabulary: Any = None) -> TrainState:
+def shapes(
+    init_params: Callable[[PRNGKeyArray], dict], optimizer: Optimizer, vocabulary: Any = None
+) -> TrainState:
     """Shapes and dtypes of a state at step 0, on no devices yet."""
     return jax.eval_shape(_initial(init_params, optimizer), jax.random.key(0), vocabulary)
 
@@ -58,7 +64,9 @@ def shapes(init_params: Callable[[PRNGKeyArray], dict], optimizer: Optimizer, vo
 def placed(unplaced: TrainState, *, mesh: Mesh | AbstractMesh, rules: ShardingRules) -> TrainState:
     """Shapes with the shardings that the rules give them on a mesh."""
     shardings = sharding.by_path(unplaced, rules, mesh)
-    return jax.tree.map(lambda a, over: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=over), unplaced, shardings)
+    return jax.tree.map(
+        lambda a, over: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=over), unplaced, shardings
+    )
 
 
 def create(
@@ -77,8 +85,12 @@ def create(
     Returns:
       The state, and a TrainState of NamedShardings with the same structure.
     """
-    shardings = shardings_of(planned(init_params, optimizer, mesh=mesh, rules=rules, vocabulary=vocabulary))
-    return jax.jit(_initial(init_params, optimizer), out_shardings=shardings)(key, vocabulary), shardings
+    shardings = shardings_of(
+        planned(init_params, optimizer, mesh=mesh, rules=rules, vocabulary=vocabulary)
+    )
+    return jax.jit(_initial(init_params, optimizer), out_shardings=shardings)(
+        key, vocabulary
+    ), shardings
 
 
 def _initial(
@@ -103,4 +115,6 @@ def free(state: TrainState) -> None:
 
 def abstract(state: TrainState) -> TrainState:
     """Shapes, dtypes and shardings of `state`: the target that a checkpoint is restored against."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
+    )

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gr_jax.config import ModelConfig
-from gr_jax.data.pipeline import TrainPlan, TrainRows
-from gr_jax.data.sequences import Split
-from gr_jax.training.speed import block_flops
+from gr_jax.data.batches.epochs import TrainPlan, TrainRows
+from gr_jax.data.batches.sequences import Split
+from gr_jax.models.flops import block_flops
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,12 @@ class Task:
     batches: Callable[[], Batches]
     train_step: Callable[[], Callable]  # makes (state, batch, key) -> (state, {"loss": ..})
     evaluate: Callable[[dict, Split], dict[str, float]]  # (params, split) -> metrics
-    validate: Callable[[dict, int], dict[str, float] | None]  # (params, epochs done) -> metrics, None = nothing left
-    score: Callable[[dict[str, float] | None, int], float]  # of a validation, epochs done; the highest is the best
-    baseline: Callable[[], tuple[str, dict[str, float]]]  # a name and its metrics on the test split, to compare with
+    # (params, epochs done) -> metrics, None = nothing left
+    validate: Callable[[dict, int], dict[str, float] | None]
+    # of a validation, epochs done; the highest is the best
+    score: Callable[[dict[str, float] | None, int], float]
+    # a name and its metrics on the test split, to compare with
+    baseline: Callable[[], tuple[str, dict[str, float]]]
     shown: tuple[str, ...]  # metrics of the final table
     headline: tuple[str, ...]  # metrics of a console line
 
@@ -47,4 +50,6 @@ def shards_line(plan: TrainPlan, model: ModelConfig) -> tuple[str, ...]:
         return ()
     per_token, per_pair = block_flops(model)
     before, after = plan.imbalance(token_cost=per_token, pair_cost=per_pair)
-    return (f"shards  {plan.shards}, the busiest with {after:.3f} of the mean work ({before:.3f} before balancing)",)
+    return (
+        f"shards  {plan.shards}, the busiest with {after:.3f} of the mean work ({before:.3f} before balancing)",
+    )

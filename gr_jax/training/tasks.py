@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gr_jax.training import ranking, retrieval
+from gr_jax.training.ranking import objective as ranking
+from gr_jax.training.retrieval import objective as retrieval
 from gr_jax.training.run import Run
 from gr_jax.training.task import Task
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import jax
 
-from gr_jax import config_files
-from gr_jax.config import ConfigError, MeshConfig
-from gr_jax.data import trained_on
+from gr_jax.config import ConfigError, MeshConfig, files
+from gr_jax.training import dataset_identity
 from gr_jax.training.checkpoint import Checkpoints
-from gr_jax.training.row_optimizer import cast_tables
 from gr_jax.training.run import Run, open_run
-from gr_jax.training.vocabulary import catalogue_maker
+from gr_jax.training.tables.admission import catalogue_maker
+from gr_jax.training.tables.rowwise import cast_tables
 
 
-def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False) -> tuple[Run, dict]:
+def open_trained(
+    workdir: Path, *, prepared: str = "", one_device: bool = False
+) -> tuple[Run, dict]:
     """The run in `workdir` and the parameters of its best checkpoint, in float32 also where a table is not.
 
     Their item table has a row for each item of the catalogue, whatever vocabulary the run has. Where there are fewer
@@ -36,18 +37,22 @@ def open_trained(workdir: Path, *, prepared: str = "", one_device: bool = False)
         raise ConfigError(
             f"{workdir} holds no run (no config.json): train one with python -m gr_jax.train --workdir={workdir}"
         )
-    config = config_files.read(path)
+    config = files.read(path)
     if prepared:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=prepared))
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, prepared=prepared)
+        )
     if one_device:
         config = dataclasses.replace(config, mesh=MeshConfig(data=1, rules=config.mesh.rules))
     elif max(1, config.mesh.data) * config.mesh.model > jax.device_count():
         config = dataclasses.replace(config, mesh=MeshConfig(rules=config.mesh.rules))
-    no_checkpoint = ConfigError(f"{workdir} has no validated checkpoint yet: train at least until the first validation")
+    no_checkpoint = ConfigError(
+        f"{workdir} has no validated checkpoint yet: train at least until the first validation"
+    )
     if not (workdir / "checkpoints").is_dir():  # Orbax would make the folder
         raise no_checkpoint
     run = open_run(config, workdir)
-    trained_on.check(workdir, run.dataset)
+    dataset_identity.check(workdir, run.dataset)
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         progress = checkpoints.newest_progress()

@@ -73,8 +73,11 @@ def test_collisions_are_counted_as_by_hand():
 @pytest.mark.parametrize(("hashes", "rows"), [(1, 20_000), (2, 200_000), (2, 400)])
 def test_as_many_items_collide_as_expected(hashes, rows):
     found = hashing.collisions(
-        hashing.hashed_rows(np.arange(20_000, dtype=np.uint64), hashes=hashes, rows=rows, seed=1), rows
+        hashing.hashed_rows(np.arange(20_000, dtype=np.uint64), hashes=hashes, rows=rows, seed=1),
+        rows,
     )
     for share, expected in ((found.one, found.one_expected), (found.all, found.all_expected)):
-        assert share == pytest.approx(expected, abs=5 * np.sqrt(expected * (1 - expected) / 20_000) + 1e-4)
+        assert share == pytest.approx(
+            expected, abs=5 * np.sqrt(expected * (1 - expected) / 20_000) + 1e-4
+        )
     assert hashes > 1 or found.one == found.all

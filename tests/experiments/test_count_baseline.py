@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from experiments import count_baseline
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data.dataset import Dataset, write
-from gr_jax.data.preparation import prepare
+from gr_jax.data.log.preparation import prepare
 
 PRIOR = count_baseline.PRIOR
 
@@ -37,21 +37,26 @@ def log_of(folder, events: list[tuple[int, int, int, int]]) -> Dataset:
 
 
 EVENTS = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 9), st.integers(0, 1)), min_size=2, max_size=30
+    st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 9), st.integers(0, 1)),
+    min_size=2,
+    max_size=30,
 )
 
 
 def by_loops(dataset: Dataset) -> np.ndarray:
     """The features of every event, counted event by event."""
-    user = np.repeat(np.arange(dataset.num_users), dataset.lengths)
-    liked = [int(action) >> 1 & 1 for action in dataset.action]  # type: ignore[union-attr]
+    user = np.repeat(np.arange(dataset.num_users), dataset.events.lengths)
+    liked = [int(action) >> 1 & 1 for action in dataset.events.action]  # type: ignore[union-attr]
     rows = []
     for e in range(dataset.num_events):
-        at = (dataset.timestamp[e], e)
-        past = [p for p in range(dataset.num_events) if (dataset.timestamp[p], p) < at]
+        at = (dataset.events.timestamp[e], e)
+        past = [p for p in range(dataset.num_events) if (dataset.events.timestamp[p], p) < at]
         rate = (sum(liked[p] for p in past) + 0.5) / (len(past) + 1)
         row = []
-        for mine in ([p for p in past if user[p] == user[e]], [p for p in past if dataset.item[p] == dataset.item[e]]):
+        for mine in (
+            [p for p in past if user[p] == user[e]],
+            [p for p in past if dataset.events.item[p] == dataset.events.item[e]],
+        ):
             own = (sum(liked[p] for p in mine) + PRIOR * rate) / (len(mine) + PRIOR)
             row += [math.log(1 + len(mine)), own, math.log(own / (1 - own))]
         rows.append([*row, row[1] * row[4]])
@@ -69,12 +74,14 @@ def test_features_are_those_counted_event_by_event(tmp_path_factory, events):
 
 @settings(deadline=None, max_examples=25)
 @given(EVENTS, st.data())
-def test_an_outcome_changes_no_feature_of_its_event_or_an_earlier_one(tmp_path_factory, events, data):
+def test_an_outcome_changes_no_feature_of_its_event_or_an_earlier_one(
+    tmp_path_factory, events, data
+):
     folder = tmp_path_factory.mktemp("log")
     dataset = log_of(folder, events)
     changed = data.draw(st.integers(0, dataset.num_events - 1))
     before = count_baseline.count_features(dataset, "liked")
-    action = np.array(dataset.action)
+    action = np.array(dataset.events.action)
     action[changed] ^= 2
     object.__setattr__(dataset, "action", action)
     after = count_baseline.count_features(dataset, "liked")
@@ -92,7 +99,9 @@ def test_the_regression_is_where_the_gradient_vanishes():
     y = (rng.random(400) < 1 / (1 + np.exp(-(x @ truth[:-1] + truth[-1])))).astype(float)
     weights = count_baseline.fit_logistic(x, y, ridge=0.01)
     design = np.column_stack([x, np.ones(400)])
-    gradient = design.T @ (1 / (1 + np.exp(-design @ weights)) - y) / 400 + [0.01, 0.01, 0.01, 0] * weights
+    gradient = (
+        design.T @ (1 / (1 + np.exp(-design @ weights)) - y) / 400 + [0.01, 0.01, 0.01, 0] * weights
+    )
     assert np.abs(gradient).max() < 1e-9
     assert abs(weights[0] - 1) < 0.5 and abs(weights[1] + 0.3) < 0.1
 
@@ -108,13 +117,32 @@ def test_collinear_features_and_separable_outcomes_have_a_finite_answer():
 
 
 def test_predictions_are_of_all_events_from_the_boundary_on_in_the_order_of_time(tmp_path):
-    events = [(0, 0, 1, 1), (0, 1, 2, 0), (1, 0, 3, 1), (1, 1, 4, 0), (0, 2, 5, 1), (2, 0, 7, 1), (1, 2, 6, 0)]
+    events = [
+        (0, 0, 1, 1),
+        (0, 1, 2, 0),
+        (1, 0, 3, 1),
+        (1, 1, 4, 0),
+        (0, 2, 5, 1),
+        (2, 0, 7, 1),
+        (1, 2, 6, 0),
+    ]
     dataset = log_of(tmp_path, events)
     for baseline in (count_baseline.constant_rate, count_baseline.count_regression):
         found = baseline(dataset, "liked", test_from=5)
-        assert dataset.timestamp[found.event].tolist() == [5, 6, 7] and found.outcome.tolist() == [1, 0, 1]
+        assert dataset.events.timestamp[found.event].tolist() == [
+            5,
+            6,
+            7,
+        ] and found.outcome.tolist() == [
+            1,
+            0,
+            1,
+        ]
         assert ((found.probability > 0) & (found.probability < 1)).all()
-    assert count_baseline.constant_rate(dataset, "liked", test_from=5).probability.tolist() == [0.5] * 3
+    assert (
+        count_baseline.constant_rate(dataset, "liked", test_from=5).probability.tolist()
+        == [0.5] * 3
+    )
     regression = count_baseline.count_regression(dataset, "liked", test_from=5)
     assert regression.probability[2] > 0.5, "item 0 was always liked"
     assert count_baseline.split_time(dataset, 0.6) == 5
@@ -128,10 +156,13 @@ def test_predictions_are_of_all_events_from_the_boundary_on_in_the_order_of_time
 
 def test_outcomes_of_the_test_part_do_not_reach_the_fit(tmp_path):
     rng = np.random.default_rng(1)
-    events = [(int(u), int(i), t, int(y)) for t, (u, i, y) in enumerate(rng.integers(0, (9, 9, 2), (200, 3)))]
+    events = [
+        (int(u), int(i), t, int(y))
+        for t, (u, i, y) in enumerate(rng.integers(0, (9, 9, 2), (200, 3)))
+    ]
     dataset = log_of(tmp_path, events)
     before = count_baseline.count_regression(dataset, "liked", test_from=150)
-    action = np.array(dataset.action)
+    action = np.array(dataset.events.action)
     action[before.event[-1]] ^= 2
     object.__setattr__(dataset, "action", action)
     after = count_baseline.count_regression(dataset, "liked", test_from=150)

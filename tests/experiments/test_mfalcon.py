@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments import mfalcon
 from gr_jax.config import Config, ModelConfig
-from gr_jax.training.speed import train_flops
+from gr_jax.models.flops import train_flops
 
 MODEL = ModelConfig(width=256, num_blocks=8, num_heads=4, qk_width=64, v_width=64)
 
@@ -23,7 +23,9 @@ def test_the_floors_count_as_the_training_speed_does():
 
 
 def test_the_fit_finds_a_line_and_leaves_out_less_than_a_micro_batch():
-    rows = [dict(n=8, b=16, m=m, cached_ms=0.5 * m + 3, cold_ms=0.5 * m + 10) for m in (16, 64, 256)]
+    rows = [
+        dict(n=8, b=16, m=m, cached_ms=0.5 * m + 3, cold_ms=0.5 * m + 10) for m in (16, 64, 256)
+    ]
     rows.append(dict(n=8, b=16, m=1, cached_ms=11.0, cold_ms=18.0))
     cached, cold = mfalcon.linear_fits(rows)
     for fit, intercept in ((cached, 3), (cold, 10)):

@@ -23,7 +23,9 @@ print("two")
 def test_the_blocks_of_a_page_run_in_order_under_their_headings():
     steps = newcomer.blocks(PAGE)
     assert [heading for heading, _ in steps] == ["Start", "Then"]
-    done = subprocess.run(["bash", "-c", newcomer.script(steps)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", newcomer.script(steps)], capture_output=True, text=True, check=True
+    )
     lines = done.stdout.splitlines()
     assert [line for line in lines if line and not line.startswith("@@")] == ["one", "two"]
     assert [line.split()[1] for line in lines if line.startswith("@@")] == ["0", "1", "2"]

@@ -25,11 +25,16 @@ def test_a_figure_changed_by_hand_is_found():
     assert told[0] == "should say: takes 0.9 GiB of memory" and "0.5 GiB" in told[1]
 
 
-@pytest.mark.parametrize("figure", ["HR@10 is .3343", "9 times", "2e-6", "30 minutes", "117 /s", "8 ms", "5 %"])
+@pytest.mark.parametrize(
+    "figure", ["HR@10 is .3343", "9 times", "2e-6", "30 minutes", "117 /s", "8 ms", "5 %"]
+)
 def test_a_figure_without_a_result_is_found(figure):
     (told,) = prose.wrong(f"In all {figure}, `--k=10 s`.", [], [])
     assert "no result backs" in told and figure in told
 
 
 def test_numbers_that_are_no_measurements_pass():
-    assert prose.wrong("4,000 users, N=1024, `rate=0.1 s`, 8x1 devices, HR@10, version 3.11", [], []) == []
+    assert (
+        prose.wrong("4,000 users, N=1024, `rate=0.1 s`, 8x1 devices, HR@10, version 3.11", [], [])
+        == []
+    )

@@ -15,7 +15,10 @@ def results(tmp_path, monkeypatch):
     folder.mkdir()
 
     def keep(name: str, seed: int, rank: list[int] | None) -> None:
-        test, command = dict.fromkeys(retrieval_runs.SHOWN, 0.1 * seed), f"{COMMAND}{seed} --config.data.source=csv"
+        test, command = (
+            dict.fromkeys(retrieval_runs.SHOWN, 0.1 * seed),
+            f"{COMMAND}{seed} --config.data.source=csv",
+        )
         (folder / f"{name}-{seed}.json").write_text(json.dumps({"command": command, "test": test}))
         if rank is not None:
             np.savez(folder / f"{name}-{seed}.npz", rank=np.array(rank))
@@ -24,7 +27,9 @@ def results(tmp_path, monkeypatch):
 
 
 def test_ndcg_of_a_rank_is_that_of_one_relevant_item():
-    np.testing.assert_allclose(retrieval_runs.ndcg(np.array([1, 3, 10, 11])), [1, 0.5, 1 / np.log2(11), 0])
+    np.testing.assert_allclose(
+        retrieval_runs.ndcg(np.array([1, 3, 10, 11])), [1, 0.5, 1 / np.log2(11), 0]
+    )
 
 
 def test_runs_are_compared_by_user_over_the_seeds_that_both_have_ranks_of(results):
@@ -39,7 +44,9 @@ def test_runs_are_compared_by_user_over_the_seeds_that_both_have_ranks_of(result
     assert found["ndcg@10_gain"] == pytest.approx((1 + 1 + 0.75 + 0.5) / (0.5 * 3) - 1)
     difference = np.array([0.5, 0.5, 0.25, 0.5])
     t = difference.mean() / (difference.std(ddof=1) / 2)
-    assert t == pytest.approx(7.0) and found["p"] == pytest.approx(0.00599, abs=1e-5)  # of Student's t, 3 degrees
+    assert t == pytest.approx(7.0) and found["p"] == pytest.approx(
+        0.00599, abs=1e-5
+    )  # of Student's t, 3 degrees
 
 
 def test_a_name_that_begins_as_another_is_another_run(results):

@@ -9,7 +9,14 @@ def point(flops: float, value: float) -> dict:
 
 
 def test_the_frontier_leaves_out_what_another_beats_with_fewer_flops():
-    points = [point(3, 0.5), point(1, 0.9), point(2, 0.6), point(2.5, 0.7), point(4, 0.5), point(5, 0.4)]
+    points = [
+        point(3, 0.5),
+        point(1, 0.9),
+        point(2, 0.6),
+        point(2.5, 0.7),
+        point(4, 0.5),
+        point(5, 0.4),
+    ]
     assert [p["flops"] for p in scaling_law.frontier(points)] == [1, 2, 3, 5]
 
 

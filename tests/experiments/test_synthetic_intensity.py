@@ -31,8 +31,12 @@ def test_the_oracle_is_the_hit_rate_of_ranking_by_the_true_probabilities(world):
     for record in range(len(world.item)):
         for n in places:
             seen = (world.category[record, : n + 1, None] == world.own[record]).sum(0)
-            each = experiment.next_category(world.prior[[record]], world.alpha[[record]], seen[None])[0]
+            each = experiment.next_category(
+                world.prior[[record]], world.alpha[[record]], seen[None]
+            )[0]
             mine = each[list(world.own[record]).index(world.category[record, n + 1])]
             before = world.released[record] * (each > mine).sum()
-            hits.append(np.clip(10 - before, 0, world.released[record]) / world.released[record])  # ties in expectation
+            hits.append(
+                np.clip(10 - before, 0, world.released[record]) / world.released[record]
+            )  # ties in expectation
     assert experiment.oracle(world, slice(None))["hr@10"] == pytest.approx(np.mean(hits), abs=0.004)

@@ -19,4 +19,8 @@ def test_every_table_is_used():
 
 
 def test_figures_have_four_digits_and_no_leading_zero():
-    assert [tables.figure(value) for value in (0.33427, 1.0034, 0.1)] == [".3343", "1.0034", ".1000"]
+    assert [tables.figure(value) for value in (0.33427, 1.0034, 0.1)] == [
+        ".3343",
+        "1.0034",
+        ".1000",
+    ]

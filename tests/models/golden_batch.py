@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 
 
 def padded_batch(item, lengths, timestamps) -> Batch:

@@ -3,10 +3,20 @@
 import jax.numpy as jnp
 import numpy as np
 
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 
 ITEMS, VALUES, ACTIONS, TASKS, SIDES = 40, 9, 3, 2, 2
-FIELDS = ("item", "time", "query_time", "position", "action", "feature", "context", "target", "side")
+FIELDS = (
+    "item",
+    "time",
+    "query_time",
+    "position",
+    "action",
+    "feature",
+    "context",
+    "target",
+    "side",
+)
 
 
 def token(**fields) -> dict:
@@ -14,7 +24,9 @@ def token(**fields) -> dict:
     return {name: np.zeros(SIDES, np.int32) if name == "side" else 0 for name in FIELDS} | fields
 
 
-def random_sequence(rng: np.random.Generator, *, contexts: int, events: int, candidates: int) -> list[dict]:
+def random_sequence(
+    rng: np.random.Generator, *, contexts: int, events: int, candidates: int
+) -> list[dict]:
     """Prefix, then item and action tokens with a slow series between some, then candidates with one position."""
 
     def item():
@@ -37,9 +49,13 @@ def random_sequence(rng: np.random.Generator, *, contexts: int, events: int, can
     return [t | {"query_time": t["time"]} for t in tokens]
 
 
-def place(sequences: list[list[dict]], slots: list[tuple[int, int]], shape: tuple[int, int]) -> Batch:
+def place(
+    sequences: list[list[dict]], slots: list[tuple[int, int]], shape: tuple[int, int]
+) -> Batch:
     """The batch with each sequence at its (row, column)."""
-    fields = {name: np.zeros((*shape, SIDES) if name == "side" else shape, np.int32) for name in FIELDS}
+    fields = {
+        name: np.zeros((*shape, SIDES) if name == "side" else shape, np.int32) for name in FIELDS
+    }
     segment = np.zeros(shape, np.int32)
     for number, (sequence, (row, column)) in enumerate(zip(sequences, slots, strict=True), 1):
         segment[row, column : column + len(sequence)] = number
@@ -47,7 +63,11 @@ def place(sequences: list[list[dict]], slots: list[tuple[int, int]], shape: tupl
             for name in FIELDS:
                 fields[name][row, column + offset] = t[name]
     flags = {name: jnp.asarray(fields.pop(name) != 0) for name in ("context", "target")}
-    return Batch(segment=jnp.asarray(segment), **flags, **{name: jnp.asarray(a) for name, a in fields.items()})
+    return Batch(
+        segment=jnp.asarray(segment),
+        **flags,
+        **{name: jnp.asarray(a) for name, a in fields.items()},
+    )
 
 
 def one_per_row(sequences: list[list[dict]], shape: tuple[int, int]) -> Batch:

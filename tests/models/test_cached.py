@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax.config import ModelConfig
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 from gr_jax.models import cached
 from gr_jax.models.recommender import functional
 from tests.models.ranking_batch import ACTIONS, ITEMS, TASKS, VALUES, one_per_row, random_sequence
 
 N, ROOM, CANDIDATES = 16, 20, 3  # tokens of a history, and what a cache has room for
-SMALL = ModelConfig(width=8, num_blocks=2, num_heads=2, qk_width=3, v_width=5, head_width=6, swiglu_width=7)
+SMALL = ModelConfig(
+    width=8, num_blocks=2, num_heads=2, qk_width=3, v_width=5, head_width=6, swiglu_width=7
+)
 SIZES = dict(num_items=ITEMS, num_actions=ACTIONS, num_feature_values=VALUES, num_tasks=TASKS)
 
 
@@ -40,7 +42,9 @@ def extend(model, batch: Batch, store: cached.Cached):
 def programs(**changes):
     """Jitted whole forward, prefill, extend and peek of a model."""
     graphdef, params = model_of(**changes)
-    on_model = lambda function: jax.jit(lambda params, *args: function(nnx.merge(graphdef, params), *args))
+    on_model = lambda function: jax.jit(
+        lambda params, *args: function(nnx.merge(graphdef, params), *args)
+    )
     parts = (lambda model, batch: model._hidden(batch, None), cached.prefill, extend, cached.peek)
     return [functools.partial(on_model(part), params) for part in parts]
 
@@ -64,7 +68,9 @@ def first(batch: Batch, n: int) -> Batch:
     return jax.tree.map(lambda x: jnp.where(mask(x), x, jnp.zeros_like(x)), batch)
 
 
-@pytest.mark.parametrize("variant", [{}, {"bias": "time", "use_query_time": False}, {"bias": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "variant", [{}, {"bias": "time", "use_query_time": False}, {"bias": "none"}], ids=str
+)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_appending_in_any_pieces_gives_the_hidden_states_of_one_forward(variant, data):
@@ -91,7 +97,10 @@ def test_candidates_that_peek_get_the_hidden_states_of_one_forward(lengths, seed
     whole, prefill, _, peek = programs()
     rng = np.random.default_rng(seed)
     histories = [history(seed + row, n) for row, n in enumerate(lengths)]
-    tails = [random_sequence(rng, contexts=0, events=1, candidates=CANDIDATES)[-CANDIDATES:] for _ in lengths]
+    tails = [
+        random_sequence(rng, contexts=0, events=1, candidates=CANDIDATES)[-CANDIDATES:]
+        for _ in lengths
+    ]
     for before, tail in zip(histories, tails, strict=True):
         last = max((t["time"] for t in before), default=0)
         for t in tail:
@@ -100,7 +109,9 @@ def test_candidates_that_peek_get_the_hidden_states_of_one_forward(lengths, seed
     _, store = prefill(one_per_row(histories, (2, ROOM)))
     found = peek(one_per_row(tails, (2, CANDIDATES)), store)
     for row, n in enumerate(lengths):
-        np.testing.assert_allclose(found[row], expected[row, n : n + CANDIDATES], atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(
+            found[row], expected[row, n : n + CANDIDATES], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_cache_in_bfloat16_is_half_as_large_and_close():

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from gr_jax.config import ModelConfig
-from gr_jax.data.batch import Impressions
+from gr_jax.data.batches.batch import Impressions
 from gr_jax.models.dlrm import Dlrm
 from gr_jax.models.embeddings import table_rows
 from gr_jax.models.recommender import functional
@@ -27,7 +27,9 @@ def make(**changes):
     @jax.jit  # one program instead of one for each shape
     def start():
         params = init(jax.random.key(0))
-        return jax.tree.map(lambda a: a + 0.2 * jax.random.normal(jax.random.key(a.size), a.shape), params)
+        return jax.tree.map(
+            lambda a: a + 0.2 * jax.random.normal(jax.random.key(a.size), a.shape), params
+        )
 
     return graphdef, start()
 
@@ -51,9 +53,13 @@ def impressions(lengths=(0, 1, 4, 7), columns=N, seed=0) -> Impressions:
             array[np.arange(N) >= np.array(lengths)[:, None]] = 0
             fields[name] = np.pad(array, [(0, 0), (0, columns - N)] + [(0, 0)] * (array.ndim - 2))
     nothing = np.zeros((B, TASKS), np.float32)
-    fields["item_side"] = np.random.default_rng(9).integers(0, VALUES + 1, (table_rows(ITEMS), SIDES))
+    fields["item_side"] = np.random.default_rng(9).integers(
+        0, VALUES + 1, (table_rows(ITEMS), SIDES)
+    )
     return Impressions(
-        **{name: jnp.asarray(a, jnp.int32) for name, a in fields.items()}, outcome=nothing, outcome_weight=nothing
+        **{name: jnp.asarray(a, jnp.int32) for name, a in fields.items()},
+        outcome=nothing,
+        outcome_weight=nothing,
     )
 
 
@@ -62,7 +68,9 @@ def test_the_order_of_the_history_does_not_matter_if_the_ages_move_with_the_even
     batch = impressions()
     order = np.array([3, 0, 6, 1, 5, 2, 4])
     histories = [f.name for f in dataclasses.fields(batch) if f.name.startswith("history")]
-    moved = dataclasses.replace(batch, **{name: getattr(batch, name)[:, order] for name in histories})
+    moved = dataclasses.replace(
+        batch, **{name: getattr(batch, name)[:, order] for name in histories}
+    )
     expected = rank(graphdef, params, batch)
     np.testing.assert_allclose(rank(graphdef, params, moved), expected, atol=1e-5)
     wrong_ages = dataclasses.replace(moved, history_age=batch.history_age)
@@ -73,22 +81,30 @@ def test_padding_of_the_history_and_its_content_do_not_matter():
     graphdef, params = make()
     batch = impressions()
     expected = rank(graphdef, params, batch)
-    np.testing.assert_allclose(rank(graphdef, params, impressions(columns=N + 5)), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        rank(graphdef, params, impressions(columns=N + 5)), expected, atol=1e-5
+    )
     real = batch.history_item != 0
     noise = {
         "history_action": jnp.where(real, batch.history_action, 7),
         "history_age": jnp.where(real, batch.history_age, 12345),
     }
-    np.testing.assert_array_equal(rank(graphdef, params, dataclasses.replace(batch, **noise)), expected)
+    np.testing.assert_array_equal(
+        rank(graphdef, params, dataclasses.replace(batch, **noise)), expected
+    )
 
 
 def test_impressions_do_not_see_one_another_nor_outcomes():
     graphdef, params = make()
     batch, other = impressions(), impressions(seed=1)
-    mixed = jax.tree.map(lambda a, b: a if a is batch.item_side else jnp.concatenate([a[:2], b[2:]]), batch, other)
+    mixed = jax.tree.map(
+        lambda a, b: a if a is batch.item_side else jnp.concatenate([a[:2], b[2:]]), batch, other
+    )
     ones = jnp.ones((B, TASKS))
     mixed = dataclasses.replace(mixed, outcome=ones, outcome_weight=ones)
-    np.testing.assert_array_equal(rank(graphdef, params, mixed)[:2], rank(graphdef, params, batch)[:2])
+    np.testing.assert_array_equal(
+        rank(graphdef, params, mixed)[:2], rank(graphdef, params, batch)[:2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,9 +132,15 @@ def test_intensity_matters_the_same_event_twice_is_not_the_event_once():
     twice = impressions(lengths=(0, 1, 2, 2))
     histories = [f.name for f in dataclasses.fields(twice) if f.name.startswith("history")]
     twice = dataclasses.replace(
-        twice, **{name: getattr(twice, name).at[:, 1].set(getattr(twice, name)[:, 0]) for name in histories}
+        twice,
+        **{
+            name: getattr(twice, name).at[:, 1].set(getattr(twice, name)[:, 0])
+            for name in histories
+        },
     )
-    once = dataclasses.replace(twice, **{name: getattr(twice, name).at[:, 1].set(0) for name in histories})
+    once = dataclasses.replace(
+        twice, **{name: getattr(twice, name).at[:, 1].set(0) for name in histories}
+    )
     pooled = jax.jit(lambda x: nnx.merge(graphdef, params)._input(x)[2:, 16:24])
     once, twice = pooled(once), pooled(twice)
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)

@@ -52,7 +52,9 @@ def test_a_token_is_the_sum_of_the_vectors_of_what_it_holds():
 def test_models_without_features_and_actions_have_no_tables_for_them_and_refuse_such_batches():
     plain = make(num_actions=0, num_feature_values=0)
     assert set(nnx.to_pure_dict(nnx.state(plain, nnx.Param))) == {"item_table", "position_table"}
-    batch = one_per_row([random_sequence(np.random.default_rng(0), contexts=1, events=2, candidates=0)], (1, 12))
+    batch = one_per_row(
+        [random_sequence(np.random.default_rng(0), contexts=1, events=2, candidates=0)], (1, 12)
+    )
     with pytest.raises(ValueError, match="num_feature_values=0"):
         embed(plain, batch)
     with pytest.raises(ValueError, match="num_actions=0"):
@@ -61,7 +63,13 @@ def test_models_without_features_and_actions_have_no_tables_for_them_and_refuse_
 
 def test_other_tables_start_as_large_as_scaled_items():
     embeddings = InputEmbeddings(
-        1000, N, 64, num_actions=100, num_feature_values=1000, position_init=nnx.initializers.zeros, rngs=nnx.Rngs(0)
+        1000,
+        N,
+        64,
+        num_actions=100,
+        num_feature_values=1000,
+        position_init=nnx.initializers.zeros,
+        rngs=nnx.Rngs(0),
     )
     scale = float(embeddings.item_table[...].std()) * 64**0.5
     assert float(embeddings.feature_table[...].std()) == pytest.approx(scale, rel=0.05)

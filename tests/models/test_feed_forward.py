@@ -48,7 +48,9 @@ def test_dropout_needs_a_key(layer):
 def test_a_block_whose_layer_gives_zero_is_the_block_without_it():
     batch = padded_batch(np.ones((1, 6), np.int32), np.array([5]), np.arange(6)[None] * 100)
     x = jax.random.normal(jax.random.key(1), (1, 6, 8))
-    with_layer, without = (HstuBlock(ModelConfig(width=8, swiglu_width=n), 6, rngs=nnx.Rngs(0)) for n in (12, 0))
+    with_layer, without = (
+        HstuBlock(ModelConfig(width=8, swiglu_width=n), 6, rngs=nnx.Rngs(0)) for n in (12, 0)
+    )
     params = nnx.to_pure_dict(nnx.state(with_layer, nnx.Param))
     nnx.update(without, {name: x for name, x in params.items() if name != "swiglu"})
     expected = without(x, batch, key=None)

@@ -24,7 +24,9 @@ def golden_block(request, golden):
     )
     block = HstuBlock(config, n, rngs=nnx.Rngs(0))
     block.uvqk[...] = g["uvqk"]
-    block.bias.position[...] = g["pos_w"][:n][::-1]  # theirs is indexed from the longest distance back to 0
+    block.bias.position[...] = g["pos_w"][:n][
+        ::-1
+    ]  # theirs is indexed from the longest distance back to 0
     block.bias.time[...] = g["ts_w"]
     block.output.kernel[...] = g["o_w"]
     block.output.bias[...] = g["o_b"]
@@ -59,7 +61,12 @@ def test_block_gradients_equal_the_reference_implementation(golden_block):
 
 @pytest.mark.parametrize(
     ("kind", "tables"),
-    [("none", set()), ("position", {"position"}), ("time", {"time"}), ("both", {"position", "time"})],
+    [
+        ("none", set()),
+        ("position", {"position"}),
+        ("time", {"time"}),
+        ("both", {"position", "time"}),
+    ],
 )
 def test_each_bias_ablation_has_its_own_tables(kind, tables):
     block = HstuBlock(ModelConfig(bias=kind, width=8), 10, rngs=nnx.Rngs(0))
@@ -71,8 +78,12 @@ def test_each_bias_ablation_has_its_own_tables(kind, tables):
 
 def test_query_time_matters_only_when_it_is_used():
     x = jax.random.normal(jax.random.key(0), (1, 6, 8))
-    soon = padded_batch(np.ones((1, 6), np.int32), np.array([5]), np.array([[0, 10, 20, 30, 40, 50]]))
-    late = padded_batch(np.ones((1, 6), np.int32), np.array([5]), np.array([[0, 10, 20, 30, 40, 999_999]]))
+    soon = padded_batch(
+        np.ones((1, 6), np.int32), np.array([5]), np.array([[0, 10, 20, 30, 40, 50]])
+    )
+    late = padded_batch(
+        np.ones((1, 6), np.int32), np.array([5]), np.array([[0, 10, 20, 30, 40, 999_999]])
+    )
     for use, differs in ((True, True), (False, False)):
         block = HstuBlock(ModelConfig(width=8, use_query_time=use), 10, rngs=nnx.Rngs(0))
         block.bias.time[...] = jax.random.normal(jax.random.key(1), block.bias.time.shape)
@@ -81,7 +92,9 @@ def test_query_time_matters_only_when_it_is_used():
 
 
 def test_the_softmax_rival_weighs_the_keys_that_a_query_sees_by_a_softmax():
-    config = ModelConfig(kind="hstu_softmax", bias="none", width=8, num_heads=2, qk_width=3, v_width=4, dropout=0.0)
+    config = ModelConfig(
+        kind="hstu_softmax", bias="none", width=8, num_heads=2, qk_width=3, v_width=4, dropout=0.0
+    )
     block = HstuBlock(config, 6, rngs=nnx.Rngs(0))
     batch = padded_batch(np.ones((2, 6), np.int32), np.array([6, 4]), np.zeros((2, 6), np.int64))
     x = jax.random.normal(jax.random.key(1), (2, 6, 8))

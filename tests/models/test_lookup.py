@@ -25,7 +25,9 @@ def make_inputs(shape=(8, 3)):
 
 def placed(mesh, table, ids):
     over_rows, over_data = PartitionSpec(("data", "model")), PartitionSpec("data")
-    return jax.device_put(table, NamedSharding(mesh, over_rows)), jax.device_put(ids, NamedSharding(mesh, over_data))
+    return jax.device_put(table, NamedSharding(mesh, over_rows)), jax.device_put(
+        ids, NamedSharding(mesh, over_data)
+    )
 
 
 def loss(table, ids, weights):
@@ -41,7 +43,9 @@ def test_a_table_over_a_mesh_gives_the_rows_and_gradient_of_one_device(data, mod
     mesh = make_mesh(data, model)
     table_on, ids_on = placed(mesh, table, ids)
     with jax.set_mesh(mesh):
-        rows, gradient = jax.jit(lambda t, i: (take_rows(t, i), jax.grad(loss)(t, i, weights)))(table_on, ids_on)
+        rows, gradient = jax.jit(lambda t, i: (take_rows(t, i), jax.grad(loss)(t, i, weights)))(
+            table_on, ids_on
+        )
     np.testing.assert_array_equal(rows, table[ids])
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
 
@@ -49,7 +53,10 @@ def test_a_table_over_a_mesh_gives_the_rows_and_gradient_of_one_device(data, mod
 def test_no_collective_is_as_large_as_the_table():
     mesh = make_mesh(4, 2)
     rows = 1 << 20
-    split = (NamedSharding(mesh, PartitionSpec(("data", "model"))), NamedSharding(mesh, PartitionSpec("data")))
+    split = (
+        NamedSharding(mesh, PartitionSpec(("data", "model"))),
+        NamedSharding(mesh, PartitionSpec("data")),
+    )
     table = jax.ShapeDtypeStruct((rows, D), jnp.float32, sharding=split[0])
     ids = jax.ShapeDtypeStruct((8, 3), jnp.int32, sharding=split[1])
     weights = jax.ShapeDtypeStruct((8, 3, D), jnp.float32, sharding=split[1])
@@ -76,7 +83,10 @@ def test_each_part_of_a_batch_has_its_own_table():
     for row in range(6):
         np.add.at(added[row // 3], ids[row], values[row])
     np.testing.assert_allclose(
-        add_rows(jnp.asarray(tables), jnp.asarray(ids), jnp.asarray(values)), added, rtol=1e-6, atol=1e-6
+        add_rows(jnp.asarray(tables), jnp.asarray(ids), jnp.asarray(values)),
+        added,
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax.config import ModelConfig
-from gr_jax.data.batch import Batch
+from gr_jax.data.batches.batch import Batch
 from gr_jax.models import hstu
 from gr_jax.models.recommender import Recommender, functional
 from tests.models import ranking_batch
@@ -20,7 +20,9 @@ N, WIDTH, ITEMS = 12, 16, 40
 
 
 def small(kind: str = "hstu", **changes) -> ModelConfig:
-    config = ModelConfig(kind=kind, width=WIDTH, num_blocks=2, num_heads=2, qk_width=6, v_width=10, ffn_width=24)
+    config = ModelConfig(
+        kind=kind, width=WIDTH, num_blocks=2, num_heads=2, qk_width=6, v_width=10, ffn_width=24
+    )
     return dataclasses.replace(config, **{"swiglu_width": 9 if kind == "hstu" else 0} | changes)
 
 
@@ -35,10 +37,14 @@ def make_model(config: ModelConfig, **sizes):
     )
 
 
-def place(sequences: list[dict], slots: list[tuple[int, int]], shape: tuple[int, int], noise: int = 0) -> Batch:
+def place(
+    sequences: list[dict], slots: list[tuple[int, int]], shape: tuple[int, int], noise: int = 0
+) -> Batch:
     """A packed batch with each sequence at its (row, column); `noise` fills the other fields of padding tokens."""
     rng = np.random.default_rng(noise)
-    names = [f.name for f in dataclasses.fields(Batch) if f.default is dataclasses.MISSING] + ["label"]
+    names = [f.name for f in dataclasses.fields(Batch) if f.default is dataclasses.MISSING] + [
+        "label"
+    ]
     fields = {name: np.zeros(shape, np.int32) for name in names}
     if noise:
         for name in ("time", "query_time"):
@@ -58,7 +64,13 @@ def random_sequences(lengths: list[int], seed: int) -> list[dict]:
         times = np.cumsum(rng.integers(0, 10**6, n + 1))
         items = rng.integers(1, ITEMS + 1, n + 1)
         sequences.append(
-            dict(item=items[:n], label=items[1:], time=times[:n], query_time=times[1:], position=np.arange(n))
+            dict(
+                item=items[:n],
+                label=items[1:],
+                time=times[:n],
+                query_time=times[1:],
+                position=np.arange(n),
+            )
         )
     return sequences
 
@@ -99,7 +111,10 @@ def outputs_and_gradients(graphdef, params, batch, slots, lengths, cotangent):
     for (row, column), n, values in zip(slots, lengths, cotangent, strict=True):
         weights[row, column : column + n] = values[:n]
     out, grads = encode_and_grad(graphdef, params, batch, jnp.asarray(weights))
-    return [np.asarray(out)[row, column : column + n] for (row, column), n in zip(slots, lengths, strict=True)], grads
+    return [
+        np.asarray(out)[row, column : column + n]
+        for (row, column), n in zip(slots, lengths, strict=True)
+    ], grads
 
 
 def encode_and_grad(graphdef, params, batch, weights):
@@ -135,7 +150,8 @@ def test_future_items_do_not_change_past_outputs(kind):
     changed = {name: values.copy() for name, values in sequence.items()}
     changed["item"][6:] = changed["item"][6:] % ITEMS + 1
     before, after = (
-        np.asarray(nnx.merge(graphdef, params).encode(place([s], [(0, 0)], (1, 12)))) for s in (sequence, changed)
+        np.asarray(nnx.merge(graphdef, params).encode(place([s], [(0, 0)], (1, 12))))
+        for s in (sequence, changed)
     )
     np.testing.assert_array_equal(before[0, :6], after[0, :6])
     assert np.abs(before[0, 6:9] - after[0, 6:9]).max() > 1e-3
@@ -148,7 +164,9 @@ def test_remat_and_scan_change_neither_outputs_nor_gradients(kind):
     weights = jax.random.normal(jax.random.key(2), (2, 24, WIDTH))
     results = []
     for remat, scan in ((False, False), (True, False), (False, True), (True, True)):
-        graphdef, _ = functional(small(kind, remat=remat, scan_blocks=scan), num_items=ITEMS, max_length=N)
+        graphdef, _ = functional(
+            small(kind, remat=remat, scan_blocks=scan), num_items=ITEMS, max_length=N
+        )
         results.append(encode_and_grad(graphdef, params, batch, weights))
     for result in results[1:]:
         for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(results[0]), strict=True):
@@ -161,7 +179,8 @@ def test_dropout_needs_a_key_and_follows_it(scan):
     batch = place(random_sequences([12], 3), [(0, 0)], (1, 12))
     model = nnx.merge(graphdef, params)
     a, b, c = (
-        np.asarray(model.encode(batch, key=key)) for key in (jax.random.key(0), jax.random.key(0), jax.random.key(1))
+        np.asarray(model.encode(batch, key=key))
+        for key in (jax.random.key(0), jax.random.key(0), jax.random.key(1))
     )
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 1e-2
@@ -191,7 +210,9 @@ def test_encoder_equals_the_reference_implementation(golden):
     heads, dqk, dv = (int(g[name]) for name in ("num_heads", "dqk", "dv"))
     config = ModelConfig(width=16, num_blocks=2, num_heads=heads, qk_width=dqk, v_width=dv)
     model = Recommender(config, num_items=num_items, max_length=n, rngs=nnx.Rngs(0))
-    model.embeddings.item_table[...] = model.embeddings.item_table[...].at[: num_items + 1].set(g["item_table"])
+    model.embeddings.item_table[...] = (
+        model.embeddings.item_table[...].at[: num_items + 1].set(g["item_table"])
+    )
     model.embeddings.position_table[...] = g["pos_table"]
     for i, block in enumerate(model.blocks):
         block.uvqk[...] = g[f"layer{i}_uvqk"]
@@ -202,7 +223,9 @@ def test_encoder_equals_the_reference_implementation(golden):
     batch = padded_batch(g["item_ids"], g["lengths"], g["timestamps"])
     out = model.encode(batch)
     np.testing.assert_allclose(out, g["output"], atol=1e-5)
-    np.testing.assert_allclose(out[np.arange(len(out)), g["lengths"] - 1], g["last_output"], atol=1e-5)
+    np.testing.assert_allclose(
+        out[np.arange(len(out)), g["lengths"] - 1], g["last_output"], atol=1e-5
+    )
 
 
 MAX_TOKENS = 24
@@ -235,11 +258,17 @@ def rank_and_grad(graphdef, params, batch, weights):
 
 
 @settings(max_examples=8, deadline=None)
-@given(users=st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=6), seed=st.integers(0, 100))
+@given(
+    users=st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=6),
+    seed=st.integers(0, 100),
+)
 def test_packed_rows_give_the_logits_and_gradients_of_one_user_per_row(users, seed):
     graphdef, params = make_ranker(attention="xla")
     rng = np.random.default_rng(seed)
-    sequences = [ranking_batch.random_sequence(rng, contexts=c, events=1 + e, candidates=m) for c, e, m in users]
+    sequences = [
+        ranking_batch.random_sequence(rng, contexts=c, events=1 + e, candidates=m)
+        for c, e, m in users
+    ]
     lengths = [len(sequence) for sequence in sequences]
     results = []
     for slots, shape in (
@@ -249,14 +278,21 @@ def test_packed_rows_give_the_logits_and_gradients_of_one_user_per_row(users, se
         batch = ranking_batch.place(sequences, slots, shape)
         weights = np.zeros((*shape, ranking_batch.TASKS), np.float32)
         for (row, column), n in zip(slots, lengths, strict=True):
-            weights[row, column : column + n] = np.random.default_rng(n).normal(size=(n, ranking_batch.TASKS))
+            weights[row, column : column + n] = np.random.default_rng(n).normal(
+                size=(n, ranking_batch.TASKS)
+            )
         logits, grads = rank_and_grad(graphdef, params, batch, weights)
-        logits = [logits[row, column : column + n] for (row, column), n in zip(slots, lengths, strict=True)]
+        logits = [
+            logits[row, column : column + n]
+            for (row, column), n in zip(slots, lengths, strict=True)
+        ]
         results.append((logits, grads))
     # Gradients to 1e-4, as the reference vectors: where a token sees one or two, LN divides by a tiny deviation.
     for (packed, padded), rtol in zip(zip(*results, strict=True), (1e-7, 1e-4), strict=True):
         for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(padded), strict=True):
-            np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-5 * max(1.0, float(np.abs(b).max())))
+            np.testing.assert_allclose(
+                a, b, rtol=rtol, atol=1e-5 * max(1.0, float(np.abs(b).max()))
+            )
 
 
 def history_and_candidates(seed: int, count: int):
@@ -268,7 +304,11 @@ def history_and_candidates(seed: int, count: int):
 # 100 candidates make the sequence longer than `max_length`, and the row than one chunk of the XLA implementation.
 @pytest.mark.parametrize("attention", ["reference", "xla"])
 @settings(max_examples=5, deadline=None)
-@given(count=st.sampled_from([1, 7, 100]), order=st.randoms(use_true_random=False), seed=st.integers(0, 100))
+@given(
+    count=st.sampled_from([1, 7, 100]),
+    order=st.randoms(use_true_random=False),
+    seed=st.integers(0, 100),
+)
 def test_candidates_in_one_pass_in_any_order_score_as_each_alone(attention, count, order, seed):
     graphdef, params = make_ranker(attention=attention)
     history, candidates = history_and_candidates(seed, count)
@@ -278,14 +318,18 @@ def test_candidates_in_one_pass_in_any_order_score_as_each_alone(attention, coun
     assert count == 1 or np.ptp(expected) > 0.1
     shuffled = order.sample(range(count), count)
     together = ranking_batch.one_per_row([[*history, *(candidates[i] for i in shuffled)]], (1, 128))
-    np.testing.assert_allclose(rank(graphdef, params, together)[0, n : n + count], expected[shuffled], atol=1e-5)
+    np.testing.assert_allclose(
+        rank(graphdef, params, together)[0, n : n + count], expected[shuffled], atol=1e-5
+    )
 
 
 GPU_STAGES = ("hstu_attention", "normalised_gate")
 
 
 def test_candidates_score_as_each_alone_through_the_interpreted_triton_kernel(monkeypatch):
-    interpreted = {name: functools.partial(getattr(hstu, name), interpret=True) for name in GPU_STAGES}
+    interpreted = {
+        name: functools.partial(getattr(hstu, name), interpret=True) for name in GPU_STAGES
+    }
     history, candidates = history_and_candidates(3, 20)  # longer than `max_length`
     n = len(history)
     together = ranking_batch.one_per_row([[*history, *candidates]], (1, 48))
@@ -308,7 +352,11 @@ def test_a_changed_token_does_not_change_the_predictions_before_it(at, seed):
     sequence = ranking_batch.random_sequence(rng, contexts=3, events=4, candidates=6)
     at %= len(sequence)
     other = dict(sequence[at])
-    for name, largest in (("item", ITEMS), ("feature", ranking_batch.VALUES), ("action", 2**ranking_batch.ACTIONS)):
+    for name, largest in (
+        ("item", ITEMS),
+        ("feature", ranking_batch.VALUES),
+        ("action", 2**ranking_batch.ACTIONS),
+    ):
         if other[name]:
             other[name] = other[name] % largest + (2 if name == "action" else 1)
     changed = [*sequence[:at], other, *sequence[at + 1 :]]
@@ -325,7 +373,9 @@ def test_a_changed_token_does_not_change_the_predictions_before_it(at, seed):
 
 def test_labels_and_outcomes_are_no_input():
     graphdef, params = make_ranker(attention="xla")
-    sequence = ranking_batch.random_sequence(np.random.default_rng(0), contexts=1, events=3, candidates=2)
+    sequence = ranking_batch.random_sequence(
+        np.random.default_rng(0), contexts=1, events=3, candidates=2
+    )
     batch = ranking_batch.one_per_row([sequence], (1, MAX_TOKENS))
     ones = jnp.ones((1, MAX_TOKENS, ranking_batch.TASKS))
     told = dataclasses.replace(batch, label=batch.item, outcome=ones, outcome_weight=ones)
@@ -334,6 +384,9 @@ def test_labels_and_outcomes_are_no_input():
 
 def test_a_model_without_tasks_has_no_head_and_says_so():
     graphdef, params = make_model(small())
-    assert set(params) == {"embeddings", "blocks"} and set(params["embeddings"]) == {"item_table", "position_table"}
+    assert set(params) == {"embeddings", "blocks"} and set(params["embeddings"]) == {
+        "item_table",
+        "position_table",
+    }
     with pytest.raises(ValueError, match="num_tasks=0"):
         nnx.merge(graphdef, params).rank(place(random_sequences([5], 3), [(0, 2)], (1, 12)))

@@ -12,9 +12,13 @@ from tests.models.golden_batch import padded_batch
 def test_sasrec_equals_the_reference_implementation(golden):
     g = golden("sasrec_encoder")
     num_items, n = g["item_table"].shape[0] - 1, g["pos_table"].shape[0]
-    config = ModelConfig(kind="sasrec", width=16, num_blocks=2, num_heads=int(g["num_heads"]), ffn_width=24)
+    config = ModelConfig(
+        kind="sasrec", width=16, num_blocks=2, num_heads=int(g["num_heads"]), ffn_width=24
+    )
     model = Recommender(config, num_items=num_items, max_length=n, rngs=nnx.Rngs(0))
-    model.embeddings.item_table[...] = model.embeddings.item_table[...].at[: num_items + 1].set(g["item_table"])
+    model.embeddings.item_table[...] = (
+        model.embeddings.item_table[...].at[: num_items + 1].set(g["item_table"])
+    )
     model.embeddings.position_table[...] = g["pos_table"]
     names = {
         "query": "q",
@@ -40,5 +44,7 @@ def test_softmax_attention_stays_inside_its_segment():
     segments = jnp.array([[1, 1, 1, 2, 2, 2, 0]])
     packed = softmax_attention(q, k, v, segments)
     for first, last in ((0, 3), (3, 6)):
-        alone = softmax_attention(*(a[:, first:last] for a in (q, k, v)), jnp.ones((1, 3), jnp.int32))
+        alone = softmax_attention(
+            *(a[:, first:last] for a in (q, k, v)), jnp.ones((1, 3), jnp.int32)
+        )
         np.testing.assert_allclose(packed[:, first:last], alone, atol=1e-6)

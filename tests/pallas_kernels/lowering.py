@@ -12,7 +12,10 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from pallas_kernels.specs import SPECS, TIME_BUCKETS, Spec
 
-CALLS = {"pallas_triton": "@__gpu$xla.gpu.triton", "pallas_mosaic_gpu": "@mosaic_gpu_v2"}  # in StableHLO
+CALLS = {
+    "pallas_triton": "@__gpu$xla.gpu.triton",
+    "pallas_mosaic_gpu": "@mosaic_gpu_v2",
+}  # in StableHLO
 
 
 class Configuration(NamedTuple):
@@ -49,7 +52,9 @@ def example(case: Configuration) -> Spec:
 def gpu_mesh(*shape: int, names: tuple[str, ...] = ("data",)) -> AbstractMesh:
     """Returns a mesh of Hopper GPUs."""
     device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
-    return AbstractMesh(shape, names, axis_types=(AxisType.Auto,) * len(shape), abstract_device=device)
+    return AbstractMesh(
+        shape, names, axis_types=(AxisType.Auto,) * len(shape), abstract_device=device
+    )
 
 
 def lowered(call, *args, mesh: AbstractMesh | None = None) -> str:
@@ -63,7 +68,9 @@ def input_shapes(spec: Spec) -> dict[str, jax.ShapeDtypeStruct]:
     place = lambda *shape, dtype=spec.dtype: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
     row, heads = (spec.rows, spec.length), (spec.rows, spec.length, spec.heads)
     shapes = {"q": spec.qk_width, "k": spec.qk_width, "v": spec.v_width, "d_out": spec.v_width}
-    found = {name: place(*heads, width) for name, width in shapes.items()} | {"segments": place(*row, dtype="int32")}
+    found = {name: place(*heads, width) for name, width in shapes.items()} | {
+        "segments": place(*row, dtype="int32")
+    }
     if spec.bias:
         found["position_table"] = place(spec.max_length, dtype="float32")
         found["time_table"] = place(TIME_BUCKETS, dtype="float32")

@@ -23,7 +23,9 @@ def pack(row_lengths, length: int, tails=None, heads=None, gaps=None) -> Rows:
     row_lengths: per row the tokens of its sequences. tails, heads: how many are targets, contexts; a third, a sixth.
     gaps: padding tokens after each sequence.
     """
-    segments, targets, contexts = (np.zeros((len(row_lengths), length), dtype) for dtype in (np.int32, bool, bool))
+    segments, targets, contexts = (
+        np.zeros((len(row_lengths), length), dtype) for dtype in (np.int32, bool, bool)
+    )
     for row, lengths in enumerate(row_lengths):
         start = 0
         for n, tokens in enumerate(lengths):
@@ -38,7 +40,9 @@ def pack(row_lengths, length: int, tails=None, heads=None, gaps=None) -> Rows:
     return Rows(segments, targets, contexts)
 
 
-def random_rows(rng: np.random.Generator, rows: int = ROWS, length: int = LENGTH, longest: int = LONGEST) -> Rows:
+def random_rows(
+    rng: np.random.Generator, rows: int = ROWS, length: int = LENGTH, longest: int = LONGEST
+) -> Rows:
     """Returns rows with gaps, sequences of one token, any number of targets and contexts, and now and then an empty
     row."""
     row_lengths, tails, heads, gaps = ([[] for _ in range(rows)] for _ in range(4))

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import dispatch, mosaic_gpu_tiles, xla
+from pallas_kernels import dispatch, xla
 from pallas_kernels.block_sizes import Blocks
-from pallas_kernels.mosaic_gpu_tiles import MosaicBlocks
+from pallas_kernels.mosaic_gpu import tiles
+from pallas_kernels.mosaic_gpu.tiles import MosaicBlocks
 from pallas_kernels.reference import reference_attention
 from tests.pallas_kernels.packed_rows import Rows
 
@@ -80,7 +81,9 @@ def _xla(max_unrolled: int) -> Callable[..., Any]:
 
 
 def _triton(blocks: Blocks) -> Callable[..., Any]:
-    return lambda **arguments: dispatch.load("pallas_triton")(**arguments, interpret=True, blocks=blocks)
+    return lambda **arguments: dispatch.load("pallas_triton")(
+        **arguments, interpret=True, blocks=blocks
+    )
 
 
 def _mosaic(blocks: MosaicBlocks) -> Callable[..., Any]:
@@ -88,7 +91,7 @@ def _mosaic(blocks: MosaicBlocks) -> Callable[..., Any]:
 
     def attend(**arguments):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mosaic_gpu_tiles, "INTERPRETER", {"detect_races": True})
+            patch.setattr(tiles, "INTERPRETER", {"detect_races": True})
             return dispatch.load("pallas_mosaic_gpu")(**arguments, interpret=True, blocks=blocks)
 
     return attend
@@ -98,7 +101,7 @@ def _jax_triton(**arguments):
     """In Triton's interpreter, which reads TRITON_INTERPRET when triton is imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "jax_triton", types.SimpleNamespace(triton_call=_triton_call))
-        from pallas_kernels import jax_triton_kernel
+        from pallas_kernels.jax_triton import kernel as jax_triton_kernel
 
         log = lambda x: jax_triton_kernel.tl.log(x)  # libdevice cannot be interpreted
         patch.setattr(jax_triton_kernel, "libdevice", types.SimpleNamespace(log=log))
@@ -160,10 +163,16 @@ SUBJECTS = {
 def _skipped(name: str):
     """Marks for what cannot run in this process."""
     if name.startswith("mosaic"):
-        return [pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11")]
+        return [
+            pytest.mark.skipif(
+                jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11"
+            )
+        ]
     if name == "jax-triton":
         absent = "TRITON_INTERPRET" not in os.environ or not importlib.util.find_spec("triton")
-        return [pytest.mark.skipif(absent, reason="needs triton, and a process with TRITON_INTERPRET=1")]
+        return [
+            pytest.mark.skipif(absent, reason="needs triton, and a process with TRITON_INTERPRET=1")
+        ]
     return []
 
 
@@ -174,7 +183,11 @@ def every(names=tuple(SUBJECTS)):
 
 def every_variant(names=tuple(SUBJECTS)):
     """Parametrizes a test over implementations and their variants, as `subject` and `variant`."""
-    cases = [pytest.param(n, v, marks=_skipped(n), id=f"{n}-{v}") for n in names for v in SUBJECTS[n].variants]
+    cases = [
+        pytest.param(n, v, marks=_skipped(n), id=f"{n}-{v}")
+        for n in names
+        for v in SUBJECTS[n].variants
+    ]
     return pytest.mark.parametrize(("subject", "variant"), cases)
 
 
@@ -192,15 +205,23 @@ def make_case(subject: str, variant: str, rows: Rows, seed: int) -> Case:
     heads, (a, v) = (*rows.segments.shape, about.heads), about.widths
     dtype = jnp.dtype(about.dtype)
     padding = (rows.segments == 0)[..., None, None]
-    vectors = lambda width: np.where(padding, np.nan, rng.normal(size=(*heads, width))).astype(dtype)
+    vectors = lambda width: np.where(padding, np.nan, rng.normal(size=(*heads, width))).astype(
+        dtype
+    )
     floats: dict[str, np.ndarray] = {"q": vectors(a), "k": vectors(a), "v": vectors(v)}
     tables = {"position_table": about.block - 3, "time_table": 20}
-    floats |= {name: rng.normal(size=size).astype(np.float32) for name, size in tables.items() if name in inputs}
+    floats |= {
+        name: rng.normal(size=size).astype(np.float32)
+        for name, size in tables.items()
+        if name in inputs
+    }
     found = {name: x for name, x in rows._asdict().items() if name in inputs | {"segments"}}
     if "time_table" in inputs:
         key_times = np.cumsum(rng.integers(0, 1000, rows.segments.shape), 1)
         found["key_times"] = key_times.astype(np.int32)
-        found["query_times"] = (key_times + rng.integers(-500, 1000, key_times.shape)).astype(np.int32)
+        found["query_times"] = (key_times + rng.integers(-500, 1000, key_times.shape)).astype(
+            np.int32
+        )
     return Case(floats, found, vectors(v))
 
 
@@ -208,7 +229,9 @@ def make_case(subject: str, variant: str, rows: Rows, seed: int) -> Case:
 def _program(subject: str, variant: str, longest: int):
     """Returns (case) -> (output, gradients by name), compiled once for each shape of the inputs."""
     about = SUBJECTS[subject]
-    options = {"max_length": longest, "scale": 0.4 if about.widths[0] < 64 else 0.2} | VARIANTS[variant][1]
+    options = {"max_length": longest, "scale": 0.4 if about.widths[0] < 64 else 0.2} | VARIANTS[
+        variant
+    ][1]
 
     def call(floats, rows, cotangent):
         if not about.gradients:
@@ -217,7 +240,9 @@ def _program(subject: str, variant: str, longest: int):
         return out, backward(cotangent)[0]
 
     # Unoptimised machine code is ready in half the time.
-    return jax.jit(call, compiler_options={"xla_backend_optimization_level": 0}) if about.jit else call
+    return (
+        jax.jit(call, compiler_options={"xla_backend_optimization_level": 0}) if about.jit else call
+    )
 
 
 def results(subject: str, variant: str, longest: int, case: Case):
@@ -230,7 +255,9 @@ def _specification(variant: str, longest: int, scale: float, gradients: bool):
     options = {"max_length": longest, "scale": scale} | VARIANTS[variant][1]
 
     def call(floats, rows, cotangent):
-        out, backward = jax.vjp(lambda floats: reference_attention(**floats, **rows, **options), floats)
+        out, backward = jax.vjp(
+            lambda floats: reference_attention(**floats, **rows, **options), floats
+        )
         return out, backward(cotangent)[0] if gradients else {}
 
     return jax.jit(call)
@@ -246,10 +273,15 @@ def expected(subject: str, variant: str, longest: int, case: Case):
         return jax.tree.map(np.array, call(floats, case.rows, wide(case.cotangent)))
 
 
-def assert_equal_the_reference(subject: str, variant: str, longest: int, rows: Rows, seed: int) -> None:
+def assert_equal_the_reference(
+    subject: str, variant: str, longest: int, rows: Rows, seed: int
+) -> None:
     """Asserts that output and gradients are within the tolerance of the specification, and 0 at padding."""
     case = make_case(subject, variant, rows, seed)
-    ours, truth = results(subject, variant, longest, case), expected(subject, variant, longest, case)
+    ours, truth = (
+        results(subject, variant, longest, case),
+        expected(subject, variant, longest, case),
+    )
     assert jax.tree.structure(ours) == jax.tree.structure(truth)
     rounding = 2.0**-9 if SUBJECTS[subject].dtype == "bfloat16" else SUBJECTS[subject].tolerance
     terms = max((np.abs(truth[1][name]).max() for name in "qk" if name in truth[1]), default=0)
@@ -257,8 +289,12 @@ def assert_equal_the_reference(subject: str, variant: str, longest: int, rows: R
         name, x = jax.tree_util.keystr(path), np.asarray(x, np.float64)
         largest = max(np.abs(y).max(), terms if "table" in name else 0, 1e-2)
         errors = np.abs(x - y) / largest
-        worst = np.unravel_index(np.argmax(np.where(np.isnan(errors), np.inf, errors)), errors.shape)
-        assert errors[worst] < SUBJECTS[subject].tolerance, f"{name} at {worst}: {x[worst]}, not {y[worst]}"
+        worst = np.unravel_index(
+            np.argmax(np.where(np.isnan(errors), np.inf, errors)), errors.shape
+        )
+        assert errors[worst] < SUBJECTS[subject].tolerance, (
+            f"{name} at {worst}: {x[worst]}, not {y[worst]}"
+        )
         assert errors.mean() < rounding, f"{name}: more than rounding"
         if x.ndim == 4:
             assert not x[rows.segments == 0].any(), f"{name} at padding"

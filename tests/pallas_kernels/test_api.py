@@ -22,12 +22,18 @@ def test_the_default_implementation_runs_here():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"implementation": "cuda"}, "implementation='cuda': must be None or one of reference, xla"),
+        (
+            {"implementation": "cuda"},
+            "implementation='cuda': must be None or one of reference, xla",
+        ),
         ({"max_length": 0}, "max_length=0"),
         ({"window": 0}, "window=0"),
         ({"full_window_tail": -1}, "full_window_tail=-1"),
         ({"time_table": jnp.ones(129)}, "query_times and key_times"),
-        ({"time_table": jnp.ones(0), "query_times": SEGMENTS, "key_times": SEGMENTS}, "time_table is empty"),
+        (
+            {"time_table": jnp.ones(0), "query_times": SEGMENTS, "key_times": SEGMENTS},
+            "time_table is empty",
+        ),
         ({"position_table": jnp.ones(0)}, "position_table is empty"),
     ],
 )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pallas_kernels import block_sizes, specs, tuning
+from pallas_kernels import block_sizes, specs
+from pallas_kernels.bench import tuning
 from pallas_kernels.block_sizes import Blocks, choose, key_of, record
 
 WIDE, NARROW = Blocks(128, 64, 8, 2), Blocks(64, 32, 4, 2)
@@ -34,7 +35,13 @@ def test_without_an_entry_the_rule_of_the_kernel_decides(table):
 
 
 def test_the_tuner_s_entry_is_found_again(table):
-    record(key_of("pallas_triton", 128, 128, 4096, "bfloat16", "NVIDIA H200"), WIDE, 1.5, "a test", table)
+    record(
+        key_of("pallas_triton", 128, 128, 4096, "bfloat16", "NVIDIA H200"),
+        WIDE,
+        1.5,
+        "a test",
+        table,
+    )
     assert ask() == WIDE
     assert ask(width=100) == WIDE  # as many lanes
     assert ask(width=64) == ask(dtype="float32") == ask(device="NVIDIA A100") == RULE
@@ -42,7 +49,13 @@ def test_the_tuner_s_entry_is_found_again(table):
 
 def test_the_nearest_length_counts(table):
     for length, blocks in ((1024, NARROW), (8192, WIDE)):
-        record(key_of("pallas_triton", 128, 128, length, "bfloat16", "NVIDIA H200"), blocks, 1.5, "a test", table)
+        record(
+            key_of("pallas_triton", 128, 128, length, "bfloat16", "NVIDIA H200"),
+            blocks,
+            1.5,
+            "a test",
+            table,
+        )
     assert ask(256) == ask(1024) == ask(1500) == NARROW
     assert ask(4097) == ask(8192) == ask(16384) == WIDE
 

@@ -11,7 +11,10 @@ from pallas_kernels import dispatch, hstu_attention
 from pallas_kernels.dispatch import Device
 from tests.pallas_kernels.lowering import CALLS, gpu_mesh, lowered
 
-CPU, H200, A100, V100 = Device("cpu", "cpu"), *(Device("gpu", f"NVIDIA {kind}") for kind in ("H200", "A100", "V100"))
+CPU, H200, A100, V100 = (
+    Device("cpu", "cpu"),
+    *(Device("gpu", f"NVIDIA {kind}") for kind in ("H200", "A100", "V100")),
+)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,9 @@ def test_jax_triton_without_its_package_says_what_to_install(monkeypatch):
 
 
 def test_wide_heads_go_to_the_kernels_that_do_not_spill():
-    assert "head widths up to 128" in str(dispatch.why_not("pallas_mosaic_gpu", H200, "bfloat16", 256))
+    assert "head widths up to 128" in str(
+        dispatch.why_not("pallas_mosaic_gpu", H200, "bfloat16", 256)
+    )
     assert dispatch.why_not("pallas_triton", H200, "bfloat16", 256) is None
 
 
@@ -48,14 +53,18 @@ def test_each_device_has_an_implementation():
 @pytest.mark.parametrize("name", ["pallas_triton", "pallas_mosaic_gpu", "jax_triton"])
 def test_a_named_implementation_never_falls_back(name):
     q = jnp.ones((1, 4, 2, 3))
-    with pytest.raises(NotImplementedError, match=f"'{name}' cannot run here: it needs an NVIDIA GPU"):
+    with pytest.raises(
+        NotImplementedError, match=f"'{name}' cannot run here: it needs an NVIDIA GPU"
+    ):
         hstu_attention(q, q, q, jnp.ones((1, 4), jnp.int32), max_length=4, implementation=name)
 
 
 def program(mesh: AbstractMesh, implementation: str | None) -> str:
     """Returns the StableHLO of output and gradients for a mesh of GPUs that are not there; rows are split over it."""
     rows, length, heads, width = 8, 128, 2, 64
-    place = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    place = lambda shape, dtype, spec: jax.ShapeDtypeStruct(
+        shape, dtype, sharding=NamedSharding(mesh, spec)
+    )
     split, whole = PartitionSpec("data"), PartitionSpec()
     vectors = place((rows, length, heads, width), jnp.bfloat16, split)
     integers, table = place((rows, length), jnp.int32, split), place((60,), jnp.float32, whole)
@@ -81,9 +90,15 @@ MESHES = {"data 8": ((8, 1), 2), "data 4 x model 2": ((4, 2), 1)}  # shape, head
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize(
     ("implementation", "kernel"),
-    [("pallas_triton", "pallas_triton"), (None, "pallas_triton"), ("pallas_mosaic_gpu", "pallas_mosaic_gpu")],
+    [
+        ("pallas_triton", "pallas_triton"),
+        (None, "pallas_triton"),
+        ("pallas_mosaic_gpu", "pallas_mosaic_gpu"),
+    ],
 )
-def test_each_gpu_of_a_mesh_runs_the_kernels_on_its_own_rows_and_heads(implementation, kernel, mesh):
+def test_each_gpu_of_a_mesh_runs_the_kernels_on_its_own_rows_and_heads(
+    implementation, kernel, mesh
+):
     if implementation == "pallas_mosaic_gpu" and jax.__version_info__ < (0, 11):
         pytest.skip("Mosaic GPU kernels need jax >= 0.11")
     (data, model), heads = MESHES[mesh]

@@ -48,7 +48,9 @@ def assert_close(ours, expected, tolerance):
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max())
 
 
-DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 2e-2)])
+DTYPES = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 2e-2)]
+)
 
 
 @DTYPES
@@ -67,12 +69,16 @@ def test_the_gate_equals_its_plain_composition(dtype, tolerance):
         assert_close(ours, output_and_gradients(plain_gate, *args), tolerance)
 
 
-@pytest.mark.parametrize("width", [25, 64, 200])  # a few of 32 lanes, all of 64, and rows that take a tile in part
+@pytest.mark.parametrize(
+    "width", [25, 64, 200]
+)  # a few of 32 lanes, all of 64, and rows that take a tile in part
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_the_gate_kernels_equal_the_plain_composition_in_the_interpreter(dtype, tolerance, width):
     args = vectors(2, (3, 67, width), (3, 67, width), dtype=dtype)
     gate = lambda u, x: normalised_gate(u, x, EPS, implementation="pallas_triton", interpret=True)
-    assert_close(output_and_gradients(gate, *args), output_and_gradients(plain_gate, *args), tolerance)
+    assert_close(
+        output_and_gradients(gate, *args), output_and_gradients(plain_gate, *args), tolerance
+    )
 
 
 def test_rows_without_variance_have_finite_gradients():
@@ -110,7 +116,9 @@ def test_nothing_is_computed_again_before_the_gradient_has_come(stage, shapes):
         if sources <= ready:
             ready |= set(equation.outvars)
             early.add(equation.primitive.name)
-    assert cotangent not in ready and not early - {"convert_element_type", "broadcast_in_dim"}, early
+    assert cotangent not in ready and not early - {"convert_element_type", "broadcast_in_dim"}, (
+        early
+    )
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
@@ -129,9 +137,14 @@ def test_the_gate_kernels_lower_for_a_gpu(implementation, width, dtype):
 @pytest.mark.parametrize(("mesh", "calls"), [((8, 1), 2), ((4, 2), 0)])
 def test_each_gpu_of_a_mesh_gates_its_own_rows(mesh, calls):
     mesh = gpu_mesh(*mesh, names=("data", "model"))
-    rows = jax.ShapeDtypeStruct((8, 128, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+    rows = jax.ShapeDtypeStruct(
+        (8, 128, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data"))
+    )
     text = lowered(
-        lambda u, x: output_and_gradients(lambda u, x: normalised_gate(u, x, EPS), u, x), rows, rows, mesh=mesh
+        lambda u, x: output_and_gradients(lambda u, x: normalised_gate(u, x, EPS), u, x),
+        rows,
+        rows,
+        mesh=mesh,
     )
     found = [line for line in text.splitlines() if CALLS["pallas_triton"] in line]
     assert len(found) == calls  # where columns are split too, XLA does it
@@ -141,6 +154,8 @@ def test_each_gpu_of_a_mesh_gates_its_own_rows(mesh, calls):
 
 def test_a_named_kernel_that_cannot_run_says_why():
     u = jnp.ones((1, 2, 8))
-    with pytest.raises(NotImplementedError, match="'pallas_triton' cannot run here: it needs an NVIDIA GPU"):
+    with pytest.raises(
+        NotImplementedError, match="'pallas_triton' cannot run here: it needs an NVIDIA GPU"
+    ):
         normalised_gate(u, u, EPS, implementation="pallas_triton")
     assert normalised_gate(u, u, EPS, implementation="xla").shape == u.shape

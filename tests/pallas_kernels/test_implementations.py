@@ -39,7 +39,9 @@ def border_case_rows(subject: str) -> Rows:
 
 @every_variant(TESTED)
 def test_sequences_at_the_borders_of_blocks_and_tiny_ones_equal_the_reference(subject, variant):
-    assert_equal_the_reference(subject, variant, SUBJECTS[subject].block + 1, border_case_rows(subject), 0)
+    assert_equal_the_reference(
+        subject, variant, SUBJECTS[subject].block + 1, border_case_rows(subject), 0
+    )
 
 
 @every_variant([name for name in TESTED if name not in SLOW])
@@ -80,7 +82,9 @@ def test_two_runs_give_the_same_bits(subject):
 def test_rows_of_padding_give_zeros_and_zero_gradients(subject):
     about = SUBJECTS[subject]
     rows = pack([[]] * about.rows, about.length)
-    leaves = jax.tree.leaves(results(subject, "all", about.block + 1, make_case(subject, "all", rows, 0)))
+    leaves = jax.tree.leaves(
+        results(subject, "all", about.block + 1, make_case(subject, "all", rows, 0))
+    )
     assert len(leaves) == (1 + len(FLOATS) if about.gradients else 1)
     assert not any(np.asarray(x, np.float32).any() for x in leaves)
 
@@ -99,12 +103,15 @@ def test_padding_and_neighbours_change_nothing(subject, seed):
         fit = lambda x: keep.reshape(keep.shape + (1,) * (x.ndim - 2))
         flags = ("segments", "targets", "contexts")
         return {
-            name: x if x.ndim == 1 or name in flags else np.where(fit(x), x, others[name]) for name, x in ours.items()
+            name: x if x.ndim == 1 or name in flags else np.where(fit(x), x, others[name])
+            for name, x in ours.items()
         }
 
     mixed = case._replace(floats=mix(case.floats, other.floats), rows=mix(case.rows, other.rows))
     loud = {name: np.nan_to_num(x, nan=1e3) for name, x in mixed.floats.items()}
-    loud |= {name: np.where((rows.segments == 0)[..., None, None], 1e3, loud[name]) for name in "qkv"}
+    loud |= {
+        name: np.where((rows.segments == 0)[..., None, None], 1e3, loud[name]) for name in "qkv"
+    }
     mixed = mixed._replace(floats=loud)
     out, changed = (np.array(results(subject, "all", longest, x)[0]) for x in (case, mixed))
     np.testing.assert_allclose(changed[keep], out[keep], atol=1e-5)
@@ -117,20 +124,29 @@ def test_candidates_together_in_any_order_equal_candidates_one_by_one(subject):
     past, count = about.length // 8, 3  # tokens of the history, and candidates behind it
     orders = [[0, 1, 2], [2, 0, 1], *([n] for n in range(count))]
     lengths, tails = [past + len(order) for order in orders], [len(order) for order in orders]
-    rows = pack([lengths] * about.rows, about.length, [tails] * about.rows, [[past // 4] * len(orders)] * about.rows)
+    rows = pack(
+        [lengths] * about.rows,
+        about.length,
+        [tails] * about.rows,
+        [[past // 4] * len(orders)] * about.rows,
+    )
     case = make_case(subject, "all", rows, 3)
     starts = np.cumsum([0, *lengths[:-1]])
     for x in (*case.floats.values(), *(case.rows[name] for name in ("key_times", "query_times"))):
         if x.ndim > 1:  # every sequence is the first one's history, and these of its candidates
             for start, order in zip(starts, orders, strict=True):
-                x[:, start : start + past + len(order)] = x[:, [*range(past), *(past + n for n in order)]]
+                x[:, start : start + past + len(order)] = x[
+                    :, [*range(past), *(past + n for n in order)]
+                ]
     out = np.asarray(results(subject, "all", about.block + 1, case)[0], np.float64)
     together = out[:, past : past + count]
     assert np.abs(together).max() > 1e-3
     rounding = 1e-5 if about.dtype == "float32" else 2.0**-7
     for start, order in zip(starts, orders, strict=True):
         got = out[:, start + past : start + past + len(order)]
-        np.testing.assert_allclose(got, together[:, order], atol=rounding * np.abs(together).max(), err_msg=str(order))
+        np.testing.assert_allclose(
+            got, together[:, order], atol=rounding * np.abs(together).max(), err_msg=str(order)
+        )
 
 
 @every(["reference", *INTERPRETED])
@@ -141,7 +157,9 @@ def test_a_packed_sequence_equals_the_same_sequence_alone(subject, seed):
     rows = random_case_rows(subject, seed)
     case = make_case(subject, "all", rows, seed)
     packed = np.array(results(subject, "all", longest, case)[0])
-    where = [(r, s) for r in range(len(rows.segments)) for s in np.unique(rows.segments[r]) if s > 0]
+    where = [
+        (r, s) for r in range(len(rows.segments)) for s in np.unique(rows.segments[r]) if s > 0
+    ]
     where = where[-len(rows.segments) :]
     arrays = case.floats | case.rows
     alone = {name: np.zeros_like(x) if x.ndim > 1 else x for name, x in arrays.items()}
@@ -151,7 +169,8 @@ def test_a_packed_sequence_equals_the_same_sequence_alone(subject, seed):
             if x.ndim > 1:
                 alone[name][row, : len(tokens)] = x[r, tokens]
     single = case._replace(
-        floats={name: alone[name] for name in case.floats}, rows={name: alone[name] for name in case.rows}
+        floats={name: alone[name] for name in case.floats},
+        rows={name: alone[name] for name in case.rows},
     )
     out = np.array(results(subject, "all", longest, single)[0])
     for row, (r, s) in enumerate(where):
@@ -171,7 +190,12 @@ def test_future_items_do_not_change_past_outputs(subject, seed, cut):
         name: x if x.ndim == 1 else np.where(after[:, None, None], other.floats[name], x)
         for name, x in case.floats.items()
     }
-    times = {name: np.where(after, other.rows[name], case.rows[name]) for name in ("key_times", "query_times")}
+    times = {
+        name: np.where(after, other.rows[name], case.rows[name])
+        for name in ("key_times", "query_times")
+    }
     changed = case._replace(floats=floats, rows=case.rows | times)
-    before, now = (np.array(results(subject, "bias", longest, x)[0])[:, :cut] for x in (case, changed))
+    before, now = (
+        np.array(results(subject, "bias", longest, x)[0])[:, :cut] for x in (case, changed)
+    )
     np.testing.assert_allclose(now, before, atol=1e-6)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import bench, jax_triton_forward
-from pallas_kernels.jax_triton_forward import jax_triton_attention
+from pallas_kernels.bench import measure as bench
+from pallas_kernels.jax_triton import attention as jax_triton_forward
+from pallas_kernels.jax_triton.attention import jax_triton_attention
 from tests.pallas_kernels.lowering import CONFIGURATIONS, example, input_shapes, lowered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,14 @@ def need(*packages: str):
 def test_the_kernel_passes_the_shared_tests_in_the_interpreter():
     files = [f"tests/pallas_kernels/test_{name}.py" for name in ("implementations", "reference")]
     # Without the run-time checks of the tests: Triton reads the sources of its functions.
-    command = [sys.executable, "-m", "pytest", "--override-ini=addopts=--import-mode=importlib", "-k", "jax-triton"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--override-ini=addopts=--import-mode=importlib",
+        "-k",
+        "jax-triton",
+    ]
     command += ["-q", "-x", "-W", "ignore", *files]
     environment = os.environ | {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
@@ -44,7 +52,7 @@ def test_the_kernel_passes_the_shared_tests_in_the_interpreter():
 @pytest.fixture
 def kernel(monkeypatch):
     """The module of the kernel without the run-time checks of the tests: Triton reads the sources of its functions."""
-    name = "pallas_kernels.jax_triton_kernel"
+    name = "pallas_kernels.jax_triton.kernel"
     path = Path(jax_triton_forward.__file__).with_name("jax_triton_kernel.py")
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -59,7 +67,9 @@ def kernel(monkeypatch):
 def test_the_kernel_lowers_for_a_gpu(kernel, case):
     spec = example(case)
     attend = functools.partial(jax_triton_attention, compute_capability=90)
-    assert "triton_kernel_call" in lowered(bench.functions(attend, spec)["forward"], input_shapes(spec))
+    assert "triton_kernel_call" in lowered(
+        bench.functions(attend, spec)["forward"], input_shapes(spec)
+    )
 
 
 def test_a_gradient_says_what_to_use_instead():

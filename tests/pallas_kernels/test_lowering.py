@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from pallas_kernels import bench, dispatch, specs
+from pallas_kernels import dispatch, specs
+from pallas_kernels.bench import measure as bench
 from tests.pallas_kernels.lowering import (
     CALLS,
     CONFIGURATIONS,
@@ -19,12 +20,17 @@ from tests.pallas_kernels.lowering import (
     lowered,
 )
 
-needs_mosaic = pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11")
+needs_mosaic = pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason="Mosaic GPU kernels need jax >= 0.11"
+)
 # Its widths are padded to multiples of 64, and it takes 16-bit numbers only.
 OF_MOSAIC = [case for case in CONFIGURATIONS if case.width >= 50 and case.dtype == "bfloat16"]
 CASES = [
     *(pytest.param("pallas_triton", case, id=f"triton-{case}") for case in CONFIGURATIONS),
-    *(pytest.param("pallas_mosaic_gpu", case, marks=needs_mosaic, id=f"mosaic-{case}") for case in OF_MOSAIC),
+    *(
+        pytest.param("pallas_mosaic_gpu", case, marks=needs_mosaic, id=f"mosaic-{case}")
+        for case in OF_MOSAIC
+    ),
 ]
 
 
@@ -32,7 +38,9 @@ CASES = [
 @pytest.mark.parametrize(("implementation", "case"), CASES)
 def test_forward_and_backward_lower_for_a_gpu(implementation, case):
     spec = example(case)
-    text = lowered(bench.functions(dispatch.load(implementation), spec)["forward_backward"], input_shapes(spec))
+    text = lowered(
+        bench.functions(dispatch.load(implementation), spec)["forward_backward"], input_shapes(spec)
+    )
     # Forward, d_q, d_k with d_v, tables; wide heads have d_k and d_v in kernels of their own on Mosaic.
     apart = implementation == "pallas_mosaic_gpu" and case.width == 256
     assert text.count(CALLS[implementation]) == 3 + case.bias + apart

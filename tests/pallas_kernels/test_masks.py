@@ -11,10 +11,19 @@ def pairs(segments, targets=None, contexts=None, window=None, full_window_tail=0
     """Returns the mask [R, L, L]."""
     as_array = lambda x: None if x is None else jnp.array(x)
     tokens = describe_tokens(
-        jnp.array(segments), as_array(targets), as_array(contexts), full_window_tail=full_window_tail
+        jnp.array(segments),
+        as_array(targets),
+        as_array(contexts),
+        full_window_tail=full_window_tail,
     )
-    query, key = (jax.tree.map(lambda x, axis=axis: jnp.expand_dims(x, axis), tokens) for axis in (2, 1))
-    return np.array(jnp.broadcast_to(allowed_pairs(query, key, window), (*np.shape(segments), np.shape(segments)[1])))
+    query, key = (
+        jax.tree.map(lambda x, axis=axis: jnp.expand_dims(x, axis), tokens) for axis in (2, 1)
+    )
+    return np.array(
+        jnp.broadcast_to(
+            allowed_pairs(query, key, window), (*np.shape(segments), np.shape(segments)[1])
+        )
+    )
 
 
 def test_a_token_sees_itself_and_the_past_of_its_own_sequence():
@@ -37,7 +46,9 @@ def test_contexts_share_position_0_and_targets_share_the_last_one():
     mask = pairs(segments, targets, contexts)[0]
     assert mask[:2, :4].all()  # the contextual prefix sees the whole history
     assert not mask[:4, 4:].any()  # nobody else sees a target
-    assert mask[5, :4].all() and mask[5, 5] and not mask[5, 4]  # targets see the history and themselves
+    assert (
+        mask[5, :4].all() and mask[5, 5] and not mask[5, 4]
+    )  # targets see the history and themselves
 
 
 def test_the_last_history_positions_are_exempt_from_the_window():
@@ -57,15 +68,27 @@ def test_masks_match_the_reference_vectors(golden):
     for i, name in enumerate(vectors["variant_names"]):
         setting = {key: int(vectors[f"variant_{key}"][i]) for key in
                    ("uses_targets", "max_attn_len", "contextual_seq_len", "min_full_attn_seq_len")}  # fmt: skip
-        targets = (position >= lengths - num_targets) & (position < lengths) if setting["uses_targets"] else None
+        targets = (
+            (position >= lengths - num_targets) & (position < lengths)
+            if setting["uses_targets"]
+            else None
+        )
         context = setting["contextual_seq_len"]
         contexts = (position < context) & (position < lengths) if context else None
-        mask = pairs(segments, targets, contexts, setting["max_attn_len"] or None, setting["min_full_attn_seq_len"])
+        mask = pairs(
+            segments,
+            targets,
+            contexts,
+            setting["max_attn_len"] or None,
+            setting["min_full_attn_seq_len"],
+        )
         np.testing.assert_array_equal(mask, vectors[f"{name}__mask"].astype(bool), err_msg=name)
 
 
 def test_time_buckets_ignore_the_sign_and_start_at_0():
-    np.testing.assert_array_equal(time_bucket(jnp.array([0, 1, -1, 2, -2, 3600, -3600])), [0, 0, 0, 2, 2, 27, 27])
+    np.testing.assert_array_equal(
+        time_bucket(jnp.array([0, 1, -1, 2, -2, 3600, -3600])), [0, 0, 0, 2, 2, 27, 27]
+    )
     assert time_bucket(jnp.array(5)).dtype == jnp.int32
 
 

@@ -12,7 +12,16 @@ from tests.pallas_kernels.subjects import SUBJECTS, every
 @every(["reference", "xla", "triton", "mosaic", "jax-triton"])
 @pytest.mark.parametrize(
     "name",
-    ["plain", "targets", "targets_window", "targets_context", "targets_window_context", "window", "context", "full"],
+    [
+        "plain",
+        "targets",
+        "targets_window",
+        "targets_context",
+        "targets_window_context",
+        "window",
+        "context",
+        "full",
+    ],
 )
 def test_outputs_and_gradients_match_the_stu_vectors(golden, subject, name):
     vectors, about = golden("stu_attention"), SUBJECTS[subject]
@@ -21,9 +30,15 @@ def test_outputs_and_gradients_match_the_stu_vectors(golden, subject, name):
     position = np.concatenate([np.arange(n) for n in lengths])
     segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     from_end = np.repeat(lengths, lengths) - position
-    targets = from_end <= np.repeat(num_targets, lengths) if vectors["variant_uses_targets"][i] else None
+    targets = (
+        from_end <= np.repeat(num_targets, lengths) if vectors["variant_uses_targets"][i] else None
+    )
     context = vectors["variant_contextual_seq_len"][i]
-    rows = {"segments": segments, "targets": targets, "contexts": position < context if context else None}
+    rows = {
+        "segments": segments,
+        "targets": targets,
+        "contexts": position < context if context else None,
+    }
     rows = {key: jnp.array(array[None]) for key, array in rows.items() if array is not None}
 
     def attend(q, k, v):
@@ -75,12 +90,18 @@ def test_bias_and_query_times_match_the_block_vectors(golden, implementation):
 
     # SiLU(bias) / N is the whole weight where q is 0; the values are the unit vectors, so that it can be read off.
     q = jnp.zeros((users, size, 1, 1))
-    weights = attend(q, q, jnp.broadcast_to(jnp.eye(size)[:, None], (users, size, 1, size)))[:, :, 0]
-    np.testing.assert_allclose(weights * size, jax.nn.silu(jnp.array(vectors["rel_bias"])), atol=1e-5)
+    weights = attend(q, q, jnp.broadcast_to(jnp.eye(size)[:, None], (users, size, 1, size)))[
+        :, :, 0
+    ]
+    np.testing.assert_allclose(
+        weights * size, jax.nn.silu(jnp.array(vectors["rel_bias"])), atol=1e-5
+    )
 
 
 def test_one_token_attends_to_itself_with_the_fixed_normaliser():
     q = jnp.array([[[[2.0]], [[3.0]]]])
-    out = hstu_attention(q, q, q, jnp.array([[1, 0]]), max_length=7, scale=0.5, implementation="reference")
+    out = hstu_attention(
+        q, q, q, jnp.array([[1, 0]]), max_length=7, scale=0.5, implementation="reference"
+    )
     np.testing.assert_allclose(out[0, 0, 0, 0], 2.0 / (1 + np.exp(-2.0)) / 7 * 2.0, rtol=1e-6)
     assert out[0, 1, 0, 0] == 0

@@ -59,13 +59,17 @@ def test_inputs_repeat_with_the_seed():
 
 def test_inputs_are_arguments_of_the_op():
     spec = SPECS["tiny-bias"]
-    out = hstu_attention(**jax.tree.map(jnp.array, specs.inputs(spec)), **specs.options(spec), implementation="xla")
+    out = hstu_attention(
+        **jax.tree.map(jnp.array, specs.inputs(spec)), **specs.options(spec), implementation="xla"
+    )
     assert out.shape == (spec.rows, spec.length, spec.heads, spec.v_width)
 
 
 def test_operations_follow_the_causal_half_convention():
     spec = SPECS["4x128-l4096"]
-    dense = 2 * 2 * 16 * 4096**2 * 4 * 128  # two matmuls of every query with every key, 16 rows, 4 heads
+    dense = (
+        2 * 2 * 16 * 4096**2 * 4 * 128
+    )  # two matmuls of every query with every key, 16 rows, 4 heads
     assert specs.flops(spec) == dense / 2
     assert specs.flops(spec, backward=True) == 2.5 * dense / 2
     assert specs.bytes_floor(spec) == 65536 * (4 * 4 * 128 * 2 + 4)
@@ -88,6 +92,10 @@ def test_data_set_shapes_have_the_heads_and_lengths_of_the_configs(file, variant
     module.__loader__.exec_module(module)
     config, spec = module.get_config(variant), SPECS[name]
     model = config.model
-    assert (spec.heads, spec.qk_width, spec.v_width) == (model.num_heads, model.qk_width, model.v_width)
+    assert (spec.heads, spec.qk_width, spec.v_width) == (
+        model.num_heads,
+        model.qk_width,
+        model.v_width,
+    )
     assert (spec.length, spec.max_length) == (config.data.row_length, config.data.max_length)
     assert spec.dtype == model.compute_dtype

@@ -27,12 +27,17 @@ def test_diagonals_are_summed_by_their_offset():
 @pytest.mark.parametrize("entries", [5, LENGTH, 2 * LENGTH])
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), use_targets=st.booleans(), use_contexts=st.booleans())
-def test_the_three_kinds_of_pairs_give_the_gradient_of_all_pairs(entries, seed, use_targets, use_contexts):
+def test_the_three_kinds_of_pairs_give_the_gradient_of_all_pairs(
+    entries, seed, use_targets, use_contexts
+):
     rng = np.random.default_rng(seed)
     segments, targets, contexts = (jnp.array(x) for x in random_rows(rng))
     targets, contexts = targets if use_targets else None, contexts if use_contexts else None
     tokens = describe_tokens(segments, targets, contexts)
-    query, key = jax.tree.map(lambda x: x[:, :, None], tokens), jax.tree.map(lambda x: x[:, None, :], tokens)
+    query, key = (
+        jax.tree.map(lambda x: x[:, :, None], tokens),
+        jax.tree.map(lambda x: x[:, None, :], tokens),
+    )
     mask = np.array(allowed_pairs(query, key))
     distance = np.broadcast_to(query.position - key.position, mask.shape)
     d = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
@@ -46,7 +51,9 @@ def test_the_three_kinds_of_pairs_give_the_gradient_of_all_pairs(entries, seed, 
     tiles = np.zeros((LENGTH // SIZE, SIZE, SIZE), np.float32)
     for i, j in np.ndindex(LENGTH, LENGTH):
         if i // SIZE >= j // SIZE:
-            tiles[i // SIZE - j // SIZE, i % SIZE, j % SIZE] += np.where(diagonal, d, 0)[:, i, j].sum()
+            tiles[i // SIZE - j // SIZE, i % SIZE, j % SIZE] += np.where(diagonal, d, 0)[
+                :, i, j
+            ].sum()
     ours = position_gradient(
         jnp.array(tiles),
         jnp.array(np.where(~diagonal & ~by_target, d, 0).sum(2)) if use_contexts else None,

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.masks import allowed_pairs, describe_tokens
-from pallas_kernels.visible_keys import key_block_ranges, longest_first, query_block_ranges, visible_keys
+from pallas_kernels.visible_keys import (
+    key_block_ranges,
+    longest_first,
+    query_block_ranges,
+    visible_keys,
+)
 from tests.pallas_kernels.packed_rows import LENGTH, random_rows
 
 MASKS = {
@@ -32,8 +37,15 @@ def random_visible(seed, use_targets, use_contexts, mask):
     visible = visible_keys(segments, targets, contexts, **MASKS[mask])
     tail = MASKS[mask].get("full_window_tail", 0)
     tokens = describe_tokens(segments, targets, contexts, full_window_tail=tail)
-    query, key = jax.tree.map(lambda x: x[:, :, None], tokens), jax.tree.map(lambda x: x[:, None, :], tokens)
-    return visible, np.array(allowed_pairs(query, key, MASKS[mask].get("window"))), np.array(segments)
+    query, key = (
+        jax.tree.map(lambda x: x[:, :, None], tokens),
+        jax.tree.map(lambda x: x[:, None, :], tokens),
+    )
+    return (
+        visible,
+        np.array(allowed_pairs(query, key, MASKS[mask].get("window"))),
+        np.array(segments),
+    )
 
 
 @many
@@ -50,7 +62,9 @@ def test_a_token_sees_its_interval_and_itself(seed, use_targets, use_contexts, m
 @pytest.mark.parametrize(("query_block", "key_block"), [(8, 8), (16, 8), (8, 16), (64, 16)])
 @settings(max_examples=25, deadline=None)
 @seeds
-def test_every_visible_pair_is_in_a_visited_block(query_block, key_block, seed, use_targets, use_contexts, mask):
+def test_every_visible_pair_is_in_a_visited_block(
+    query_block, key_block, seed, use_targets, use_contexts, mask
+):
     visible, allowed, _ = random_visible(seed, use_targets, use_contexts, mask)
     blocks = -(-LENGTH // key_block)
     ranges = key_block_ranges(visible, query_block, key_block)
@@ -62,7 +76,9 @@ def test_every_visible_pair_is_in_a_visited_block(query_block, key_block, seed, 
     assert visits[row, i // query_block, j // key_block].all()
     queries = np.array(query_block_ranges(ranges, blocks))
     block = i // query_block
-    assert ((queries[row, j // key_block, 0] <= block) & (block < queries[row, j // key_block, 1])).all()
+    assert (
+        (queries[row, j // key_block, 0] <= block) & (block < queries[row, j // key_block, 1])
+    ).all()
     padding = ~allowed.any(2)
     for r, q in np.ndindex(visits.shape[:2]):
         if padding[r, q * query_block : (q + 1) * query_block].all():
@@ -73,7 +89,9 @@ def test_many_targets_do_not_visit_one_another():
     segments = jnp.ones((1, 64), jnp.int32)
     targets = jnp.arange(64)[None] >= 16
     ranges = key_block_ranges(visible_keys(segments, targets), 8, 8)
-    np.testing.assert_array_equal(ranges[0, 6], [0, 2, 6, 7])  # the history's two blocks and its own
+    np.testing.assert_array_equal(
+        ranges[0, 6], [0, 2, 6, 7]
+    )  # the history's two blocks and its own
     np.testing.assert_array_equal(query_block_ranges(ranges, 8)[0, 6], [6, 7])
 
 

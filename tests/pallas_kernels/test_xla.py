@@ -14,7 +14,9 @@ from tests.pallas_kernels.subjects import expected, make_case, results
 
 def assert_close(ours, expected, atol=1e-5):
     """Asserts equality leaf by leaf, to `atol` times the largest entry of the leaf where that is above 1."""
-    for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True
+    ):
         bound = atol * max(1.0, float(np.abs(b).max()))
         np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=jax.tree_util.keystr(path))
 
@@ -31,7 +33,9 @@ def test_the_shipped_chunk_equals_the_reference_on_rows_of_several_chunks():
             **floats, segments=jnp.array(segments), query_times=times, key_times=times, max_length=60,
             implementation=implementation,
         )  # fmt: skip
-        return jax.jit(jax.grad(lambda floats: jnp.sum(forward(floats) ** 2)))(jax.tree.map(jnp.float32, floats))
+        return jax.jit(jax.grad(lambda floats: jnp.sum(forward(floats) ** 2)))(
+            jax.tree.map(jnp.float32, floats)
+        )
 
     assert_close(gradients("xla"), gradients("reference"))
 
@@ -47,16 +51,22 @@ def test_long_rows_hold_no_tensor_of_length_squared():
             query_times=times, key_times=times, implementation="xla",
         ).sum()  # fmt: skip
 
-    program = jax.jit(jax.value_and_grad(loss, argnums=range(5))).lower(q, q, q, jnp.ones(longest), jnp.ones(129))
+    program = jax.jit(jax.value_and_grad(loss, argnums=range(5))).lower(
+        q, q, q, jnp.ones(longest), jnp.ones(129)
+    )
     shapes = re.findall(r"\w\[([\d,]+)\]", program.compile().as_text())
     largest = max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
-    assert largest <= 2 * q.size  # a chunk against the whole row would be 4 times, [L, L] 128 times as much
+    assert (
+        largest <= 2 * q.size
+    )  # a chunk against the whole row would be 4 times, [L, L] 128 times as much
 
 
 def test_bfloat16_inputs_give_a_close_bfloat16_result():
     rows = random_rows(np.random.default_rng(3), 7, 40, 17)
     case = make_case("xla", "all", rows, 3)
-    half = case._replace(floats=case.floats | {name: case.floats[name].astype(jnp.bfloat16) for name in "qkv"})
+    half = case._replace(
+        floats=case.floats | {name: case.floats[name].astype(jnp.bfloat16) for name in "qkv"}
+    )
     half = half._replace(cotangent=case.cotangent.astype(jnp.bfloat16))
     out, gradients = results("xla", "all", 17, half)
     assert out.dtype == jnp.bfloat16 and gradients["k"].dtype == jnp.bfloat16
@@ -68,7 +78,9 @@ def test_bfloat16_inputs_give_a_close_bfloat16_result():
 def test_rows_shard_over_devices_without_gathering_them():
     case = make_case("xla", "bias", random_rows(np.random.default_rng(0), 8, 40, 17), 0)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("data") if x.ndim > 1 else PartitionSpec()))
+    spread = lambda x: jax.device_put(
+        x, NamedSharding(mesh, PartitionSpec("data") if x.ndim > 1 else PartitionSpec())
+    )
     options = {"max_length": 17, "implementation": "xla"}
     call = jax.jit(lambda floats, rows: hstu_attention(**floats, **rows, **options))
     sharded = jax.tree.map(spread, (case.floats, case.rows))

@@ -1,7 +1,7 @@
 import pytest
 
 from gr_jax.config import MeshConfig
-from gr_jax.planning import collectives, compiled
+from gr_jax.planning import collectives, compiled_step
 from gr_jax.training import sharding
 from tests.planning.small import small
 
@@ -14,10 +14,12 @@ def by_kind(pairs):
 def test_planned_bytes_are_those_of_the_compiled_program(data, model):
     config, sizes = small(mesh=MeshConfig(data=data, model=model))
     mesh = sharding.make_mesh(config.mesh)
-    made = compiled.collectives(compiled.compile_step(config, sizes, mesh), data * model)
+    made = compiled_step.collectives(compiled_step.compile_step(config, sizes, mesh), data * model)
     found = by_kind([(c.kind, c.payload * c.times) for c in made])
-    state = compiled.abstract_state(config, sizes, mesh)
-    planned = by_kind([(x.kind, x.payload) for x in collectives.exchanges(config, sizes, state, platform="cpu")])
+    state = compiled_step.abstract_state(config, sizes, mesh)
+    planned = by_kind(
+        [(x.kind, x.payload) for x in collectives.exchanges(config, sizes, state, platform="cpu")]
+    )
     assert set(planned) == set(found)
     for kind in planned:
         assert planned[kind] == pytest.approx(found[kind], rel=0.05), kind
@@ -25,5 +27,5 @@ def test_planned_bytes_are_those_of_the_compiled_program(data, model):
 
 def test_one_device_exchanges_nothing():
     config, sizes = small()
-    state = compiled.abstract_state(config, sizes, sharding.make_mesh(config.mesh))
+    state = compiled_step.abstract_state(config, sizes, sharding.make_mesh(config.mesh))
     assert collectives.exchanges(config, sizes, state, platform="cpu") == ()

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr_jax.data.dataset import Dataset
+from gr_jax.data.dataset import Catalogue, Dataset, Events
 from gr_jax.reporting import learned
-from gr_jax.serving.histories import Event
-from gr_jax.serving.loaded import Answer, Item, Loaded
+from gr_jax.serving.history import Event
+from gr_jax.serving.model import Answer, Item, Loaded
 from pallas_kernels import time_bucket
 
 
@@ -37,7 +37,7 @@ def test_what_came_can_be_a_hit_although_the_user_had_it_before(repeats, denied)
 
     class Model(Loaded):
         def __init__(self):
-            self.dataset, self.tasks, self.repeats = Titled(), (), repeats
+            self.dataset, self.tasks, self.repeats = Untitled(), (), repeats
 
         def history(self, raw):
             return [Event(item, 10 * i, ()) for i, item in enumerate("aba")]
@@ -50,11 +50,12 @@ def test_what_came_can_be_a_hit_although_the_user_had_it_before(repeats, denied)
     assert sample.hit == 1 and not asked["exclude_seen"] and asked.get("deny") == denied
 
 
-class Titled(Dataset):
-    """A dataset of one user, without titles."""
+class Untitled:
+    """A dataset and its catalogue, of one user, without titles."""
 
-    def __init__(self):
-        pass
+    @property
+    def catalogue(self):
+        return self
 
     def raw_users(self, users):
         return ["u"]
@@ -70,5 +71,6 @@ def test_the_users_shown_have_short_middling_and_long_histories():
     counts = np.array([2, 9, 5, 3, 7, 4])
     offsets = np.concatenate([[0], np.cumsum(counts)])
     none = np.zeros(offsets[-1], np.int32)
-    dataset = Dataset(Path("."), offsets, none, none.astype(np.int64), None, None, {"items": 1})
+    events = Events(offsets, none, none.astype(np.int64))
+    dataset = Dataset(Catalogue(Path("."), {"items": 1}), events)
     assert counts[learned.typical_users(dataset)].tolist() == [4, 5, 7]

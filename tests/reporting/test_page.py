@@ -4,9 +4,22 @@ from gr_jax.reporting.tables import Table
 
 
 def test_titles_are_text_and_not_html():
-    sample = Sample("<u>", 3, (("2000-01-01 00:00", "Tom & <b>Jerry</b>"),), "x", "", ("score",), (("<i>", "0.5"),), 0)
+    sample = Sample(
+        "<u>",
+        3,
+        (("2000-01-01 00:00", "Tom & <b>Jerry</b>"),),
+        "x",
+        "",
+        ("score",),
+        (("<i>", "0.5"),),
+        0,
+    )
     shown = page.users([sample])
-    assert "Tom &amp; &lt;b&gt;Jerry&lt;/b&gt;" in shown and "user &lt;u&gt;" in shown and "<i>" not in shown
+    assert (
+        "Tom &amp; &lt;b&gt;Jerry&lt;/b&gt;" in shown
+        and "user &lt;u&gt;" in shown
+        and "<i>" not in shown
+    )
     assert "<tr class=hit>" in shown
 
 

@@ -3,14 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from gr_jax import config_files
-from gr_jax.config import Config, ConfigError
+from gr_jax.config import Config, ConfigError, files
 from gr_jax.reporting.records import names, read
 
 
 @pytest.fixture
 def workdir(tmp_path) -> Path:
-    config_files.save(Config(), tmp_path / "config.json")
+    files.save(Config(), tmp_path / "config.json")
     lines = [{"step": step, "split": "train", "loss": 9.0 - step} for step in (1, 2)]
     lines.append({"step": 2, "split": "valid", "hr@10": 0.5})
     text = "\n".join(map(json.dumps, lines)) + '\n{"step": 3, "spl'

@@ -2,19 +2,25 @@ import dataclasses
 from pathlib import Path
 
 from gr_jax.config import Config, DataConfig, ModelConfig, RankingConfig
-from gr_jax.overrides import override_all
+from gr_jax.config.overrides import override_all
 from gr_jax.reporting import tables
 from gr_jax.reporting.records import Record
 
 
 def record(name: str, config: Config | None = None, **test: float) -> Record:
     baseline = {"name": "popularity", "test": {"hr@10": 0.1}}
-    result = {"valid": {}, "test": {key.replace("at", "@"): v for key, v in test.items()}, "baseline": baseline}
+    result = {
+        "valid": {},
+        "test": {key.replace("at", "@"): v for key, v in test.items()},
+        "baseline": baseline,
+    }
     return Record(Path(name), name, config or Config(), (), result)
 
 
 def test_the_best_test_value_of_each_metric_is_marked_and_a_shared_baseline_told_once():
-    table = tables.results([record("a", hrat10=0.3, log_perplexity=5.0), record("b", hrat10=0.2, log_perplexity=4.0)])
+    table = tables.results(
+        [record("a", hrat10=0.3, log_perplexity=5.0), record("b", hrat10=0.2, log_perplexity=4.0)]
+    )
     best = {(table.rows[row][0], table.head[column]) for row, column in table.best}
     assert best == {("a", "hr@10"), ("b", "log_perplexity")}
     assert [row[:2] for row in table.rows] == [
@@ -48,7 +54,9 @@ def test_configs_are_compared_with_one_another_or_with_the_defaults():
 
 def test_runs_with_other_tasks_or_on_another_log_are_not_compared():
     other = dataclasses.replace(Config(), data=DataConfig(source="ml-1m"))
-    ranks = Config(data=DataConfig(actions=("click=click",)), ranking=RankingConfig(tasks=("click",)))
+    ranks = Config(
+        data=DataConfig(actions=("click=click",)), ranking=RankingConfig(tasks=("click",))
+    )
     groups = tables.kinds([record("a"), record("b", ranks), record("c"), record("d", other)])
     assert [[run.name for run in group] for group in groups] == [["a", "c"], ["b"], ["d"]]
 
@@ -82,7 +90,9 @@ def test_runs_judged_by_another_protocol_are_not_compared_and_their_headings_tel
         RANKS | {"ranking.test_from": "0.95"},
         RANKS | {"ranking.valid_from": "0.7"},
     ]
-    runs = [record(str(number), override_all(Config(), change)) for number, change in enumerate(changes)]
+    runs = [
+        record(str(number), override_all(Config(), change)) for number, change in enumerate(changes)
+    ]
     assert tables.kinds(runs) == [[run] for run in runs]
     assert len(set(map(tables.title, runs))) == len(runs)
 
@@ -92,7 +102,10 @@ def test_fields_that_decide_nothing_here_keep_runs_together():
         ({}, {"data.min_events": "9", "ranking.test_from": "0.95"}),
         (RANKS, {"evaluate.exclude": "none"}),
     ):
-        runs = [record("a", override_all(Config(), common)), record("b", override_all(Config(), common | free))]
+        runs = [
+            record("a", override_all(Config(), common)),
+            record("b", override_all(Config(), common | free)),
+        ]
         assert tables.kinds(runs) == [runs]
 
 

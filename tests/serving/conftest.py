@@ -64,7 +64,9 @@ def retrieval(tmp_path_factory) -> Path:
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
     workdir = trained(folder, RETRIEVAL)
     table = pl.read_parquet(folder / "prepared" / "items.parquet")
-    table.with_columns(title=pl.lit("Film ") + pl.col("raw")).write_parquet(folder / "prepared" / "items.parquet")
+    table.with_columns(title=pl.lit("Film ") + pl.col("raw")).write_parquet(
+        folder / "prepared" / "items.parquet"
+    )
     return workdir
 
 
@@ -73,7 +75,11 @@ def ranking_folder(tmp_path_factory) -> Path:
     """A log with stars, users with a country, items with genres, devices that change."""
     folder = tmp_path_factory.mktemp("ranking")
     rng = np.random.default_rng(0)
-    log, users, devices = ["user_id,item_id,timestamp,stars"], ["user_id,country"], ["user_id,timestamp,device"]
+    log, users, devices = (
+        ["user_id,item_id,timestamp,stars"],
+        ["user_id,country"],
+        ["user_id,timestamp,device"],
+    )
     for user in range(48):
         time = 10**9 + int(rng.integers(10**6))
         users.append(f"u{user},{'BE' if user % 3 else 'FR'}")
@@ -83,7 +89,9 @@ def ranking_folder(tmp_path_factory) -> Path:
             stars = rng.integers(4, 6) if item % 2 == user % 2 else rng.integers(1, 4)
             log.append(f"u{user},i{item},{time},{stars}")
             time += int(rng.integers(1, 10_000))
-    items = ["item_id,genres"] + [f"i{item},{'even' if item % 2 == 0 else 'odd|strange'}" for item in range(20)]
+    items = ["item_id,genres"] + [
+        f"i{item},{'even' if item % 2 == 0 else 'odd|strange'}" for item in range(20)
+    ]
     for name, lines in (("log", log), ("users", users), ("items", items), ("device", devices)):
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
     return folder

@@ -21,7 +21,10 @@ def scorer():
 def log_of(user: int) -> Tokens:
     """All that a user will ever do."""
     rng = np.random.default_rng(user)
-    return Tokens(rng.integers(1, ITEMS, N).astype(np.int32), np.cumsum(rng.integers(1, 999, N)).astype(np.int32))
+    return Tokens(
+        rng.integers(1, ITEMS, N).astype(np.int32),
+        np.cumsum(rng.integers(1, 999, N)).astype(np.int32),
+    )
 
 
 def scores(entries, time=10**5):
@@ -30,7 +33,10 @@ def scores(entries, time=10**5):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    calls=st.lists(st.lists(st.tuples(st.integers(0, USERS - 1), FIRST, st.integers(0, N)), max_size=3), max_size=6),
+    calls=st.lists(
+        st.lists(st.tuples(st.integers(0, USERS - 1), FIRST, st.integers(0, N)), max_size=3),
+        max_size=6,
+    ),
     entries_that_fit=st.integers(0, 3),
 )
 def test_whatever_was_asked_before_an_answer_is_that_of_a_new_forward(calls, entries_that_fit):
@@ -40,7 +46,9 @@ def test_whatever_was_asked_before_an_answer_is_that_of_a_new_forward(calls, ent
         histories = [log_of(user)[first:n] for user, first, n in call]
         found = cache.entries([user for user, _, _ in call], histories)
         now = cache.counters
-        assert now.bytes <= cache.max_bytes and now.bytes == sum(e.nbytes for e in cache._entries.values())
+        assert now.bytes <= cache.max_bytes and now.bytes == sum(
+            e.nbytes for e in cache._entries.values()
+        )
         assert now.entries == len(cache._entries)
         for a, b in zip(scores(found), scores(scorer().history(histories)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
@@ -57,7 +65,9 @@ def test_hits_appends_misses_and_evictions_are_counted_and_the_least_recently_us
     assert (counters.hits, counters.misses, counters.evictions, counters.appended) == (1, 2, 0, 2)
     cache.entries(["c"], first[2:])
     assert list(cache._entries) == ["a", "c"] and cache.counters.evictions == 1
-    cache.entries(["a"], [log_of(0)[2:]])  # as long as before, but the oldest events are not visible any more
+    cache.entries(
+        ["a"], [log_of(0)[2:]]
+    )  # as long as before, but the oldest events are not visible any more
     assert cache.counters.misses == 4
     cache.clear()
     assert (cache.counters.entries, cache.counters.bytes, cache.counters.misses) == (0, 0, 4)

@@ -41,14 +41,20 @@ def exported(retrieval) -> Path:
 
 def test_an_export_recommends_and_scores_as_the_checkpoint(exported):
     ours, theirs = load_exported(exported), gr_jax.load(exported)
-    histories = [ours.history(f"u{n}")[: 1 + n % 9] for n in range(12)]  # more than one size of batch
+    histories = [
+        ours.history(f"u{n}")[: 1 + n % 9] for n in range(12)
+    ]  # more than one size of batch
     for history, a, b in zip(
         histories, ours.recommend(histories, k=40), theirs.recommend(histories, k=40), strict=True
     ):
         np.testing.assert_allclose(
-            [i.score for i in a], [i.score for i in ours.score(history, [i.item for i in a])], atol=1e-6
+            [i.score for i in a],
+            [i.score for i in ours.score(history, [i.item for i in a])],
+            atol=1e-6,
         )
-        assert {i.item: round(i.score, 4) for i in a} == pytest.approx({i.item: i.score for i in b}, abs=1e-4)
+        assert {i.item: round(i.score, 4) for i in a} == pytest.approx(
+            {i.item: i.score for i in b}, abs=1e-4
+        )
 
 
 def test_an_export_is_served_where_the_code_of_the_model_cannot_be_imported(exported):
@@ -73,8 +79,14 @@ def test_an_export_of_a_ranking_run_predicts_the_same(ranking):
     ours, theirs = load_exported(ranking), gr_jax.load(ranking)
     histories = [ours.history("u1")[:7], ours.history("u2")[:30], []]
     wanted = [f"i{i}" for i in range(20)]
-    for a, b in zip(ours.score(histories, wanted, user="u1"), theirs.score(histories, wanted, user="u1"), strict=True):
-        np.testing.assert_allclose([list(i.tasks.values()) for i in a], [list(i.tasks.values()) for i in b], atol=1e-5)
+    for a, b in zip(
+        ours.score(histories, wanted, user="u1"),
+        theirs.score(histories, wanted, user="u1"),
+        strict=True,
+    ):
+        np.testing.assert_allclose(
+            [list(i.tasks.values()) for i in a], [list(i.tasks.values()) for i in b], atol=1e-5
+        )
 
 
 def test_an_export_is_not_served_with_another_log(exported, tmp_path):

@@ -34,7 +34,11 @@ VECTORS = unit(table()[: ITEMS + 1])
 
 def expected(query: np.ndarray, k: int, removed, allowed) -> list[int]:
     scores = VECTORS @ query
-    ids = [i for i in range(1, ITEMS + 1) if i not in set(removed) and (allowed is None or i in set(allowed))]
+    ids = [
+        i
+        for i in range(1, ITEMS + 1)
+        if i not in set(removed) and (allowed is None or i in set(allowed))
+    ]
     return sorted(ids, key=lambda i: -scores[i])[:k]
 
 
@@ -51,7 +55,9 @@ ids = st.lists(st.integers(1, ITEMS), max_size=40).map(lambda x: np.array(x, np.
 def test_the_best_items_are_those_of_a_full_sort(asked, k, seed, chunked):
     vectors = queries(len(asked), seed)
     removed, allowed = zip(*asked, strict=True)
-    found, scores = (CHUNKED if chunked else WHOLE).search(vectors, k, removed=removed, allowed=allowed)
+    found, scores = (CHUNKED if chunked else WHOLE).search(
+        vectors, k, removed=removed, allowed=allowed
+    )
     for q, (without, only) in enumerate(asked):
         right = expected(vectors[q], k, without, only)
         assert found[q, : len(right)].tolist() == right
@@ -81,7 +87,9 @@ def test_more_queries_than_a_bucket_are_answered_in_parts():
 def test_scores_of_given_items_are_their_dot_products():
     items = np.array([[5, 300, 5], [1, 2, 3]], np.int32)
     np.testing.assert_allclose(
-        CHUNKED.scores(queries(2), items), np.einsum("qd,qmd->qm", queries(2), VECTORS[items]), atol=1e-6
+        CHUNKED.scores(queries(2), items),
+        np.einsum("qd,qmd->qm", queries(2), VECTORS[items]),
+        atol=1e-6,
     )
 
 
@@ -118,10 +126,17 @@ def test_faiss_finds_nearly_all_of_the_best_and_keeps_to_the_lists():
 
 
 def test_buckets_cover_every_size():
-    assert buckets.lengths(200) == (64, 128, 200) and buckets.lengths(8) == (8,) and buckets.lengths(65) == (72,)
+    assert (
+        buckets.lengths(200) == (64, 128, 200)
+        and buckets.lengths(8) == (8,)
+        and buckets.lengths(65) == (72,)
+    )
     assert buckets.lengths(260) == (64, 128, 264), "256 would save little of 264"
     assert [buckets.fitting(buckets.ROWS, n) for n in (1, 2, 8, 9, 32)] == [1, 8, 8, 32, 32]
-    assert list(buckets.powers_of_four(16, 100)) == [16, 64, 256] and buckets.power_of_four(65, least=16) == 256
+    assert (
+        list(buckets.powers_of_four(16, 100)) == [16, 64, 256]
+        and buckets.power_of_four(65, least=16) == 256
+    )
     assert buckets.rows_up_to(5) == (1, 8) and buckets.rows_up_to(99) == (1, 8, 32)
     with pytest.raises(ValueError, match="above the largest"):
         buckets.fitting(buckets.ROWS, 33)

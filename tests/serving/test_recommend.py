@@ -12,7 +12,10 @@ def test_the_table_has_titles_ids_and_scores_of_what_load_recommends(retrieval, 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "user u3, 14 events"
     loaded = gr_jax.load(retrieval)
-    rows = [(item.title, item.item, f"{item.score:.4f}") for item in loaded.recommend(loaded.history("u3"), 4)]
+    rows = [
+        (item.title, item.item, f"{item.score:.4f}")
+        for item in loaded.recommend(loaded.history("u3"), 4)
+    ]
     assert [tuple(line.rsplit(maxsplit=2)) for line in lines[4:]] == rows
     assert lines[2].split() == ["title", "item", "score"]
 
@@ -20,15 +23,28 @@ def test_the_table_has_titles_ids_and_scores_of_what_load_recommends(retrieval, 
 def test_items_of_the_history_come_when_asked_for(retrieval, capsys):
     told = {}
     for seen in ("judged", "true", "false"):
-        assert recommend.main([f"--workdir={retrieval}", "--user=u3", "-k", "40", "--json", f"--seen={seen}"]) == 0
+        assert (
+            recommend.main(
+                [f"--workdir={retrieval}", "--user=u3", "-k", "40", "--json", f"--seen={seen}"]
+            )
+            == 0
+        )
         told[seen] = len(json.loads(capsys.readouterr().out)["items"])
     assert told == {"judged": 26, "true": 40, "false": 26}
 
 
 def test_json_holds_the_same(retrieval, capsys):
-    assert recommend.main([f"--workdir={retrieval}", "--user=u3", "--k=2", "--json", "--at-time=now"]) == 0
+    assert (
+        recommend.main([f"--workdir={retrieval}", "--user=u3", "--k=2", "--json", "--at-time=now"])
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
-    assert told["user"] == "u3" and told["events"] == 14 and told["source"] == "model" and told["skipped"] == 0
+    assert (
+        told["user"] == "u3"
+        and told["events"] == 14
+        and told["source"] == "model"
+        and told["skipped"] == 0
+    )
     assert [set(item) for item in told["items"]] == [{"item", "title", "score", "tasks"}] * 2
 
 

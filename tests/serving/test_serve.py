@@ -15,7 +15,7 @@ import pytest
 
 from gr_jax import serve
 from gr_jax.config import ConfigError
-from gr_jax.serving import compiled
+from gr_jax.serving import compile_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +50,13 @@ def keep_asking(url: str, told: list) -> None:
 
 def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and_ends(retrieval):
     port = free_port()
-    flags = [f"--workdir={retrieval}", f"--port={port}", "--max-k=10", "--max-candidates=10", "--max-batch=1"]
+    flags = [
+        f"--workdir={retrieval}",
+        f"--port={port}",
+        "--max-k=10",
+        "--max-candidates=10",
+        "--max-batch=1",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "gr_jax.serve", *flags],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -78,10 +84,17 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
         client.join(timeout=60)
     assert status == 200 and answer[0] == 200 and len(answer[1]["items"]) == 3, output
     assert process.returncode in (0, -signal.SIGTERM), output
-    assert f"http://127.0.0.1:{port}/" in output and "index built in" in output and "Traceback" not in output
+    assert (
+        f"http://127.0.0.1:{port}/" in output
+        and "index built in" in output
+        and "Traceback" not in output
+    )
     for told in asked:
-        assert set(told[:-1]) <= {200, 503} and told[-1] in (ConnectionRefusedError, ConnectionResetError), told
-    assert any((retrieval / compiled.FOLDER).rglob("*")), "programs for the next start"
+        assert set(told[:-1]) <= {200, 503} and told[-1] in (
+            ConnectionRefusedError,
+            ConnectionResetError,
+        ), told
+    assert any((retrieval / compile_cache.FOLDER).rglob("*")), "programs for the next start"
 
 
 @pytest.mark.parametrize(
@@ -107,9 +120,15 @@ def test_a_folder_without_a_run_is_refused_at_the_start(tmp_path):
 def test_a_half_written_run_is_refused_at_the_start_by_the_command(retrieval, tmp_path):
     (tmp_path / "config.json").write_text((retrieval / "config.json").read_text()[:200])
     command = [sys.executable, "-m", "gr_jax.serve", f"--workdir={tmp_path}"]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode != 0 and done.stdout == ""
-    assert "config.json" in done.stderr and "not JSON" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (
+        "config.json" in done.stderr
+        and "not JSON" in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
 def test_without_fastapi_the_command_tells_how_to_install_it(tmp_path, monkeypatch):

@@ -4,19 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gr_jax.data.dataset import Dataset
+from gr_jax.data.dataset import Catalogue, Dataset, Events
 
 
 def random_log(rng: np.random.Generator, *, counts: np.ndarray, num_items: int) -> Dataset:
     """User u has counts[u] events; items repeat, times increase."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     total = int(offsets[-1])
-    return Dataset(
-        folder=Path("."),
-        offsets=offsets,
-        item=rng.integers(1, num_items + 1, total).astype(np.int32),
-        timestamp=np.cumsum(rng.integers(1, 10**5, total)),
-        rating=None,
-        action=None,
-        meta={"items": num_items},
-    )
+    item = rng.integers(1, num_items + 1, total).astype(np.int32)
+    events = Events(offsets, item, timestamp=np.cumsum(rng.integers(1, 10**5, total)))
+    return Dataset(Catalogue(Path("."), {"items": num_items}), events)

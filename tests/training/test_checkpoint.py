@@ -40,7 +40,9 @@ def test_state_and_progress_come_back(checkpoints):
     assert restored == progress
 
 
-def test_progress_is_read_without_the_arrays_and_of_a_step_that_is_not_damaged(checkpoints, monkeypatch):
+def test_progress_is_read_without_the_arrays_and_of_a_step_that_is_not_damaged(
+    checkpoints, monkeypatch
+):
     assert checkpoints.newest_progress() is None
     for step in (1, 2):
         checkpoints.save(step, a_state(step), Progress(best_step=step))
@@ -53,7 +55,11 @@ def test_progress_is_read_without_the_arrays_and_of_a_step_that_is_not_damaged(c
 def test_the_newest_two_and_the_best_are_kept(checkpoints):
     for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (6, 2)):
         checkpoints.save(step, a_state(step), Progress(best_step=best))
-    assert sorted(int(p.name) for p in Path(checkpoints.folder).iterdir() if p.name.isdigit()) == [2, 5, 6]
+    assert sorted(int(p.name) for p in Path(checkpoints.folder).iterdir() if p.name.isdigit()) == [
+        2,
+        5,
+        6,
+    ]
     assert values(checkpoints.restore(a_state(0), step=2)) == 2
 
 
@@ -83,7 +89,9 @@ def test_a_damaged_newest_step_falls_back_to_the_one_before_it_loudly(checkpoint
 
 def test_a_flipped_bit_anywhere_falls_back_to_the_step_before(tmp_path):
     rng = np.random.default_rng(0)
-    noise = {step: {"w": jnp.asarray(rng.standard_normal((64, 16)), jnp.float32)} for step in (1, 2)}
+    noise = {
+        step: {"w": jnp.asarray(rng.standard_normal((64, 16)), jnp.float32)} for step in (1, 2)
+    }
     saving = Checkpoints(tmp_path / "checkpoints", writes=True)
     for step, state in noise.items():
         saving.save(step, state, Progress(best_step=step))
@@ -140,7 +148,9 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_keeps_the_last_good_step_and_later_saves_succeed(small_disk):
     rng = np.random.default_rng(0)
-    state = {"w": jnp.asarray(rng.standard_normal((400, 256)), jnp.float32)}  # 0.4 MB that do not compress
+    state = {
+        "w": jnp.asarray(rng.standard_normal((400, 256)), jnp.float32)
+    }  # 0.4 MB that do not compress
     saving = Checkpoints(small_disk / "checkpoints", writes=True)
     saving.save(1, state, Progress())
     free = shutil.disk_usage(small_disk).free
@@ -172,7 +182,11 @@ def test_a_checkpoint_moves_to_another_mesh(checkpoints):
 
     saved = jax.device_put(jnp.arange(64.0).reshape(16, 4), placed((8, 1), ("data",)))
     checkpoints.save(1, {"w": saved}, Progress())
-    target = {"w": jax.ShapeDtypeStruct((16, 4), jnp.float32, sharding=placed((4, 2), (("data", "model"), None)))}
+    target = {
+        "w": jax.ShapeDtypeStruct(
+            (16, 4), jnp.float32, sharding=placed((4, 2), (("data", "model"), None))
+        )
+    }
     restored, _ = checkpoints.restore(target)
     np.testing.assert_array_equal(restored["w"], saved)
     assert restored["w"].sharding == target["w"].sharding

@@ -20,7 +20,9 @@ def test_every_file_is_in_one_share_and_its_damage_is_found_in_one(folder, count
     for name in ("a/data", "small", "empty"):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole + b"x")
-        found = [damage for index in range(3) if (damage := checksums.first_damage(folder, index, 3))]
+        found = [
+            damage for index in range(3) if (damage := checksums.first_damage(folder, index, 3))
+        ]
         assert len(found) == 1 and name in found[0]
         (folder / name).write_bytes(whole)
 

@@ -18,4 +18,6 @@ def test_divergence_is_told_in_one_line_by_the_command(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train"])
     with pytest.raises(SystemExit) as done:
         cli.run(main)
-    assert done.value.code == 2 and capsys.readouterr().err.startswith("error: step 3: loss=nan; the last checkpoint")
+    assert done.value.code == 2 and capsys.readouterr().err.startswith(
+        "error: step 3: loss=nan; the last checkpoint"
+    )

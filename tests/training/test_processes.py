@@ -52,12 +52,26 @@ class Job:
     """Training processes of one job; none of them outlives the `with` block."""
 
     def __init__(self, folder: Path, workdir: Path, *, count: int, devices: int):
-        command = [sys.executable, "-m", "gr_jax.train", f"--config={folder / 'tiny.py'}", f"--workdir={workdir}"]
-        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        cache = {"DIR": str(folder / "cache"), "MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "-1"}
+        command = [
+            sys.executable,
+            "-m",
+            "gr_jax.train",
+            f"--config={folder / 'tiny.py'}",
+            f"--workdir={workdir}",
+        ]
+        flags = (
+            f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        )
+        cache = {
+            "DIR": str(folder / "cache"),
+            "MIN_COMPILE_TIME_SECS": "0",
+            "MIN_ENTRY_SIZE_BYTES": "-1",
+        }
         names = {"DIR": "JAX_COMPILATION_CACHE_DIR"}
         environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-        environment |= {names.get(name, f"JAX_PERSISTENT_CACHE_{name}"): value for name, value in cache.items()}
+        environment |= {
+            names.get(name, f"JAX_PERSISTENT_CACHE_{name}"): value for name, value in cache.items()
+        }
         with socket.socket() as free:
             free.bind(("localhost", 0))
             coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
@@ -67,7 +81,9 @@ class Job:
             self.logs.append(folder / f"{workdir.name}.{len(list(folder.glob('*.log')))}.log")
             with self.logs[-1].open("w") as log:
                 self.processes.append(
-                    subprocess.Popen([*command, *place], env=environment, stdout=log, stderr=subprocess.STDOUT)
+                    subprocess.Popen(
+                        [*command, *place], env=environment, stdout=log, stderr=subprocess.STDOUT
+                    )
                 )
 
     def __enter__(self):
@@ -81,7 +97,9 @@ class Job:
     def wait_for_step(self, step: int) -> None:
         deadline = time.monotonic() + LIMIT
         while last_step(self.workdir) < step:
-            assert all(p.poll() is None for p in self.processes), f"ended before step {step}\n{self.told()}"
+            assert all(p.poll() is None for p in self.processes), (
+                f"ended before step {step}\n{self.told()}"
+            )
             assert time.monotonic() < deadline, f"no step {step}\n{self.told()}"
             time.sleep(0.02)
 
@@ -134,7 +152,9 @@ def test_stopped_and_killed_processes_resume_to_the_uninterrupted_run(folder, wh
         assert job.codes() == [128 + signal.SIGTERM] * 2, job.told()
         saved = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
         assert f"interrupted: step {saved} is saved" in job.told()
-    with Job(folder, workdir, count=2, devices=2) as job:  # the death of one ends the other, with words
+    with Job(
+        folder, workdir, count=2, devices=2
+    ) as job:  # the death of one ends the other, with words
         job.wait_for_step(20)
         job.processes[1].kill()
         code = job.codes()[0]
@@ -150,12 +170,16 @@ def test_stopped_and_killed_processes_resume_to_the_uninterrupted_run(folder, wh
     with Job(folder, workdir, count=2, devices=2) as job:
         assert job.codes() == [0, 0], job.told()
     for ours, theirs in zip(final_state(workdir), final_state(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)  # to the last bit: the same devices add in the same order
+        np.testing.assert_array_equal(
+            ours, theirs
+        )  # to the last bit: the same devices add in the same order
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if line["split"] == "train"]
     assert steps == sorted(set(steps)), "a step is logged twice"
 
-    with Job(folder, folder / "alone", count=1, devices=1) as job:  # one process, one device: other sums
+    with Job(
+        folder, folder / "alone", count=1, devices=1
+    ) as job:  # one process, one device: other sums
         assert job.codes() == [0], job.told()
     for ours, theirs in zip(final_state(folder / "alone"), final_state(whole), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
@@ -178,9 +202,18 @@ def test_a_mistake_on_one_process_ends_all_with_its_line(folder):
     ("flags", "message"),
     [
         (["--processes=2"], "--processes and --process need --coordinator=HOST:PORT"),
-        (["--coordinator=host", "--processes=2", "--process=0"], "--coordinator=host: expected HOST:PORT or auto"),
-        (["--coordinator=host:1", "--processes=2"], "--process=-1: must be from 0 to --processes=2 - 1"),
-        (["--coordinator=host:1", "--processes=2", "--process=2"], "--process=2: must be from 0 to --processes=2 - 1"),
+        (
+            ["--coordinator=host", "--processes=2", "--process=0"],
+            "--coordinator=host: expected HOST:PORT or auto",
+        ),
+        (
+            ["--coordinator=host:1", "--processes=2"],
+            "--process=-1: must be from 0 to --processes=2 - 1",
+        ),
+        (
+            ["--coordinator=host:1", "--processes=2", "--process=2"],
+            "--process=2: must be from 0 to --processes=2 - 1",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_one_line(folder, flags, message):

@@ -19,14 +19,14 @@ from gr_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from gr_jax.data import pipeline
+from gr_jax.data.batches import epochs
+from gr_jax.data.batches.share import Share
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.share import Share
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import make_optimizer
-from gr_jax.training.row_optimizer import cast_tables
-from gr_jax.training.step import make_train_step
+from gr_jax.training.retrieval.step import make_train_step
+from gr_jax.training.tables.rowwise import cast_tables
 from tests.training.random_log import random_log
 
 ITEMS, USERS = 300, 64
@@ -64,9 +64,9 @@ def start(config: Config):
 def losses_of(config: Config, steps: int = 20):
     mesh, train_state, step = start(config)
     # Eight rows a batch on every mesh, so that all see the same batches.
-    rows = pipeline.train_rows(make_log(), config.data, batch_users=24, row_multiple=8)
+    rows = epochs.train_rows(make_log(), config.data, batch_users=24, row_multiple=8)
     losses = []
-    for batch in pipeline.train_batches(rows, 0, steps):
+    for batch in epochs.train_batches(rows, 0, steps):
         batch = sharding.put(batch, sharding.batch_sharding(mesh))
         train_state, metrics = step(train_state, batch, jax.random.key(1))
         losses.append(float(metrics["loss"]))
@@ -75,11 +75,17 @@ def losses_of(config: Config, steps: int = 20):
 
 def test_a_planned_state_is_a_fresh_one_without_its_memory():
     config = make_config("group", 4, 2, table="rowwise_adamw", table_dtype="bfloat16")
-    mesh, optimizer, rules = sharding.make_mesh(config.mesh), make_optimizer(config.optimizer), config.mesh.rules
+    mesh, optimizer, rules = (
+        sharding.make_mesh(config.mesh),
+        make_optimizer(config.optimizer),
+        config.mesh.rules,
+    )
     _, init = functional(config.model, num_items=ITEMS, max_length=config.data.max_length)
     fresh = lambda key: cast_tables(init(key), config.optimizer.table_dtype)
     rows = {"rows": np.zeros((ITEMS, 2), np.int32)}
-    made, shardings = state.create(fresh, optimizer, jax.random.key(7), mesh=mesh, rules=rules, vocabulary=rows)
+    made, shardings = state.create(
+        fresh, optimizer, jax.random.key(7), mesh=mesh, rules=rules, vocabulary=rows
+    )
     planned = state.planned(fresh, optimizer, mesh=mesh, rules=rules, vocabulary=rows)
     assert planned == state.abstract(made) and state.shardings_of(planned) == shardings
     state.free(made)
@@ -106,10 +112,14 @@ def test_one_and_eight_devices_train_to_the_same_losses(loss):
 )
 def test_a_sparse_optimizer_trains_to_the_same_losses_on_a_mesh(data, model, exchange, optimizer):
     one, _ = losses_of(make_config("group", 1, 1, **optimizer), steps=50)
-    many, train_state = losses_of(make_config("group", data, model, exchange, **optimizer), steps=50)
+    many, train_state = losses_of(
+        make_config("group", data, model, exchange, **optimizer), steps=50
+    )
     assert one[-5:].mean() < one[:5].mean()
     np.testing.assert_allclose(many, one, rtol=1e-4)
-    assert_sharded(train_state, data * model, arrays=3 if optimizer["table"] == "rowwise_adamw" else 2)
+    assert_sharded(
+        train_state, data * model, arrays=3 if optimizer["table"] == "rowwise_adamw" else 2
+    )
 
 
 def assert_sharded(train_state: state.TrainState, devices: int, arrays: int = 3) -> None:
@@ -122,22 +132,31 @@ def assert_sharded(train_state: state.TrainState, devices: int, arrays: int = 3)
             tables += 1
             assert shard * devices == leaf.size, f"{name} is not split over the {devices} devices"
         elif leaf.size > 0.1 * ITEMS * 16:
-            assert not leaf.sharding.is_fully_replicated or not matches_a_rule(name), f"{name} is replicated"
+            assert not leaf.sharding.is_fully_replicated or not matches_a_rule(name), (
+                f"{name} is replicated"
+            )
     assert tables == arrays, "parameter and its moments"
 
 
 def matches_a_rule(name: str) -> bool:
     # On a mesh with one device along `model`, a rule over `model` alone leaves the array whole.
-    return any(re.search(pattern, name) and ("data" in str(axes)) for pattern, axes in MeshConfig().rules)
+    return any(
+        re.search(pattern, name) and ("data" in str(axes)) for pattern, axes in MeshConfig().rules
+    )
 
 
 def test_optimizer_moments_are_placed_as_their_parameters():
     _, train_state, _ = start(make_config("full", 4, 2))
-    params = {sharding.path_name(p): a.sharding for p, a in jax.tree_util.tree_leaves_with_path(train_state.params)}
+    params = {
+        sharding.path_name(p): a.sharding
+        for p, a in jax.tree_util.tree_leaves_with_path(train_state.params)
+    }
     moments = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(train_state.opt_state):
         name = sharding.path_name(path)
-        owner = [placement for parameter, placement in params.items() if name.endswith("/" + parameter)]
+        owner = [
+            placement for parameter, placement in params.items() if name.endswith("/" + parameter)
+        ]
         if owner:
             moments += 1
             assert leaf.sharding == owner[0], name
@@ -167,13 +186,18 @@ def test_fsdp_spreads_matrices_and_moments_and_trains_to_the_same_losses(data, m
 
 
 def test_a_mesh_larger_than_the_machine_is_an_error_with_both_numbers():
-    with pytest.raises(ConfigError, match="mesh.data=16 x mesh.model=1 needs 16 devices, 8 visible"):
+    with pytest.raises(
+        ConfigError, match="mesh.data=16 x mesh.model=1 needs 16 devices, 8 visible"
+    ):
         sharding.make_mesh(MeshConfig(data=16))
 
 
 def test_a_mesh_that_leaves_devices_of_a_process_unused_is_an_error(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="mesh.data=2 x mesh.model=2 leaves devices of 2 processes unused: all are 8"):
+    with pytest.raises(
+        ConfigError,
+        match="mesh.data=2 x mesh.model=2 leaves devices of 2 processes unused: all are 8",
+    ):
         sharding.make_mesh(MeshConfig(data=2, model=2))
 
 
@@ -182,7 +206,11 @@ def test_a_mesh_that_leaves_devices_of_a_process_unused_is_an_error(monkeypatch)
     [
         (8, 1, [(0, 4), (1, 4), (2, 4), (3, 4)]),
         (4, 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        (2, 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # two processes hold the same rows, each some of their heads
+        (
+            2,
+            4,
+            [(0, 2), (0, 2), (1, 2), (1, 2)],
+        ),  # two processes hold the same rows, each some of their heads
         (1, 8, [(0, 1)] * 4),
     ],
 )
@@ -199,7 +227,9 @@ def test_rows_that_do_not_divide_among_processes_are_an_error():
 
 def test_a_dimension_that_does_not_divide_is_an_error_that_names_it():
     config = make_config("full", 4, 2)
-    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, rules=(("position_table", ("data",)),)))
+    config = dataclasses.replace(
+        config, mesh=dataclasses.replace(config.mesh, rules=(("position_table", ("data",)),))
+    )
     config = dataclasses.replace(config, data=DataConfig(max_length=15, row_length=32))
     with pytest.raises(ConfigError, match="position_table has a dimension of 15, which 4 devices"):
         start(config)
@@ -207,5 +237,5 @@ def test_a_dimension_that_does_not_divide_is_an_error_that_names_it():
 
 def test_a_step_can_be_made_where_grain_and_polars_are_not_installed():
     code = "import sys; sys.modules['grain'] = sys.modules['polars'] = None; "
-    code += "import gr_jax.training.step, gr_jax.training.sharding, gr_jax.training.state, gr_jax.planning.compiled"
+    code += "import gr_jax.training.retrieval.step, gr_jax.training.sharding, gr_jax.training.state, gr_jax.planning.compiled_step"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,118 @@
+"""Configs on disk: `FILE[:variant]` of Python, and the `config.json` of a workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from pathlib import Path
+
+from gr_jax.config import Config, ConfigError, UnknownVariant
+from gr_jax.config.checks import field_type
+from gr_jax.files import write_whole
+
+
+def load(spec: str) -> Config:
+    """The config of `FILE` or `FILE:variant`.
+
+    Raises:
+      ConfigError: no such file, no `get_config` in it, an unknown variant, or the file fails (with its line).
+    """
+    file, _, variant = spec.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        names = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        hint = difflib.get_close_matches(file, names, 1) or difflib.get_close_matches(
+            file + ".py", names, 1
+        )
+        raise ConfigError(
+            f"--config: no file {file!r}" + (f"; did you mean {hint[0]!r}?" if hint else "")
+        )
+    module = types.ModuleType("config_file")
+    module.__file__ = file
+    try:
+        exec(compile(path.read_bytes(), file, "exec"), vars(module))
+        if not hasattr(module, "get_config"):
+            raise UnknownVariant(f"--config: {file!r} defines no get_config(variant)")
+        config = module.get_config(variant) if variant else module.get_config()
+    except UnknownVariant:
+        raise
+    except Exception as error:
+        raise ConfigError(_where_it_failed(error, file)) from error
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"--config: get_config in {file!r} returned {type(config).__name__}, not a Config"
+        )
+    return config
+
+
+def _where_it_failed(error: Exception, file: str) -> str:
+    from gr_jax.config.overrides import nearest
+
+    line, trace = None, error.__traceback__
+    while trace:  # the innermost line of the file itself, not of what it called
+        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == file else line
+        trace = trace.tb_next
+    what = str(error)
+    if isinstance(error, SyntaxError):
+        line, what = error.lineno, error.msg
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", what)
+    hint = nearest(unknown[1]) if unknown and "Did you mean" not in what else ""
+    kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+    return f"{file}{f':{line}' if line else ''}: {kind}{what}{hint}"
+
+
+def to_dict(config: Config) -> dict:
+    """The config as nested plain dicts, as written to `config.json`."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: typing.Any) -> Config:
+    """The config of `to_dict`; lists (JSON has no tuples) become tuples again.
+
+    Raises:
+      ConfigError: a field this version does not know, or a value of another type.
+    """
+    return _build(Config, values, "config")
+
+
+def _build(cls: type, values: typing.Any, path: str) -> typing.Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a group of fields, got {values!r}")
+    kinds = {f.name: field_type(f) for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(kinds))
+    if unknown:
+        raise ConfigError(
+            f"{path} has no field {unknown[0]!r}: was it written by another version of gr_jax?"
+        )
+    made = {}
+    for name, value in values.items():
+        nested = dataclasses.is_dataclass(kinds[name])
+        made[name] = _build(kinds[name], value, f"{path}.{name}") if nested else _tuples(value)
+    return cls(**made)
+
+
+def _tuples(value: typing.Any) -> typing.Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def save(config: Config, path: Path) -> None:
+    """Writes `config` as JSON, whole or not at all."""
+    write_whole(path, json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def read(path: Path) -> Config:
+    """Reads what `save` wrote.
+
+    Raises:
+      ConfigError: not JSON, or not of this version.
+    """
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error

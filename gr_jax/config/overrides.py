@@ -1,0 +1,117 @@
+"""Changes to a config by the dotted names of its fields, and what those fields mean.
+
+`{"model.width": "128"}` is what `--config.model.width=128` says on the command line.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+import typing
+from collections.abc import Mapping
+
+from gr_jax.config import Config, ConfigError
+
+
+def override_all(config: Config, overrides: Mapping[str, str]) -> Config:
+    """`config` with every `{dotted field: text}` set, each text parsed as its field's type.
+
+    All are set at once: two fields that have to fit each other can be changed in any order.
+
+    >>> override_all(Config(), {"model.width": "128", "loss.kind": "group"}).model.width
+    128
+
+    Raises:
+      ConfigError: unknown field (with the nearest name), a value of another type, or a broken rule.
+    """
+    changes: dict = {}
+    for key, text in overrides.items():
+        *groups, leaf = key.split(".")
+        node, change, path = config, changes, "config"
+        for name in groups:
+            node, change = _field(node, name, path, key), change.setdefault(name, {})
+            path = f"{path}.{name}"
+        old = _field(node, leaf, path, key)
+        if dataclasses.is_dataclass(old):
+            raise ConfigError(
+                f"{path}.{leaf} is a group of fields: set one of {', '.join(vars(old))}"
+            )
+        change[leaf] = _parse(text, type(old), f"{path}.{leaf}")
+    return _replace(config, changes)
+
+
+def _field(node: typing.Any, name: str, path: str, key: str) -> typing.Any:
+    if not dataclasses.is_dataclass(node):
+        raise ConfigError(f"{path} is a value and has no field {name!r}")
+    if name not in vars(node):
+        hint = nearest(key) or f"; it has {', '.join(vars(node))}"
+        raise ConfigError(f"{path} has no field {name!r}{hint}")
+    return getattr(node, name)
+
+
+def _replace(config: typing.Any, changes: dict) -> typing.Any:
+    new = {
+        k: _replace(getattr(config, k), v) if isinstance(v, dict) else v for k, v in changes.items()
+    }
+    return dataclasses.replace(config, **new)
+
+
+def _parse(text: str, kind: type, path: str) -> typing.Any:
+    if kind is str:
+        return text
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+        raise ConfigError(f"{path}: expected {kind.__name__}, got {text!r}")
+    return value
+
+
+def comments(config: typing.Any, prefix: str = "") -> dict[str, str]:
+    """`{dotted name: comment}` of the same fields: the comment behind a field, or else the lines above it."""
+    found, lines = {}, inspect.getsource(type(config)).splitlines()
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            found |= comments(value, f"{prefix}{f.name}.")
+            continue
+        at = next((i for i, line in enumerate(lines) if line.startswith(f"    {f.name}: ")), 0)
+        _, _, comment = lines[at].partition("  # ")
+        found[prefix + f.name] = comment or _comment_above(lines, at)
+    return found
+
+
+def _comment_above(lines: list[str], at: int) -> str:
+    first = at
+    while lines[first - 1].startswith("    # "):
+        first -= 1
+    return " ".join(line.removeprefix("    # ") for line in lines[first:at])
+
+
+def leaves(config: typing.Any, prefix: str = "") -> dict[str, typing.Any]:
+    """`{dotted name: value}` of every field that is a value, in the order of the source."""
+    found = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        nested = dataclasses.is_dataclass(value)
+        found |= leaves(value, f"{prefix}{f.name}.") if nested else {prefix + f.name: value}
+    return found
+
+
+def nearest(key: str) -> str:
+    """`; did you mean ...?` for a dotted name that does not exist: its last part is sought in every group."""
+    names = list(leaves(Config()))
+    last = {name: name.rpartition(".")[2] for name in names}
+    leaf = difflib.get_close_matches(key.rpartition(".")[2], set(last.values()), 1, cutoff=0.7)
+    hints = [name for name in names if leaf and last[name] == leaf[0]]
+    hints = difflib.get_close_matches(key, hints, 1, cutoff=0.8) or hints
+    return f"; did you mean {' or '.join(f'config.{h}' for h in hints)}?" if hints else ""

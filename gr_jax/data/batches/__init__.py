@@ -1,0 +1,1 @@
+"""Columns of events -> token sequences -> packed rows, batch by batch."""

@@ -1,0 +1,170 @@
+"""Sequences -> rows: several users' sequences back to back in rows of a fixed length, never split."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each sequence lies: row and first column, for sequences in the order of the lengths given."""
+
+    row: Int[np.ndarray, " B"]  # row of the sequence
+    column: Int[np.ndarray, " B"]  # column of its first token
+    num_rows: int  # rows used; of balanced batches the last may hold its empty rows among them
+
+
+def pack(lengths: Int[np.ndarray, " B"], row_length: int) -> Packing:
+    """Best-fit-decreasing packing of sequences into rows.
+
+    The longest sequence goes first, each into the fullest row that still has room. The number of rows depends on the
+    multiset of lengths alone, so every epoch has as many however its users are shuffled.
+
+    Args:
+      lengths: tokens of each sequence, 1 to row_length.
+      row_length: L.
+
+    Raises:
+      ValueError: a sequence is longer than a row.
+    """
+    if len(lengths) and lengths.max() > row_length:
+        raise ValueError(
+            f"a sequence of {lengths.max()} tokens does not fit in a row of {row_length}"
+        )
+    order = np.argsort(-lengths, kind="stable")
+    rows_with_room: list[list[int]] = [
+        [] for _ in range(row_length + 1)
+    ]  # open rows by free tokens
+    free_sizes = 0  # bit f: a row with f free tokens is open; the best fit is the lowest bit set from `length` on
+    row, column, num_rows = [0] * len(order), [0] * len(order), 0
+    for i, length in enumerate(lengths[order].tolist()):
+        fitting = free_sizes >> length
+        if fitting:
+            free = length + (fitting & -fitting).bit_length() - 1
+            target = rows_with_room[free].pop()
+            if not rows_with_room[free]:
+                free_sizes &= ~(1 << free)
+        else:
+            target, free = num_rows, row_length
+            num_rows += 1
+        row[i], column[i] = target, row_length - free
+        if free > length:
+            rows_with_room[free - length].append(target)
+            free_sizes |= 1 << (free - length)
+    position = np.empty(len(order), np.int64)
+    position[order] = np.arange(len(order))
+    return Packing(
+        np.array(row, np.int64)[position], np.array(column, np.int64)[position], num_rows
+    )
+
+
+def shuffle(packing: Packing, lengths: Int[np.ndarray, " B"], rng: np.random.Generator) -> Packing:
+    """The same rows with other users: sequences of equal length change places, and the rows their order, at random."""
+    permutation = rng.permutation(len(lengths))
+    place = np.argsort(lengths, kind="stable")
+    taken_by = permutation[np.argsort(lengths[permutation], kind="stable")]
+    row, column = np.empty_like(packing.row), np.empty_like(packing.column)
+    row[taken_by], column[taken_by] = packing.row[place], packing.column[place]
+    return Packing(rng.permutation(packing.num_rows)[row], column, packing.num_rows)
+
+
+def balance(packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shards: int) -> Packing:
+    """The same rows in the same batches, in an order in which equal parts of a batch cost about the same.
+
+    A device that has less to do than the others waits for them. Of the rows of a batch the costliest goes first, each
+    to the part with the least so far that still has room. One shard changes nothing.
+
+    Args:
+      packing: rows 0 to num_rows - 1; batch b is rows b * batch_rows to (b + 1) * batch_rows - 1, the last one filled
+        up with empty rows, which this may put between the others.
+      cost: of each sequence; that of a row is the sum. What all rows cost alike need not be in it.
+      batch_rows: R, a multiple of `shards`.
+      shards: S; part s of a batch is its rows s * R / S to (s + 1) * R / S - 1.
+    """
+    if shards == 1 or packing.num_rows == 0:
+        return packing
+    costs = _row_costs(packing, cost, batch_rows)
+    batches, room = np.arange(len(costs)), batch_rows // shards
+    load, count = np.zeros((len(costs), shards)), np.zeros((len(costs), shards), np.int64)
+    place = np.empty(costs.shape, np.int64)
+    for row in np.argsort(
+        -costs, axis=1, kind="stable"
+    ).T:  # of each batch the costliest row, then the next, ..
+        shard = np.where(count < room, load, np.inf).argmin(axis=1)
+        place[batches, row] = shard * room + count[batches, shard]
+        load[batches, shard] += costs[batches, row]
+        count[batches, shard] += 1
+    batch, row = np.divmod(packing.row, batch_rows)
+    return Packing(batch * batch_rows + place[batch, row], packing.column, packing.num_rows)
+
+
+def imbalance(
+    packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shards: int, *, row_cost: float
+) -> float:
+    """How much longer than the mean shard the costliest one takes, 1 = none waits; the mean over all batches.
+
+    Arguments as of `balance`; row_cost: of any row, empty ones too, besides that of its sequences.
+    """
+    parts = row_cost * (batch_rows // shards) + _row_costs(packing, cost, batch_rows).reshape(
+        -1, shards, batch_rows // shards
+    ).sum(axis=2)
+    return float(parts.max(axis=1).sum() / parts.mean(axis=1).sum())
+
+
+def _row_costs(
+    packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int
+) -> Float[np.ndarray, "batches R"]:
+    """Cost of each row of each batch, 0 for the empty ones of the last."""
+    rows = -(-packing.num_rows // batch_rows) * batch_rows
+    return np.bincount(packing.row, weights=cost, minlength=rows).reshape(-1, batch_rows)
+
+
+@dataclass(frozen=True, eq=False)
+class RowIndex:
+    """A packing that can be read row by row."""
+
+    packing: Packing
+
+    @functools.cached_property
+    def _by_row(self) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+        order = np.argsort(self.packing.row, kind="stable")
+        return order, self.packing.row[order]
+
+    def between(
+        self, first_row: int, last_row: int
+    ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
+        """The sequences in rows first_row to last_row - 1, their rows counted from first_row, and their columns."""
+        order, sorted_rows = self._by_row
+        low, high = np.searchsorted(sorted_rows, (first_row, last_row))
+        chosen = order[low:high]
+        return chosen, self.packing.row[chosen] - first_row, self.packing.column[chosen]
+
+    def most_sequences(self, batch_rows: int) -> int:
+        """Most sequences in `batch_rows` consecutive rows from a multiple of that."""
+        edges = np.arange(-(-self.packing.num_rows // batch_rows) + 1) * batch_rows
+        return int(np.diff(np.searchsorted(self._by_row[1], edges)).max())
+
+
+def rows_per_batch(
+    packing: Packing, sequences: int, batch_sequences: int, multiple: int = 1
+) -> int:
+    """R, a multiple of `multiple`, so that R rows hold `batch_sequences` of all the sequences on average."""
+    batches = max(1, round(sequences / batch_sequences))
+    rows = -(-packing.num_rows // batches)
+    return -(-rows // multiple) * multiple
+
+
+def token_index(
+    start: Int[np.ndarray, " B"], length: Int[np.ndarray, " B"]
+) -> Int[np.ndarray, " T"]:
+    """start[0], start[0] + 1, .. start[0] + length[0] - 1, start[1], ..: the elements of ranges, in turn.
+
+    >>> token_index(np.array([10, 3]), np.array([3, 2])).tolist()
+    [10, 11, 12, 3, 4]
+    """
+    before = np.cumsum(length) - length
+    return np.repeat(start - before, length) + np.arange(length.sum())

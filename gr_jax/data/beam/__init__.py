@@ -1,0 +1,1 @@
+"""The same prepared dataset, made by many machines with Apache Beam (extra `[beam]`)."""

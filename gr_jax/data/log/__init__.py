@@ -1,0 +1,1 @@
+"""A raw log -> typed columns of events, users, items and features."""

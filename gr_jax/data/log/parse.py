@@ -1,0 +1,218 @@
+"""Raw files to typed event columns, strictly: what is not in order is left to `bad_rows` to name or to leave out."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from gr_jax.config import ConfigError
+from gr_jax.data.log import bad_rows, times
+from gr_jax.data.log.layout import Layout
+
+_CHUNK_BYTES = 1 << 22
+
+
+def read_text(
+    plain: Path, layout: Layout, *, shown: Path, on_bad_row: str, before: int = 0
+) -> tuple[pl.DataFrame, Counter]:
+    """Events of a delimited text file, and the number of rows skipped by reason.
+
+    Args:
+      plain: the uncompressed file, or a piece of one: whole lines.
+      shown: the file to name in errors.
+      before: lines of that file before the piece.
+
+    Returns:
+      Columns user and item (Int64 if the layout says integers, else String), timestamp (Int64, in the
+      layout's unit), rating (Float32, if the layout has one), and the columns that its actions look at;
+      fraction (Float64, beyond the integer timestamp) where some time has one.
+
+    Raises:
+      ConfigError: a column is missing. BadRow: the first row that cannot be used, if on_bad_row is "error".
+    """
+    names = layout.names or tuple(header(plain, layout))
+    check_columns(names, layout, shown)
+    if _lines_have_fields(plain, layout, len(names)):
+        try:
+            events = _parse(plain, layout, names)
+        except pl.exceptions.PolarsError:
+            events = None
+        if events is not None and _is_sound(events, layout):
+            return events, Counter()
+    rows, quoted = (
+        bad_rows.text_rows(plain, layout, names),
+        {"plain": plain, "shown": shown, "before": before},
+    )
+    return bad_rows.sift(rows, layout, **quoted, expected=len(names), on_bad_row=on_bad_row)
+
+
+def read_jsonl(
+    plain: Path, layout: Layout, *, shown: Path, on_bad_row: str, before: int = 0
+) -> tuple[pl.DataFrame, Counter]:
+    """As `read_text`, of a file with one JSON object a line."""
+    columns = layout.columns
+    schema = _types(columns, layout)
+    try:
+        chosen = [
+            pl.col(name).cast(layout.types[role]).alias(role) for role, name in columns.items()
+        ]
+        events = pl.scan_ndjson(plain, schema=schema).select(chosen).collect()
+    except pl.exceptions.PolarsError:
+        events = None
+    if events is not None and _is_sound(events, layout):
+        return events, Counter()
+    rows, quoted = (
+        bad_rows.json_rows(plain, layout),
+        {"plain": plain, "shown": shown, "before": before},
+    )
+    return bad_rows.sift(rows, layout, **quoted, expected=len(columns), on_bad_row=on_bad_row)
+
+
+def read_parquet(
+    file: Path, layout: Layout, *, on_bad_row: str, before: int = 0, rows: int | None = None
+) -> tuple[pl.DataFrame, Counter]:
+    """As `read_text`, of a Parquet file; date-times become the layout's unit; errors name the row from 1.
+
+    Args:
+      before, rows: leave out so many rows, and read so many; None = all.
+    """
+    try:
+        names = pl.read_parquet_schema(file)
+        check_columns(tuple(names), layout, file)
+        chosen = [pl.col(name).alias(role) for role, name in layout.columns.items()]
+        raw = pl.scan_parquet(file).select(chosen).slice(before, rows).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ConfigError(f"{file}: not a readable Parquet file ({_first_line(error)})") from None
+    raw = raw.with_columns(times.split(raw["timestamp"], layout))
+    for role in ("user", "item"):
+        if isinstance(raw[role].dtype, (pl.Categorical, pl.Enum)):
+            raw = raw.with_columns(pl.col(role).cast(pl.String))
+        if not (raw[role].dtype.is_integer() or raw[role].dtype == pl.String):
+            raise ConfigError(
+                f"{file}: column {layout.columns[role]!r} is {raw[role].dtype}, not integers or strings"
+            )
+    try:
+        id_types = {
+            r: pl.Int64 if raw[r].dtype.is_integer() else pl.String for r in ("user", "item")
+        }
+        events = raw.cast({**layout.types, **id_types})  # type: ignore[arg-type]
+    except pl.exceptions.PolarsError:
+        events = None
+    if events is not None and _is_sound(events, layout):
+        return events, Counter()
+    width = len(layout.columns)
+    texts = raw.cast(pl.String).with_row_index("number", offset=1).with_columns(found=pl.lit(width))
+    return bad_rows.sift(
+        [texts],
+        layout,
+        plain=None,
+        shown=file,
+        expected=width,
+        on_bad_row=on_bad_row,
+        before=before,
+    )
+
+
+def header(plain: Path, layout: Layout) -> list[str]:
+    """Fields of the first line."""
+    with open(plain, encoding="utf-8-sig", errors="replace") as lines:
+        first = lines.readline().rstrip("\r\n")
+    return next(csv.reader([first], delimiter=layout.separator)) if first else []
+
+
+def check_columns(names: tuple[str, ...], layout: Layout, shown: Path) -> None:
+    """Raises a ConfigError, with the nearest name, where a file lacks a column that the layout needs."""
+    if not names:
+        raise ConfigError(f"{shown}: empty file")
+    for role, name in layout.columns.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            did_you_mean = f"; did you mean {near[0]!r}?" if near else ""
+            kind = role.partition(":")[0].replace(
+                "number", "action"
+            )  # user, item, timestamp, rating or action
+            there = ", ".join(map(repr, names))
+            raise ConfigError(f"{shown}: no {kind} column {name!r}, only {there}{did_you_mean}")
+
+
+def _lines_have_fields(plain: Path, layout: Layout, fields: int) -> bool:
+    """Whether every line has exactly `fields` fields.
+
+    A CSV parser fills missing fields with nulls and, reading some columns only, overlooks superfluous ones.
+    """
+    separator, marks_per_line = ord(layout.separator[0]), (fields - 1) * len(layout.separator) + 1
+    rest = b""
+    with open(plain, "rb") as file:
+        while block := file.read(_CHUNK_BYTES):
+            text = rest + block
+            marks, end = _marks(text, separator, layout.quoted)
+            rest = text[end:]
+            if (marks != marks_per_line).any() or len(rest) > _CHUNK_BYTES:  # no line is that long
+                return False
+    marks, end = _marks(rest + b"\n", separator, layout.quoted)
+    return not rest or (end == len(rest) + 1 and bool((marks == marks_per_line).all()))
+
+
+def _marks(text: bytes, separator: int, quoted: bool) -> tuple[np.ndarray, int]:
+    """Separators and line break of each whole line, counted, and where the last one ends."""
+    byte = np.frombuffer(text, np.uint8)
+    is_mark = (byte == separator) | (byte == ord("\n"))
+    if quoted and b'"' in text:
+        # After an odd number of quotes one is inside of them; a doubled quote changes nothing. The sum may overflow.
+        is_mark &= np.cumsum(byte == ord('"'), dtype=np.uint8) % 2 == 0
+    at = np.flatnonzero(is_mark)
+    ends = np.flatnonzero(byte[at] == ord("\n"))
+    return np.diff(ends, prepend=-1), int(at[ends[-1]]) + 1 if len(ends) else 0
+
+
+def _parse(plain: Path, layout: Layout, names: tuple[str, ...]) -> pl.DataFrame:
+    """The strict parse of a file whose lines all have the right number of fields."""
+    width = len(layout.separator)  # of "::" polars sees ":" and an empty column between any two
+    at = {role: width * names.index(name) for role, name in layout.columns.items()}
+    types = _types(at, layout)
+    schema = {f"c{i}": types.get(i, pl.String) for i in range(width * (len(names) - 1) + 1)}
+    frame = pl.scan_csv(
+        plain,
+        has_header=False,
+        skip_rows=0 if layout.names else 1,
+        schema=schema,
+        separator=layout.separator[0],
+        quote_char='"' if layout.quoted else None,
+    )
+    between = [f"c{i}" for i in range(len(schema)) if i % width]
+    chosen = [pl.col(f"c{i}").cast(layout.types[role]).alias(role) for role, i in at.items()]
+    events = frame.select(chosen + between).collect()
+    if any(events[name].null_count() < events.height for name in between):
+        raise pl.exceptions.ComputeError("single separator")
+    return events.drop(between)
+
+
+def _is_sound(events: pl.DataFrame, layout: Layout) -> bool:
+    """Whether every value can be used as it is; an absent rating can."""
+    if any(events[name].null_count() for name in events.columns if name not in layout.optional):
+        return False
+    for name in ("user", "item"):
+        column = events[name]
+        if column.dtype == pl.String:
+            if (column.str.contains("\n", literal=True) | (column.str.strip_chars() == "")).any():
+                return False
+    actions = [events[name] for name in events.columns if name.startswith("action:")]
+    return bool(
+        events["timestamp"].is_between(0, layout.last_time).all()
+        and all(events[name].is_finite().all() for name in layout.optional)
+        and all(action.is_between(0, 1).all() for action in actions)
+    )
+
+
+def _types(at: dict, layout: Layout) -> dict:
+    """Type of each column of the file; of a column in two roles (a flag that is also compared) that of the first."""
+    return {place: layout.types[role] for role, place in reversed(at.items())}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0][:120]

@@ -1,0 +1,155 @@
+"""From a raw log to a prepared dataset: reads, filters and sorts it, numbers its users and items, and writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from gr_jax.config import ConfigError, DataConfig
+from gr_jax.data import ids
+from gr_jax.data.dataset import Dataset, open_dataset, write
+from gr_jax.data.log import (
+    actions,
+    attributes,
+    features,
+    filters,
+    provenance,
+    sources,
+    times,
+    unpack,
+)
+
+
+def prepare(
+    config: DataConfig, *, progress: bool = False, build: Callable[..., Dataset] | None = None
+) -> Dataset:
+    """The prepared dataset of `config`: opened when it is there, else made from the raw log.
+
+    Args:
+      progress: show a bar while downloading, on a terminal.
+      build: makes it of (config, raw files, folder, entries of meta.json); None = in the memory of this process,
+        `beam_prepare.build` = by Apache Beam, to the same dataset.
+
+    Raises:
+      ConfigError: no raw log, a bad row, nothing left by the filter, or `data.prepared` was made otherwise.
+    """
+    attributes.check(config)
+    folder = Path(config.prepared).expanduser() if config.prepared else None
+    prepared_here = folder is not None and (folder / "meta.json").is_file()
+    files = [] if config.source == "synthetic" else sources.find(config)
+    if not files and config.source != "synthetic":
+        if prepared_here:  # the raw log may have stayed on another machine
+            assert folder is not None
+            dataset = open_dataset(folder)
+            provenance.check_settings(
+                folder, dataset.meta, provenance.made_from(config, [])["settings"]
+            )
+            return dataset
+        files = sources.fetch(config, progress=progress)
+    found = {}
+    if files:
+        beside = files[0].parent
+        found = attributes.find(
+            config, beside=beside, official=None if unpack.is_archive(files[0]) else beside
+        )
+    made_from = provenance.made_from(config, [*files, *found.values()])
+    fingerprint = provenance.fingerprint(made_from)
+    folder = folder or Path("data/prepared") / f"{config.source}-{fingerprint}"
+    if (folder / "meta.json").is_file():
+        dataset = open_dataset(folder)
+        provenance.check_same(folder, dataset.meta, made_from)
+        return dataset
+    meta = {"source": config.source, "fingerprint": fingerprint, "made_from": made_from}
+    return (build or _build)(config, files, folder, meta)
+
+
+def _generate(config: DataConfig) -> sources.Log:
+    from gr_jax.data.log import synthetic, synthetic_actions
+
+    generate = (synthetic_actions if config.synthetic.actions else synthetic).generate
+    return sources.with_actions(generate(config.synthetic), actions.parse(config.actions))
+
+
+def _build(config: DataConfig, files: Sequence[Path], folder: Path, meta: dict) -> Dataset:
+    """Reads, filters and sorts the log, numbers its users and items and writes it."""
+    log = _generate(config) if config.source == "synthetic" else sources.read(config, files)
+    events, log = log.events, dataclasses.replace(log, events=log.events.clear())
+    user, raw_users = ids.encode(events["user"])
+    item, raw_items = ids.encode(events["item"])
+    names = ("timestamp", "rating", "action", times.FRACTION)
+    columns = {name: events[name].to_numpy() for name in names if name in events.columns}
+    del events
+    if config.filter != "none":
+        keep = getattr(filters, config.filter)(user, item, k=config.min_events)
+        user, item = user[keep], item[keep]
+        columns = {name: column[keep] for name, column in columns.items()}
+    if not len(user):
+        raise no_events(config, log)
+    user, kept_users = ids.compact(user, len(raw_users))
+    item, kept_items = ids.compact(item, len(raw_items))
+    order = stable_order(user, columns["timestamp"], columns.pop(times.FRACTION, None))
+    columns = {name: column[order] for name, column in columns.items()}
+    if log.unit == "ms":  # only now: milliseconds order events that share a second
+        columns["timestamp"] = columns["timestamp"] // 1000
+    columns["item"] = (item + 1)[order]
+    columns["offsets"] = np.concatenate([[0], np.cumsum(np.bincount(user))])
+    return write_log(
+        folder, log, columns, raw_users.gather(kept_users), raw_items.gather(kept_items), meta
+    )
+
+
+def no_events(config: DataConfig, log: sources.Log) -> ConfigError:
+    """What there is to say of a log of which nothing is left."""
+    filtered = f" after data.filter={config.filter} with data.min_events={config.min_events}"
+    skipped = "".join(
+        f"; {count:,} rows skipped: {reason}" for reason, count in log.skipped.items()
+    )
+    return ConfigError(
+        f"data.source={config.source}: no events{filtered * (config.filter != 'none')}{skipped}"
+    )
+
+
+def write_log(
+    folder: Path,
+    log: sources.Log,
+    columns: Mapping[str, np.ndarray],
+    raw_users: pl.Series,
+    raw_items: pl.Series,
+    meta: Mapping,
+) -> Dataset:
+    """Writes `columns` with all that the log tells of its users and items; its events are not looked at."""
+    titles = None
+    if log.titles is not None:
+        first = log.titles.unique("item", keep="first")
+        titles = raw_items.to_frame("item").join(
+            first, on="item", how="left", maintain_order="left"
+        )["title"]
+    encoded = features.encode(log.attributes, raw_users, raw_items, unit=log.unit)
+    meta = {**meta, "actions": list(log.actions), **encoded.meta}
+    meta["skipped"] = log.skipped | encoded.meta.get("skipped", {})
+    return write(
+        folder,
+        columns={**columns, **encoded.columns},
+        raw_users=raw_users,
+        raw_items=raw_items,
+        titles=titles,
+        feature_table=encoded.table,
+        meta=meta,
+    )
+
+
+def stable_order(
+    user: np.ndarray, timestamp: np.ndarray, fraction: np.ndarray | None = None
+) -> np.ndarray:
+    """The stable order by (user, timestamp, fraction): ties keep the order of the file."""
+    if fraction is not None:
+        return np.lexsort((fraction, timestamp, user))
+    first, span = int(timestamp.min()), int(timestamp.max()) - int(timestamp.min()) + 1
+    if (int(user.max()) + 1) * span >= 2**63:
+        return np.lexsort((timestamp, user))
+    # One key is 2 to 5 times faster than lexsort, most where the file is grouped by user already.
+    return np.argsort(user.astype(np.int64) * span + (timestamp - first), kind="stable")

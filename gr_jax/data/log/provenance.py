@@ -1,0 +1,86 @@
+"""What a prepared dataset was made from: settings and raw files, and their fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from gr_jax.config import ConfigError, DataConfig
+
+# Settings of the layout and of sampling: they decide what a batch holds, not what is on disk.
+_NOT_ON_DISK = (
+    "path",
+    "prepared",
+    "max_length",
+    "row_length",
+    "max_series",
+    "stochastic_length_alpha",
+    "stochastic_length_selection",
+)
+
+
+def made_from(config: DataConfig, files: Sequence[Path]) -> dict:
+    """All that decides the content of the dataset: settings, and name, size and mtime of the raw files.
+
+    A setting without effect is left out, so that a dataset stays the same when a new setting comes with a new version.
+    """
+    settings = dataclasses.asdict(config)
+    for name in _NOT_ON_DISK:
+        del settings[name]
+    if config.source not in ("csv", "parquet"):
+        for name in ("user_column", "item_column", "time_column", "rating_column", "time_unit"):
+            del settings[name]
+    if config.source != "synthetic":
+        del settings["synthetic"]
+    elif not config.synthetic.actions:
+        del settings["synthetic"]["actions"]
+    if config.filter == "none":
+        del settings["min_events"]
+    for name, file in (("user_features", "user_file"), ("item_features", "item_file")):
+        if not settings[file] or not (
+            settings[name] or file == "item_file"
+        ):  # an item file may tell titles alone
+            del settings[file]
+    for name in ("actions", "user_features", "item_features", "series"):
+        settings[name] = list(settings[name])  # as JSON reads it back
+        if not settings[name]:
+            del settings[name]
+    stats = [(file.name, file.stat()) for file in dict.fromkeys(files)]
+    return {
+        "settings": settings,
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+    }
+
+
+def fingerprint(source: dict) -> str:
+    """A short name for what `made_from` returned."""
+    return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_same(folder: Path, meta: dict, source: dict) -> None:
+    """Raises a ConfigError, naming the settings that differ, if a dataset was made from anything else."""
+    if meta.get("fingerprint") == fingerprint(source):
+        return
+    check_settings(folder, meta, source["settings"])
+    raise _otherwise(folder, "the raw files changed since")
+
+
+def check_settings(folder: Path, meta: dict, now: dict) -> None:
+    """Raises a ConfigError, naming those that differ, if a dataset tells that it was made with other settings."""
+    before = meta.get("made_from", {}).get("settings", now)
+    changed = [
+        f"{name}={now.get(name)!r} (was {before.get(name)!r})"
+        for name in sorted(now | before)
+        if now.get(name) != before.get(name)
+    ]
+    if changed:
+        raise _otherwise(folder, ", ".join(changed))
+
+
+def _otherwise(folder: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"{folder}: prepared otherwise: {what}; delete it or choose another data.prepared"
+    )

@@ -1,0 +1,113 @@
+"""What one device can do: arithmetic, memory and links, from public data sheets or measured here."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device and its links. Rates are peaks: what is reached is less, and can be set in their place."""
+
+    name: str
+    bf16_flops: float  # dense FLOP/s of matrix products in bfloat16
+    f32_flops: float  # the same in float32; on NVIDIA as TF32, which is JAX's default there
+    memory: float  # bytes
+    bandwidth: float  # bytes/s of that memory
+    link: float  # bytes/s in one direction to the devices of the same node
+    network: float  # bytes/s in one direction to other nodes, a device's share
+    node: int  # devices in a node
+    source: str
+
+    def flops(self, dtype: str) -> float:
+        """Peak FLOP/s in a compute dtype."""
+        return self.bf16_flops if dtype == "bfloat16" else self.f32_flops
+
+    def wire(self, devices: int) -> float:
+        """Bytes/s in one direction at which a device takes part in a collective over so many devices."""
+        return self.link if devices <= self.node else min(self.link, self.network)
+
+
+_HGX = "; network: a 400 Gb/s adapter for each GPU, as in NVIDIA's DGX"
+# Sizes in the bytes that a data sheet means by GB: 10^9.
+DEVICES = {
+    "h100": Device(
+        "H100 SXM", 989e12, 494e12, 80e9, 3.35e12, 450e9, 50e9, 8, "NVIDIA H100 data sheet" + _HGX
+    ),
+    "h200": Device(
+        "H200 SXM", 989e12, 494e12, 141e9, 4.8e12, 450e9, 50e9, 8, "NVIDIA H200 data sheet" + _HGX
+    ),
+    "a100": Device(
+        "A100 SXM 80GB",
+        312e12,
+        156e12,
+        80e9,
+        2.039e12,
+        300e9,
+        25e9,
+        8,
+        "NVIDIA A100 data sheet; network: 200 Gb/s",
+    ),
+}
+# Dense peaks of other devices, in bfloat16 and in float32 as TF32, from NVIDIA's data sheets.
+OTHER_FLOPS = {
+    "gh200": (989e12, 494e12),
+    "b200": (2250e12, 1100e12),
+    "gb200": (2500e12, 1250e12),
+    "l40s": (362e12, 183e12),
+    "l4": (121e12, 60e12),
+}
+
+
+def peak_of(kind: str, dtype: str) -> float | None:
+    """Dense peak in FLOP/s, in a compute dtype, of a device by JAX's name, such as `NVIDIA H100 80GB HBM3`."""
+    known = {
+        name: (device.bf16_flops, device.f32_flops) for name, device in DEVICES.items()
+    } | OTHER_FLOPS
+    words = re.findall(r"\w+", kind.lower())  # an L40 is no L4
+    return next(
+        (flops[dtype != "bfloat16"] for name, flops in known.items() if name in words), None
+    )
+
+
+@functools.cache
+def measured_flops() -> float:
+    """FLOP/s of a float32 matrix product on JAX's default device, measured now: of all virtual CPU devices together."""
+    n = 1024
+    a = jnp.ones((n, n), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    return 2 * n**3 / _best_seconds(lambda: product(a, a))
+
+
+def this_cpu(devices: int) -> Device:
+    """This machine as so many virtual devices, which share its cores and memory; measured now."""
+    n = 1 << 24
+    a = jnp.ones(n, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    bandwidth = 2 * 4 * n / _best_seconds(lambda: copy(a))
+    flops = measured_flops() / devices
+    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    share = bandwidth / devices
+    return Device(
+        "cpu", flops, flops, memory / devices, share, share / 2, share / 2, devices, "measured now"
+    )
+
+
+def _best_seconds(run) -> float:
+    """The shortest of ten runs after a first one: other programs may be running."""
+    run().block_until_ready()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        run().block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,290 @@
+"""Requests -> sequences: histories in the ids of the raw log become the tokens that the model was trained on.
+
+The tokens are made by `data.tokens.fill_rows`, from a small dataset in memory that holds the histories of the request
+and, as a last event, the one that is asked about. Nothing of how events become tokens is written a second time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64
+
+from gr_jax.config import Config
+from gr_jax.data.batches import packing, tokenizer
+from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.sequences import Spans
+from gr_jax.data.dataset import Dataset, Events
+from gr_jax.data.log import actions
+
+# unix seconds, the year 2100: a later time is a mistake, most often of the unit
+LAST_TIME = 4_102_444_800
+NAMED = 5  # unknown ids that an error names
+
+AtTime = int | float | Literal["now"] | None
+
+
+class RequestError(ValueError):
+    """A request that cannot be answered, told in one line."""
+
+
+class Event(NamedTuple):
+    """Something that a user took, in the ids of the raw log."""
+
+    item: str | int
+    time: int | float  # unix seconds
+    action: Any = ()  # what happened: names of the log's actions; one name may stand alone
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """A user at a moment: known events in the order of time, and the time that is asked about."""
+
+    item: Int32[np.ndarray, " n"]  # item ids, 1 to X
+    time: Int64[np.ndarray, " n"]  # unix seconds
+    action: Int32[np.ndarray, " n"]  # bits, bit i = dataset.catalogue.actions[i]
+    user: int  # index in the dataset, whose attributes and series are known; -1 = nobody
+    at_time: int  # unix seconds
+    skipped: int  # events whose item the catalogue does not have
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    @property
+    def key(self) -> Hashable:
+        """What a cache knows the user by: the user of the log, else the first event."""
+        if self.user >= 0 or not len(self):
+            return self.user
+        return int(self.item[0]), int(self.time[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads what users of a trained run send."""
+
+    dataset: Dataset
+    always: int  # bits of the actions that every event of the log has
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset) -> Reader:
+        """A reader for the run of `config`."""
+        names = [action.name for action in actions.parse(config.data.actions) if not action.column]
+        return cls(dataset, sum(1 << dataset.catalogue.actions.index(name) for name in names))
+
+    def history(
+        self, events: Sequence, *, at_time: AtTime = None, user: str | int | None = None
+    ) -> History:
+        """Reads a sequence of (item, unix time) or (item, unix time, action), in any order.
+
+        Args:
+          events: events; an item that the catalogue does not have is skipped and counted.
+          at_time: unix seconds of the moment asked about; None = the last event's, or the last of the log without
+            events; "now" = the present.
+          user: raw id of a user of the log whose attributes hold for this history; None or unknown = no attributes.
+
+        Raises:
+          RequestError: an event that is none, an action that the log does not have, times that cannot be.
+        """
+        given = [_event(event) for event in events]
+        ids = self.dataset.catalogue.item_ids([event.item for event in given])
+        times = np.array([_seconds(event.time, "an event's time") for event in given], np.int64)
+        bits = np.array([self.bits(event.action) for event in given], np.int32)
+        known = np.flatnonzero(ids)
+        order = known[np.argsort(times[known], kind="stable")]
+        last = int(times.max()) if len(times) else int(self.dataset.meta["time_max"])
+        asked = self._asked(at_time, last, has_events=len(given) > 0)
+        index = -1 if user is None else self.dataset.catalogue.user_or(user, -1)
+        return History(ids[order], times[order], bits[order], index, asked, len(given) - len(known))
+
+    def of_log(self, user: str | int, *, at_time: AtTime = None) -> History:
+        """All that the log has of a user, as `history` reads `events_of(user)`.
+
+        Raises:
+          ConfigError: the log has no such user. RequestError: as `history`.
+        """
+        dataset, index = self.dataset, self.dataset.catalogue.user_index(user)
+        span = slice(int(dataset.events.offsets[index]), int(dataset.events.offsets[index + 1]))
+        item, times = dataset.events.item[span], dataset.events.timestamp[span]
+        bits = (
+            np.zeros(len(item), np.int32)
+            if dataset.events.action is None
+            else dataset.events.action[span]
+        )
+        asked = self._asked(at_time, int(times[-1]), has_events=True)
+        return History(item, times, bits, index, asked, skipped=0)
+
+    def _asked(self, at_time: AtTime, last: int, *, has_events: bool) -> int:
+        if at_time is None:
+            return last
+        asked = int(time.time()) if at_time == "now" else _seconds(at_time, "at_time")
+        if has_events and asked < last:
+            raise RequestError(
+                f"at_time={asked} is before the last event of the history, at {last}"
+            )
+        return asked
+
+    def bits(self, action: Any) -> int:
+        """The bits of named actions, with those that always happen."""
+        bits = self.always
+        for name in (action,) if isinstance(action, str) else action or ():
+            if name not in self.dataset.catalogue.actions:
+                known = ", ".join(self.dataset.catalogue.actions) or "none"
+                raise RequestError(f"no action {name!r} in the log, only {known}")
+            bits |= 1 << self.dataset.catalogue.actions.index(name)
+        return bits
+
+    def candidates(self, raw: Iterable[str | int]) -> Int32[np.ndarray, " M"]:
+        """Item ids of raw ids.
+
+        Raises:
+          RequestError: names the items that the catalogue does not have.
+        """
+        raw = list(raw)
+        ids = self.dataset.catalogue.item_ids(raw)
+        missing = [str(raw[i]) for i in np.flatnonzero(ids == 0)]
+        if missing:
+            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            raise RequestError(f"unknown items: {', '.join(map(repr, missing[:NAMED]))}{more}")
+        return ids
+
+    def events_of(self, user: str | int) -> list[Event]:
+        """The history of a user of the log, in raw ids.
+
+        Raises:
+          ConfigError: the log has no such user.
+        """
+        dataset, index = self.dataset, self.dataset.catalogue.user_index(user)
+        span = slice(int(dataset.events.offsets[index]), int(dataset.events.offsets[index + 1]))
+        bits = (
+            [0] * (span.stop - span.start)
+            if dataset.events.action is None
+            else dataset.events.action[span].tolist()
+        )
+        names = [
+            tuple(name for i, name in enumerate(dataset.catalogue.actions) if b >> i & 1)
+            for b in bits
+        ]
+        raw, times = (
+            dataset.catalogue.raw_items(dataset.events.item[span]),
+            dataset.events.timestamp[span].tolist(),
+        )
+        return [Event(*event) for event in zip(raw, times, names, strict=True)]
+
+
+def is_batch(histories: Sequence) -> bool:
+    """Whether this is a list of histories and not one history."""
+    if not len(histories):
+        return False
+    first = histories[0]
+    return isinstance(first, (list, tuple)) and (
+        not len(first) or isinstance(first[0], (list, tuple))
+    )
+
+
+def one_a_row(
+    histories: Sequence[History],
+    dataset: Dataset,
+    stream: tokenizer.Stream,
+    *,
+    max_length: int,
+    with_asked: bool,
+    num_rows: int = 0,
+    room: Callable[[int], int] = int,
+) -> tuple[Batch, Int[np.ndarray, " B"]]:
+    """Padded rows with one history each, and the tokens of each; arguments as those of `sequences`.
+
+    `num_rows`: at least as many as histories, 0 = just as many; `room`: tokens of the longest -> length of a row.
+    """
+    made, spans = sequences(histories, dataset, max_length=max_length, with_asked=with_asked)
+    count, number = tokenizer.token_counts(made, spans, stream=stream), len(histories)
+    layout: dict[str, Any] = {
+        "num_rows": num_rows or number,
+        "row_length": room(int(count.max())),
+        "stream": stream,
+    }
+    return tokenizer.fill_rows(
+        made, spans, np.arange(number), np.zeros(number, np.int64), **layout
+    ), count
+
+
+def sequences(
+    histories: Sequence[History], dataset: Dataset, *, max_length: int, with_asked: bool
+) -> tuple[Dataset, Spans]:
+    """A dataset of one user per history whose last event is the one asked about, and the visible part of each.
+
+    Args:
+      histories: what was read; without `with_asked` none is empty.
+      dataset: of the run, for all that is known of items and users.
+      max_length: most events of the history that are visible.
+      with_asked: whether the event asked about is part of the sequences (ranking), or only follows them (retrieval).
+        Its item is 1: the caller replaces it.
+    """
+    lengths = np.array([len(history) for history in histories])
+    offsets = np.concatenate([[0], np.cumsum(lengths + 1)]).astype(np.int64)
+    asked = offsets[1:] - 1
+
+    def column(name: str, at_end: list[int], dtype: Any) -> Any:
+        values = np.zeros(offsets[-1], dtype)
+        places = packing.token_index(offsets[:-1], lengths)
+        values[places] = np.concatenate([getattr(history, name) for history in histories])
+        values[asked] = at_end
+        return values
+
+    user = np.array([history.user for history in histories])
+    events = Events(
+        offsets=offsets,
+        item=column("item", [1] * len(histories), np.int32),
+        timestamp=column("time", [history.at_time for history in histories], np.int64),
+        action=None
+        if dataset.events.action is None
+        else column("action", [0] * len(histories), np.int32),
+        rating=None if dataset.events.rating is None else np.zeros(offsets[-1], np.float32),
+        **_known(dataset, user),
+    )
+    visible = np.minimum(lengths, max_length)
+    begin = asked - visible
+    number = np.arange(len(histories), dtype=np.int32)
+    return Dataset(dataset.catalogue, events), Spans(
+        number, offsets[:-1], begin, (visible + with_asked).astype(np.int32)
+    )
+
+
+def _known(dataset: Dataset, user: Int[np.ndarray, " B"]) -> dict[str, Any]:
+    """What the dataset knows of each user; zeros and no entries where it is -1."""
+    is_user, index, known = user >= 0, np.maximum(user, 0), {}
+    if dataset.events.user_features is not None:
+        known["user_features"] = np.where(
+            is_user[:, None], dataset.events.user_features[index], 0
+        ).astype(np.int32)
+    if dataset.events.series_offsets is not None:
+        assert dataset.events.series_value is not None and dataset.events.series_time is not None
+        first = dataset.events.series_offsets[index]
+        count = np.where(is_user, dataset.events.series_offsets[index + 1] - first, 0)
+        entry = packing.token_index(first, count)
+        known["series_offsets"] = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+        known["series_value"], known["series_time"] = (
+            dataset.events.series_value[entry],
+            dataset.events.series_time[entry],
+        )
+    return known
+
+
+def _event(event: Any) -> Event:
+    if not isinstance(event, (list, tuple)) or len(event) not in (2, 3):
+        raise RequestError(
+            f"an event is (item, unix time) or (item, unix time, action), not {event!r}"[:200]
+        )
+    return Event(*event)
+
+
+def _seconds(value: Any, what: str) -> int:
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, bool
+    )
+    if not is_number or not 0 <= value <= LAST_TIME:  # NaN is not either
+        raise RequestError(f"{what} is {value!r}: expected unix seconds, 0 to {LAST_TIME}"[:200])
+    return int(value)

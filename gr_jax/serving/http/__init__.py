@@ -1,0 +1,1 @@
+"""The HTTP server: routes, JSON, request batching, limits and the page at /."""

@@ -1,0 +1,151 @@
+"""The JSON of the server: what comes in, what goes out, and the examples that its documentation shows."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from gr_jax.serving.history import LAST_TIME
+from gr_jax.serving.model import Answer, Loaded
+
+ItemId = Annotated[StrictStr | StrictInt, Field(description="raw id of the log, as text or number")]
+Seconds = Annotated[
+    float, Field(strict=True, ge=0, le=LAST_TIME, allow_inf_nan=False, description="unix seconds")
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class EventIn(_Strict):
+    """Something that a user took."""
+
+    item: ItemId
+    time: Seconds
+    action: list[StrictStr] | StrictStr = Field(
+        [], description="names of what happened, of the log's actions"
+    )
+
+
+class _Question(_Strict):
+    history: list[EventIn] | None = Field(
+        None, description="events, in any order; absent: those of `user` in the log"
+    )
+    user: ItemId | None = Field(None, description="a user of the log whose attributes hold")
+    at_time: Seconds | Literal["now"] | None = Field(
+        None, description="the time asked about; absent: the last event's"
+    )
+    task: StrictStr = Field(
+        "", description="ranking: whose prediction is the score; absent: the first task"
+    )
+
+
+class RecommendIn(_Question):
+    """Asks for the k best items."""
+
+    k: StrictInt = Field(10, ge=1, description="how many items")
+    exclude_seen: StrictBool | None = Field(
+        None,
+        description="leave out the items of the history; absent: unless the run was judged with them",
+    )
+    allow: list[ItemId] | None = Field(None, description="items that alone may come")
+    deny: list[ItemId] = Field([], description="items that may not come")
+
+
+class ScoreIn(_Question):
+    """Asks how good each candidate is."""
+
+    candidates: list[ItemId] = Field(description="items, each of the catalogue")
+
+
+class ItemOut(BaseModel):
+    """An item of an answer."""
+
+    item: str
+    title: str | None
+    score: float
+    tasks: dict[str, float] | None = Field(
+        None, description="ranking: the prediction for each task"
+    )
+
+
+class AnswerOut(BaseModel):
+    """Items, best first; of /score in the order of the candidates."""
+
+    items: list[ItemOut]
+    source: Literal["model", "popularity"] = Field(
+        description="popularity: no item of the history is known"
+    )
+    skipped: int = Field(description="events of the history whose item is not known")
+
+
+class NamedOut(BaseModel):
+    """An item of the catalogue."""
+
+    item: str
+    title: str | None
+
+
+class ItemsOut(BaseModel):
+    """Items found, the most frequent first."""
+
+    items: list[NamedOut]
+
+
+class HealthOut(BaseModel):
+    """Whether the server is ready, and what it serves."""
+
+    status: Literal["ready", "warming up", "failed", "shutting down"]
+    kind: Literal["retrieval", "ranking"]
+    items: int
+    tasks: list[str]
+    actions: list[str] = Field(description="what can happen at an event, besides what always does")
+
+
+class ErrorOut(BaseModel):
+    """What was wrong, in one line."""
+
+    error: str
+
+
+def answer_out(answer: Answer) -> dict[str, Any]:
+    """The JSON of an answer, as `AnswerOut` describes it."""
+    items = [{"item": i.item, "title": i.title, "score": i.score, "tasks": i.tasks} for i in answer]
+    return {"items": items, "source": answer.source, "skipped": answer.skipped}
+
+
+def examples(loaded: Loaded) -> dict[str, dict[str, Any]]:
+    """Requests that this run can answer, for /recommend and /score: on the three most frequent items."""
+    popular = [item.item for item in loaded.recommend([], k=3)]
+    last = int(loaded.dataset.meta["time_max"])
+    events: list[dict[str, Any]] = [
+        {"item": item, "time": last - 60 * i} for i, item in enumerate(popular[:2])
+    ]
+    if loaded.dataset.catalogue.actions:
+        events[0]["action"] = [loaded.dataset.catalogue.actions[-1]]
+    user = loaded.dataset.catalogue.users["raw"][0]
+    return {
+        "recommend": {
+            "history": {"summary": "a history", "value": {"history": events, "k": 5}},
+            "user": {"summary": "a user of the log", "value": {"user": user, "k": 5}},
+            "now": {"summary": "at present, some items left out", "value": _now(events, popular)},
+            "nobody": {
+                "summary": "without a history: what is popular",
+                "value": {"history": [], "k": 5},
+            },
+        },
+        "score": {
+            "history": {
+                "summary": "candidates",
+                "value": {"history": events, "candidates": popular},
+            },
+            "user": {
+                "summary": "for a user of the log",
+                "value": {"user": user, "candidates": popular},
+            },
+        },
+    }
+
+
+def _now(events: list, popular: list[str]) -> dict[str, Any]:
+    return {"history": events, "k": 5, "at_time": "now", "deny": popular[-1:]}

@@ -1,0 +1,103 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard when it is installed, the console."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from gr_jax.files import write_whole
+from gr_jax.training import processes
+
+
+class MetricsLog:
+    """Appends one JSON object a line to metrics.jsonl, and to TensorBoard when tensorboardX is installed.
+
+    Of several processes the first writes; the others' logs are silent.
+    """
+
+    def __init__(self, workdir: Path, *, resume_step: int = 0):
+        self._path = workdir / "metrics.jsonl"
+        self._tensorboard = None
+        if not processes.is_first():
+            return
+        self._forget_after(resume_step)
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=resume_step or None
+            )
+
+    def _forget_after(self, step: int) -> None:
+        """Drops lines of steps that a resumed run takes again, and a last line cut short by a kill."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue
+        write_whole(self._path, "".join(line + "\n" for line in kept))
+
+    def write(self, step: int, epoch: int, split: str, values: Mapping[str, float]) -> None:
+        """Logs `values` of `split` (train, valid, test) at `step`; without space on the disk a warning is all."""
+        if not processes.is_first():
+            return
+        line = {"step": step, "epoch": epoch, "split": split, "time": time.time(), **values}
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            if self._path.exists():
+                os.truncate(self._path, size)  # not half a line
+            print(
+                f"warning: {self._path}: step {step} is not logged ({error.strerror})",
+                file=sys.stderr,
+                flush=True,
+            )
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def last(self, split: str) -> dict[str, float]:
+        """The newest values of `split`; empty before the first, and where another process writes."""
+        if not processes.is_first() or not self._path.exists():
+            return {}
+        lines = [json.loads(line) for line in self._path.read_text().splitlines()]
+        found = [line for line in lines if line["split"] == split]
+        names = ("step", "epoch", "split", "time")
+        return (
+            {name: value for name, value in found[-1].items() if name not in names} if found else {}
+        )
+
+    def close(self) -> None:
+        """Flushes TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def say(text: str) -> None:
+    """One console line, at once; of several processes the first prints."""
+    if processes.is_first():
+        print(text, flush=True)
+
+
+def table(rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0,)) -> str:
+    """Text table with the first row as heading; the columns `left` are left-aligned, the others right-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,106 @@
+"""Full-catalogue leave-one-out evaluation of a split, batch by batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gr_jax.config import Config
+from gr_jax.data.batches.batch import Batch, Queries
+from gr_jax.data.batches.epochs import EvaluationRows
+from gr_jax.training import sharding
+from gr_jax.training.retrieval import metrics
+
+T = TypeVar("T")
+
+
+class UserRanks(NamedTuple):
+    """What became of the target of each user of a split, in the order of evaluation."""
+
+    user: Int[np.ndarray, " Q"]
+    rank: Int[np.ndarray, " Q"]  # as in `metrics.target_ranks`
+    log_prob: Float[np.ndarray, " Q"]
+    history: Int[np.ndarray, " Q"]  # events before the target
+
+
+def make_judge(
+    graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
+) -> Callable[[dict, EvaluationRows], UserRanks]:
+    """`judge(params, rows)`: the rank of every user's target in the whole catalogue."""
+
+    @jax.jit
+    def encode(params: dict, batch: Batch, token: Int[Array, " Q"]) -> Float[Array, "Q D"]:
+        hidden = nnx.merge(graphdef, params).encode(batch)
+        return hidden.reshape(-1, hidden.shape[-1])[token]
+
+    # Apart from `encode`, because the width of `seen` takes several values and this part compiles quickly.
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def rank(
+        params: dict,
+        queries: Float[Array, "Q D"],
+        target: Int[Array, " Q"],
+        seen: Int[Array, "Q S"],
+    ) -> dict:
+        return metrics.target_ranks(
+            queries,
+            params["embeddings"]["item_table"],
+            target,
+            seen,
+            num_items=num_items,
+            temperature=config.model.temperature,
+            chunk_items=config.evaluate.chunk_items,
+        )
+
+    encode_on_mesh = sharding.on_mesh(mesh, encode)
+
+    def one_batch(params: dict, batch: Batch, queries: Queries) -> dict:
+        batch = sharding.put_whole(batch, sharding.batch_sharding(mesh))
+        asked = queries.token, queries.target, queries.seen
+        token, target, seen = sharding.put_whole(asked, sharding.replicated(mesh))
+        return rank(params, encode_on_mesh(params, batch, token), target, seen)
+
+    def judge(params: dict, rows: EvaluationRows) -> UserRanks:
+        def judged() -> Iterator[tuple[dict, np.ndarray]]:
+            for index in range(len(rows)):
+                batch, queries, users = rows.batch(index)
+                yield one_batch(params, batch, queries), users
+
+        found = [
+            (
+                users,
+                *(np.asarray(result[name])[: len(users)] for name in ("rank", "log_prob")),
+                rows.history(users),
+            )
+            for result, users in one_behind(judged())
+        ]
+        return UserRanks(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+    return judge
+
+
+def make_evaluator(
+    graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
+) -> Callable[[dict, EvaluationRows], dict[str, float]]:
+    """`evaluate(params, rows) -> metrics`: those of `metrics.summarise` of `make_judge`."""
+    judge = make_judge(graphdef, config, num_items=num_items, mesh=mesh)
+
+    def evaluate(params: dict, rows: EvaluationRows) -> dict[str, float]:
+        found = judge(params, rows)
+        return metrics.summarise(found.rank, found.log_prob, found.history)
+
+    return evaluate
+
+
+def one_behind(results: Iterable[T]) -> Iterator[T]:
+    """The same results, each handed on once the next is under way: the device works while the host packs."""
+    before = []
+    for result in results:
+        yield from before
+        before = [result]
+    yield from before

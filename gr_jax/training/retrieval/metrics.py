@@ -1,0 +1,188 @@
+"""Leave-one-out ranking metrics over the whole catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gr_jax.models.layers import l2_normalise
+
+HISTORY_STARTS = (
+    0,
+    16,
+    32,
+    64,
+    128,
+    256,
+    512,
+)  # events before the target, where the buckets of `by_history` start
+
+
+def target_ranks(
+    queries: Float[Array, "Q D"],
+    item_table: Float[Array, "rows D"],
+    targets: Int[Array, " Q"],
+    seen: Int[Array, "Q S"],
+    *,
+    num_items: int,
+    temperature: float,
+    chunk_items: int,
+) -> dict[str, Array]:
+    """Rank and log-probability of each query's target among items 1..num_items.
+
+    queries: unit length. item_table: raw item vectors, normalised here, row = id; row 0 and rows above
+    num_items are padding. seen: ids that are not ranked, in any order, with repeats, 0 = none; the target
+    itself is ranked even if it is among them. Scores of [Q, chunk_items] are the most that is in memory.
+
+    Returns:
+      rank [Q] int32: ranked items that score at least as high as the target, itself included: 1 is best and
+      ties
+        count against it. A score that is NaN gives the worst rank. 0 where the target is not a real item.
+      log_prob [Q] float32: natural log of the softmax of dot / temperature over all items, seen ones too; NaN
+        where the target is not a real item.
+    """
+    rows, chunk = item_table.shape[0], min(chunk_items, item_table.shape[0])
+    chunks = -(-rows // chunk)
+    queries = queries.astype(jnp.float32)
+    removed = _removed(seen, targets, num_items)
+
+    def scores_of(index):
+        """Scores [Q, chunk] of a chunk, the id of its first column, its first id not in an earlier chunk."""
+        first = jnp.minimum(
+            index * chunk, rows - chunk
+        )  # the last chunk reaches back, not past the end
+        items = l2_normalise(jax.lax.dynamic_slice_in_dim(item_table, first, chunk))
+        # Full float32, where a GPU would round the factors: near ties decide ranks.
+        scores = jnp.matmul(queries, items.T, precision=jax.lax.Precision.HIGHEST)
+        return scores, first, jnp.maximum(index * chunk, 1)
+
+    def is_real(first, start):
+        ids = first + jnp.arange(chunk)
+        return (ids >= start) & (ids <= num_items)
+
+    def pick(scores, ids, first, start):
+        """Scores [Q, S] of ids [Q, S], and whether they belong to the chunk."""
+        found = (ids >= start) & (ids < first + chunk)
+        return jnp.take_along_axis(scores, jnp.where(found, ids - first, 0), axis=1), found
+
+    def find_target(carry, scores, first, start):
+        target_score, log_sum, rank = carry
+        score, found = pick(scores, targets[:, None], first, start)
+        target_score = jnp.where(found[:, 0], score[:, 0], target_score)
+        logits = jnp.where(is_real(first, start), scores / temperature, -jnp.inf)
+        return target_score, jnp.logaddexp(log_sum, jax.nn.logsumexp(logits, axis=1)), rank
+
+    def count_above(carry, scores, first, start):
+        target_score, log_sum, rank = carry
+        count = jnp.sum(
+            _at_least(scores, target_score) & is_real(first, start), axis=1, dtype=jnp.int32
+        )
+        score, found = pick(scores, removed, first, start)
+        unranked = jnp.sum(_at_least(score, target_score) & found, axis=1, dtype=jnp.int32)
+        return target_score, log_sum, rank + count - unranked
+
+    carry = (
+        jnp.full(targets.shape, jnp.nan),
+        jnp.full(targets.shape, -jnp.inf),
+        jnp.zeros(targets.shape, jnp.int32),
+    )
+    if chunks == 1:
+        scored = scores_of(0)
+        carry = count_above(find_target(carry, *scored), *scored)
+    else:
+        # The target's score is found in a first pass. Both passes are one loop around one matmul, so that the
+        # target compares equal to itself to the last bit.
+        def step(i, carry):
+            return jax.lax.cond(i < chunks, find_target, count_above, carry, *scores_of(i % chunks))
+
+        carry = jax.lax.fori_loop(0, 2 * chunks, step, carry)
+    target_score, log_sum, rank = carry
+    real = (targets >= 1) & (targets <= num_items)
+    log_prob = jnp.where(real, target_score / temperature - log_sum, jnp.nan)
+    return {"rank": jnp.where(real, rank, 0), "log_prob": log_prob}
+
+
+def _at_least(scores, target_score):
+    """Scores not below the target's; true for a NaN on either side."""
+    return ~(scores < target_score[:, None])
+
+
+def _removed(seen, targets, num_items):
+    """`seen` with repeats, the target and ids outside the catalogue set to -1."""
+    seen = jnp.sort(seen, axis=1)
+    repeat = jnp.pad(seen[:, 1:] == seen[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(
+        repeat | (seen < 1) | (seen > num_items) | (seen == targets[:, None]), -1, seen
+    )
+
+
+def summarise(
+    ranks: Int[np.ndarray, " Q"], log_probs: Float[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]
+) -> dict[str, float]:
+    """Means over the queries, by the names of metrics.jsonl; log_perplexity in nats; then those of `by_history`.
+
+    Args:
+      ranks: of each query's target, 1 = best.
+      log_probs: of the target.
+      history: events of the user before the target.
+
+    Raises:
+      ValueError: there are no queries.
+    """
+    if not len(ranks):
+        raise ValueError("no queries to evaluate: no user has enough events for this split")
+    perplexity = {"log_perplexity": -float(np.mean(log_probs, dtype=np.float64))}
+    return rank_means(ranks) | perplexity | by_history(ranks, history)
+
+
+def by_history(ranks: Int[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]) -> dict[str, float]:
+    """hr@10, ndcg@10 and the number of queries of each bucket of history length, such as `hr@10/history_16-31`."""
+    bucket, found = np.searchsorted(HISTORY_STARTS, history, side="right") - 1, {}
+    for index in np.unique(bucket):
+        here, name = ranks[bucket == index], bucket_name(HISTORY_STARTS, int(index))
+        values = {
+            "hr@10": hit_rate(here, 10),
+            "ndcg@10": ndcg(here, 10),
+            "queries": float(len(here)),
+        }
+        found |= {f"{metric}/{name}": value for metric, value in values.items()}
+    return found
+
+
+def bucket_name(starts: Sequence[int], index: int) -> str:
+    """The name of a bucket of history lengths.
+
+    >>> [bucket_name((0, 16, 64), i) for i in range(3)]
+    ['history_0-15', 'history_16-63', 'history_64+']
+    """
+    end = f"-{starts[index + 1] - 1}" if index + 1 < len(starts) else "+"
+    return f"history_{starts[index]}{end}"
+
+
+def rank_means(ranks: Int[np.ndarray, " Q"]) -> dict[str, float]:
+    """Those of the metrics that depend on the ranks alone."""
+    metrics = {f"hr@{k}": hit_rate(ranks, k) for k in (1, 10, 50, 200)}
+    metrics |= {f"ndcg@{k}": ndcg(ranks, k) for k in (10, 50, 200)}
+    return metrics | {"mrr": float(np.mean(1 / ranks))}
+
+
+def hit_rate(ranks: Int[np.ndarray, " Q"], k: int) -> float:
+    """HR@k: share of queries with their target among the first k.
+
+    >>> hit_rate(np.array([1, 10, 11, 300]), 10)
+    0.5
+    """
+    return float(np.mean(ranks <= k))
+
+
+def ndcg(ranks: Int[np.ndarray, " Q"], k: int) -> float:
+    """NDCG@k with one relevant item: mean of 1 / log2(rank + 1) where rank <= k, else 0.
+
+    >>> ndcg(np.array([1, 3, 11]), 10)
+    0.5
+    """
+    return float(np.mean(np.where(ranks <= k, 1 / np.log2(ranks + 1.0), 0)))

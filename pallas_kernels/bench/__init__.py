@@ -1,0 +1,1 @@
+"""Benchmarks of HSTU attention: `python -m pallas_kernels.bench`."""

@@ -1,0 +1,1 @@
+"""HSTU attention as a Triton kernel called through jax-triton."""

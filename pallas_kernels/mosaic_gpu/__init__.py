@@ -1,0 +1,1 @@
+"""HSTU attention on the Mosaic GPU backend of Pallas: Hopper GPUs."""

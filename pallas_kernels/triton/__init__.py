@@ -1,0 +1,1 @@
+"""HSTU attention on the Triton backend of Pallas: NVIDIA GPUs since Ampere."""

@@ -1,0 +1,123 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gr_jax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from gr_jax.data.batches import epochs
+from gr_jax.data.batches.tokenizer import stream_of
+from gr_jax.data.dataset import Dataset
+from gr_jax.models.flops import train_flops
+from gr_jax.models.recommender import functional
+from gr_jax.training import sharding
+from gr_jax.training.optimizer import make_optimizer
+from gr_jax.training.retrieval import metrics
+from gr_jax.training.retrieval import objective as retrieval
+from gr_jax.training.run import Run, model_sizes
+from tests.data.batches.ranking_log import random_dataset
+
+LIKED = LossConfig(positive="liked", kind="group", group=8, sampler="in_batch", log_q=True)
+
+
+def run_of(dataset: Dataset, loss: LossConfig) -> Run:
+    config = Config(
+        data=DataConfig(
+            max_length=6, row_length=16, max_series=3, actions=("watched=1", "liked=rating>=4")
+        ),
+        model=ModelConfig(width=8, num_blocks=1, qk_width=4, v_width=4),
+        loss=loss,
+        train=TrainConfig(batch_users=4),
+        mesh=MeshConfig(data=1),
+    )
+    stream, mesh = stream_of(config, dataset), sharding.make_mesh(config.mesh)
+    graphdef, init = functional(config.model, **model_sizes(config, dataset, stream))
+    return Run(
+        config,
+        Path("."),
+        dataset,
+        stream,
+        mesh,
+        graphdef,
+        init,
+        make_optimizer(config.optimizer),
+        1,
+    )
+
+
+def train_rows(run: Run) -> epochs.TrainRows:
+    return epochs.train_rows(run.dataset, run.config.data, run.stream, batch_users=4)
+
+
+def test_log_q_is_the_share_of_each_item_among_the_labels_that_in_batch_negatives_are_drawn_from():
+    run = run_of(random_dataset(0, users=30), LIKED)
+    rows = train_rows(run)
+    label = np.concatenate([np.asarray(rows.batch(i).label) for i in range(rows.steps(0))])
+    counts = np.bincount(label[label > 0], minlength=8)
+    assert 0 < counts.sum() < rows.spans.length.sum(), "some events are not liked"
+    had = np.flatnonzero(counts)
+    q = np.exp(np.asarray(retrieval.item_log_q(run, rows)))
+    np.testing.assert_allclose(q[had], counts[had] / counts.sum(), rtol=1e-6)
+
+
+def test_the_speed_of_training_counts_the_tokens_of_attributes_and_series_too():
+    run = run_of(random_dataset(2, users=30), LossConfig())
+    rows = train_rows(run)
+    segments = np.concatenate([rows.batch(i).segment for i in range(rows.steps(0))])
+    made = retrieval.batches(run, rows)
+    assert (
+        made.tokens_per_step
+        == (segments > 0).sum() / rows.steps(0)
+        > rows.spans.length.sum() / rows.steps(0)
+    )
+    lengths = np.array([(row == s).sum() for row in segments for s in set(row[row > 0])])
+    expected = train_flops(run.config, lengths, num_items=run.dataset.num_items) / rows.steps(0)
+    assert made.flops_per_step == pytest.approx(expected)
+
+
+def popularity_by_user(run: Run) -> dict[str, float]:
+    """Metrics of ranking by training count, written out user by user as the evaluation protocol says."""
+    dataset, loss, n = run.dataset, run.config.loss, run.config.data.max_length
+    assert dataset.events.action is not None
+    logs = [
+        range(a, b)
+        for a, b in zip(dataset.events.offsets[:-1], dataset.events.offsets[1:], strict=True)
+    ]
+    count = np.bincount([dataset.events.item[e] for log in logs for e in log[:-2]], minlength=8)
+    ranks = []
+    for log in logs:
+        if len(log) < 3 or (loss.positive and not dataset.events.action[log[-1]] >> 1 & 1):
+            continue
+        *before, last = log
+        left_out = {"history": before, "visible": before[-n:], "none": []}[
+            run.config.evaluate.exclude
+        ]
+        target, seen = (
+            int(dataset.events.item[last]),
+            {int(dataset.events.item[e]) for e in left_out},
+        )
+        ranks.append(
+            sum(count[x] >= count[target] for x in range(1, 8) if x == target or x not in seen)
+        )
+    return metrics.rank_means(np.array(ranks))
+
+
+@pytest.mark.parametrize("exclude", ["history", "visible", "none"])
+@pytest.mark.parametrize("loss", [LossConfig(), LIKED], ids=["every event", "liked"])
+def test_popularity_is_judged_on_the_users_and_by_the_protocol_of_the_model(loss, exclude):
+    run = run_of(random_dataset(1, users=40, events=14), loss)
+    run = dataclasses.replace(
+        run,
+        config=dataclasses.replace(
+            run.config, evaluate=EvaluateConfig(exclude=exclude, batch_users=8)
+        ),
+    )
+    assert retrieval.task(run).baseline() == ("popularity", popularity_by_user(run))
