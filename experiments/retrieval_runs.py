@@ -99,7 +99,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
         run.dataset,
         run.config.data,
         "test",
-        run.stream,
+        run.scheme,
         batch_users=run.config.evaluate.batch_users,
         exclude=run.config.evaluate.exclude,
         row_multiple=run.row_multiple,

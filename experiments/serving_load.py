@@ -38,7 +38,7 @@ from pathlib import Path
 from gr_jax.config import Config, files
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.log.preparation import prepare
-from gr_jax.serving.history import Reader
+from gr_jax.serving.history import HistoryReader
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = (1, 8, 32)
@@ -118,7 +118,7 @@ def questions(config: Config, dataset: Dataset, most_users: int = 0) -> dict[tup
     """(path, way of asking) -> a function that draws a request of one of so many users (0 = all), as it is sent."""
     users = dataset.catalogue.users["raw"].to_list()[: most_users or None]
     items = dataset.catalogue.items["raw"].to_list()
-    reader = Reader.of(config, dataset)
+    reader = HistoryReader.of(config, dataset)
     events = [
         json.dumps([event._asdict() for event in reader.events_of(user)[:-1]]) for user in users
     ]

@@ -19,7 +19,7 @@ from gr_jax.serving import compile_cache
 from gr_jax.serving.exported import load_exported
 from gr_jax.serving.http.limits import CACHE_MB, Limits
 from gr_jax.serving.index import BACKENDS
-from gr_jax.serving.model import Loaded
+from gr_jax.serving.model import TrainedModel
 
 GRACE = 20  # seconds that a shutdown waits for requests
 
@@ -109,7 +109,7 @@ def limits_of(args) -> Limits:
     )
 
 
-def described(loaded: Loaded) -> str:
+def described(loaded: TrainedModel) -> str:
     """What is served, in a line."""
     items = f"{loaded.dataset.num_items:,} items"
     if loaded.tasks:

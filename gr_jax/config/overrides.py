@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import inspect
 import math
-import re
 import typing
 from collections.abc import Mapping
 

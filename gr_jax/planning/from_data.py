@@ -9,7 +9,7 @@ import numpy as np
 from gr_jax.config import Config, ConfigError, SyntheticConfig
 from gr_jax.data.batches import epochs, packing, ranking, stochastic_length
 from gr_jax.data.batches.sequences import time_bounds
-from gr_jax.data.batches.tokenizer import stream_of
+from gr_jax.data.batches.tokenizer import token_scheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.log import sources
 from gr_jax.data.log.preparation import prepare
@@ -53,16 +53,16 @@ def sizes_of(config: Config, *, items: int, mean_length: float, row_multiple: in
 
 def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
     """The sizes of training on `dataset`, by its first epoch (a stream is taken as an epoch)."""
-    stream = stream_of(config, dataset)
+    scheme = token_scheme(config, dataset)
     if config.ranking.tasks:
         before = time_bounds(dataset.events.timestamp, config.ranking)["valid"][0]
-        rows = ranking.train_rows(dataset, config, stream, before, row_multiple=row_multiple)
+        rows = ranking.train_rows(dataset, config, scheme, before, row_multiple=row_multiple)
     else:
         users = config.train.batch_users
         rows = epochs.train_rows(
             dataset,
             config.data,
-            stream,
+            scheme,
             batch_users=users,
             row_multiple=row_multiple,
             seed=config.seed,
@@ -70,20 +70,20 @@ def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
     lengths = rows.count(rows.epoch(0).spans)
     return Sizes(
         num_items=dataset.num_items,
-        max_tokens=stream.max_tokens(config.data.max_length),
+        max_tokens=scheme.max_tokens(config.data.max_length),
         batch_rows=rows.batch_rows,
         row_length=rows.row_length,
         users_per_batch=len(lengths) / rows.steps(0),
         lengths=lengths,
         num_users=len(lengths),
-        num_actions=len(dataset.catalogue.actions) if stream.with_actions else 0,
+        num_actions=len(dataset.catalogue.actions) if scheme.with_actions else 0,
         num_feature_values=dataset.catalogue.num_feature_values,
         item_values=0
         if dataset.catalogue.item_features is None
         else dataset.catalogue.item_features.shape[1],
-        contexts=stream.num_contexts,
-        max_series=stream.max_series,
-        num_tasks=len(stream.tasks),
+        contexts=scheme.num_user_features,
+        max_series=scheme.max_series,
+        num_tasks=len(scheme.tasks),
         source=f"the dataset {dataset.folder}",
     )
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from gr_jax.data.dataset import Dataset
 from gr_jax.serving.load import ready
-from gr_jax.serving.model import Item, Loaded
+from gr_jax.serving.model import Item, TrainedModel
 from gr_jax.training.trained import open_trained
 from pallas_kernels.bucket_ranges import bucket_limits
 
@@ -103,7 +103,7 @@ def typical_users(dataset: Dataset, quantiles: Sequence[float] = (0.25, 0.5, 0.7
     )
 
 
-def _sample(model: Loaded, user: int) -> Sample:
+def _sample(model: TrainedModel, user: int) -> Sample:
     dataset = model.dataset
     raw = dataset.catalogue.raw_users(np.array([user]))[0]
     *past, came = model.history(raw)

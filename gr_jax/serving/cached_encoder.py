@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32
 
-from gr_jax.data.batches.tokenizer import Stream
+from gr_jax.data.batches.tokenizer import TokenScheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.serving import history_tokens
 from gr_jax.serving.cache import HistoryCache
@@ -34,13 +34,13 @@ class CachedEncoder:
         graphdef: nnx.GraphDef,
         params: dict,
         dataset: Dataset,
-        stream: Stream,
+        scheme: TokenScheme,
         *,
         max_length: int,
         cache_bytes: int,
     ):
         """`max_length`: most events of a history that the model sees; `cache_bytes`: budget of the cache."""
-        self.dataset, self.stream, self.max_length = dataset, stream, max_length
+        self.dataset, self.scheme, self.max_length = dataset, scheme, max_length
         self.cache = HistoryCache(Scorer(graphdef, params), cache_bytes)
         self._lock = threading.Lock()  # an entry in use must not be appended to
 
@@ -54,7 +54,7 @@ class CachedEncoder:
     def _read(self, histories: Sequence[History]) -> tuple[list[history_tokens.Tokens], list[int]]:
         """The visible tokens of each history, and the time asked about, from its first visible event."""
         batch, count = one_a_row(
-            histories, self.dataset, self.stream, max_length=self.max_length, with_asked=False
+            histories, self.dataset, self.scheme, max_length=self.max_length, with_asked=False
         )
         asked = np.asarray(batch.query_time)[np.arange(len(histories)), count - 1]
         return history_tokens.of_rows(batch, count), asked.tolist()

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32, Int32
 
-from gr_jax.data.batches.tokenizer import Stream
+from gr_jax.data.batches.tokenizer import TokenScheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.serving import history_tokens
 from gr_jax.serving.cache import HistoryCache
@@ -30,7 +30,7 @@ class CachedRanker:
         graphdef: nnx.GraphDef,
         params: dict,
         dataset: Dataset,
-        stream: Stream,
+        scheme: TokenScheme,
         *,
         max_length: int,
         block: int,
@@ -41,7 +41,7 @@ class CachedRanker:
 
         `block`: candidates of a micro-batch; `cache_bytes`: budget of the cache; `squash`: logits -> predictions.
         """
-        self.dataset, self.stream, self.visible, self.block = dataset, stream, max_length - 1, block
+        self.dataset, self.scheme, self.visible, self.block = dataset, scheme, max_length - 1, block
         sizes = sorted({min(size, block) for size in MICRO_BATCHES})
         scorer = Scorer(graphdef, params, micro_batches=sizes)
         self.cache, self._squash = HistoryCache(scorer, cache_bytes), squash
@@ -62,10 +62,10 @@ class CachedRanker:
     ) -> tuple[list[history_tokens.Tokens], list[Candidates]]:
         """The tokens of each history, and what stands where the event asked about would be."""
         batch, count = one_a_row(
-            histories, self.dataset, self.stream, max_length=self.visible, with_asked=True
+            histories, self.dataset, self.scheme, max_length=self.visible, with_asked=True
         )
         before = (
-            count - self.stream.tokens_per_event
+            count - self.scheme.tokens_per_event
         )  # of the event asked about the item alone is a token
         side = self.dataset.catalogue.item_features
         asked = [

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Int
 
 from gr_jax.data.batches.batch import Batch
-from gr_jax.data.batches.tokenizer import Stream
+from gr_jax.data.batches.tokenizer import TokenScheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.serving import buckets
 from gr_jax.serving.history import History, one_a_row
@@ -27,15 +27,15 @@ class Encoder:
         encode: Encode,
         params: Any,
         dataset: Dataset,
-        stream: Stream,
+        scheme: TokenScheme,
         *,
         max_length: int,
         lengths: tuple[int, ...] = (),
     ):
         """`max_length`: most events of a history that the model sees; `lengths`: of rows; () = powers of two."""
         self._encode, self._params = encode, params
-        self.dataset, self.stream, self.max_length = dataset, stream, max_length
-        self.lengths = lengths or buckets.lengths(stream.max_tokens(max_length))
+        self.dataset, self.scheme, self.max_length = dataset, scheme, max_length
+        self.lengths = lengths or buckets.lengths(scheme.max_tokens(max_length))
 
     def __call__(self, histories: Sequence[History]) -> Float32[np.ndarray, "B D"]:
         """A unit vector for each history; none may be empty."""
@@ -58,7 +58,7 @@ class Encoder:
         batch, count = one_a_row(
             histories,
             self.dataset,
-            self.stream,
+            self.scheme,
             max_length=self.max_length,
             with_asked=False,
             num_rows=num_rows,

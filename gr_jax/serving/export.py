@@ -69,27 +69,27 @@ def _program(run: Run, params: dict) -> tuple[Any, dict]:
     config = run.config.model
     if config.kind == "hstu":  # the implementation that runs everywhere
         config = dataclasses.replace(config, attention="xla")
-    graphdef, _ = functional(config, **model_sizes(run.config, run.dataset, run.stream))
+    graphdef, _ = functional(config, **model_sizes(run.config, run.dataset, run.scheme))
     structure = jax.tree.structure(params)
     max_length, history = run.config.data.max_length, first_item(run.dataset)
-    common = _not_run, None, run.dataset, run.stream
-    if run.stream.tasks:
+    common = _not_run, None, run.dataset, run.scheme
+    if run.scheme.tasks:
         length, block = (
-            -(-run.stream.max_tokens(max_length) // 8) * 8,
+            -(-run.scheme.max_tokens(max_length) // 8) * 8,
             ranker.block_of(run.dataset.num_items),
         )
         rows = ranker.SequenceRanker(*common, max_length=max_length, block=block, lengths=(length,))
         batch, last = rows.rows([history], [np.ones(1, np.int32)])[0], ()
         meta = {"kind": "rank", "row_length": length, "block": block}
     else:
-        length = buckets.lengths(run.stream.max_tokens(max_length))[-1]
+        length = buckets.lengths(run.scheme.max_tokens(max_length))[-1]
         batch, *last = Encoder(*common, max_length=max_length, lengths=(length,)).rows([history])
         meta = {"kind": "encode", "row_length": length}
 
     def function(leaves: list, fields: dict, *last: Any) -> Any:
         tree, batch = jax.tree.unflatten(structure, leaves), Batch(**fields)
-        if run.stream.tasks:
-            return load.predictions(graphdef, tree, batch, tasks=run.stream.tasks)
+        if run.scheme.tasks:
+            return load.predictions(graphdef, tree, batch, tasks=run.scheme.tasks)
         return load.last_vectors(graphdef, tree, batch, *last)
 
     (b,) = jax_export.symbolic_shape("b")

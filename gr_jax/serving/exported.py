@@ -13,13 +13,13 @@ from jax import export as jax_export
 
 from gr_jax.config import ConfigError, files
 from gr_jax.data.batches.batch import Batch
-from gr_jax.data.batches.tokenizer import stream_of
+from gr_jax.data.batches.tokenizer import token_scheme
 from gr_jax.data.dataset import open_dataset
 from gr_jax.data.log.preparation import prepare
 from gr_jax.serving import index as indices
 from gr_jax.serving.encoder import Encoder
-from gr_jax.serving.history import Reader
-from gr_jax.serving.model import Loaded, judged_with_repeats
+from gr_jax.serving.history import HistoryReader
+from gr_jax.serving.model import TrainedModel, judged_with_repeats
 from gr_jax.serving.ranker import SequenceRanker
 from gr_jax.training import dataset_identity
 
@@ -31,7 +31,7 @@ LABELS = ("label", "outcome", "outcome_weight")  # what a batch tells of the fut
 
 def load_exported(
     workdir: str | Path, *, prepared: str | Path = "", index: str = "exact"
-) -> Loaded:
+) -> TrainedModel:
     """What `gr_jax.load` gives, from the export that `python -m gr_jax.export` wrote into the workdir.
 
     Raises:
@@ -42,7 +42,7 @@ def load_exported(
     config = files.read(workdir / "config.json")
     dataset = open_dataset(prepared) if prepared else prepare(config.data)
     dataset_identity.check(workdir, dataset)
-    stream, reader = stream_of(config, dataset), Reader.of(config, dataset)
+    scheme, reader = token_scheme(config, dataset), HistoryReader.of(config, dataset)
     parts: dict[str, Any] = {"encoder": None, "items": None, "rank": None}
     parameters = {name: jax.device_put(parameters[name]) for name in meta["parameters"]}
     leaves = list(parameters.values())
@@ -52,13 +52,15 @@ def load_exported(
     }
     if meta["kind"] == "rank":
         rank = lambda leaves, batch: call(leaves, fields_of(batch))
-        parts["rank"] = SequenceRanker(rank, leaves, dataset, stream, **common, block=meta["block"])
+        parts["rank"] = SequenceRanker(rank, leaves, dataset, scheme, **common, block=meta["block"])
     else:
         encode = lambda leaves, batch, last: call(leaves, fields_of(batch), last)
-        parts["encoder"] = Encoder(encode, leaves, dataset, stream, **common)
+        parts["encoder"] = Encoder(encode, leaves, dataset, scheme, **common)
         vectors = unit(np.asarray(parameters["embeddings/item_table"]))
         parts["items"] = indices.build(vectors, num_items=dataset.num_items, backend=index)
-    return Loaded(dataset, reader, **parts, tasks=stream.tasks, repeats=judged_with_repeats(config))
+    return TrainedModel(
+        dataset, reader, **parts, tasks=scheme.tasks, repeats=judged_with_repeats(config)
+    )
 
 
 def read(folder: Path) -> tuple[dict, Any, Any]:

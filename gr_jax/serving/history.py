@@ -63,14 +63,14 @@ class History:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
+class HistoryReader:
     """Reads what users of a trained run send."""
 
     dataset: Dataset
     always: int  # bits of the actions that every event of the log has
 
     @classmethod
-    def of(cls, config: Config, dataset: Dataset) -> Reader:
+    def of(cls, config: Config, dataset: Dataset) -> HistoryReader:
         """A reader for the run of `config`."""
         names = [action.name for action in actions.parse(config.data.actions) if not action.column]
         return cls(dataset, sum(1 << dataset.catalogue.actions.index(name) for name in names))
@@ -188,7 +188,7 @@ def is_batch(histories: Sequence) -> bool:
 def one_a_row(
     histories: Sequence[History],
     dataset: Dataset,
-    stream: tokenizer.Stream,
+    scheme: tokenizer.TokenScheme,
     *,
     max_length: int,
     with_asked: bool,
@@ -200,11 +200,11 @@ def one_a_row(
     `num_rows`: at least as many as histories, 0 = just as many; `room`: tokens of the longest -> length of a row.
     """
     made, spans = sequences(histories, dataset, max_length=max_length, with_asked=with_asked)
-    count, number = tokenizer.token_counts(made, spans, stream=stream), len(histories)
+    count, number = tokenizer.token_counts(made, spans, scheme=scheme), len(histories)
     layout: dict[str, Any] = {
         "num_rows": num_rows or number,
         "row_length": room(int(count.max())),
-        "stream": stream,
+        "scheme": scheme,
     }
     return tokenizer.fill_rows(
         made, spans, np.arange(number), np.zeros(number, np.int64), **layout

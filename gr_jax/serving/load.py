@@ -20,9 +20,9 @@ from gr_jax.serving import ranker
 from gr_jax.serving.cached_encoder import CachedEncoder
 from gr_jax.serving.cached_ranker import CachedRanker
 from gr_jax.serving.encoder import Encoder
-from gr_jax.serving.history import Reader
+from gr_jax.serving.history import HistoryReader
 from gr_jax.serving.http.limits import CACHE_MB
-from gr_jax.serving.model import Loaded, judged_with_repeats
+from gr_jax.serving.model import TrainedModel, judged_with_repeats
 from gr_jax.training import sharding
 from gr_jax.training.ranking.objective import is_regression
 from gr_jax.training.run import Run
@@ -35,7 +35,7 @@ def load(
     prepared: str | Path = "",
     index: str = "exact",
     cache_mb: int | float = CACHE_MB,
-) -> Loaded:
+) -> TrainedModel:
     """The best checkpoint of a run, ready to answer; on one device, without dropout.
 
     Args:
@@ -55,21 +55,21 @@ def load(
 
 def ready(
     run: Run, params: dict, *, index: str = "exact", cache_mb: int | float = CACHE_MB
-) -> Loaded:
+) -> TrainedModel:
     """As `load`, of a run that is open and its parameters."""
-    reader = Reader.of(run.config, run.dataset)
+    reader = HistoryReader.of(run.config, run.dataset)
     parts: dict[str, Any] = {"encoder": None, "items": None, "rank": None}
-    if run.stream.tasks:
+    if run.scheme.tasks:
         parts["rank"] = _ranker(run, params, cache_mb)
     else:
         vectors = l2_normalise(params["embeddings"]["item_table"])
         parts["items"] = indices.build(vectors, num_items=run.dataset.num_items, backend=index)
         parts["encoder"] = _encoder(run, params, cache_mb)
-    return Loaded(
+    return TrainedModel(
         run.dataset,
         reader,
         **parts,
-        tasks=run.stream.tasks,
+        tasks=run.scheme.tasks,
         repeats=judged_with_repeats(run.config),
     )
 
@@ -93,27 +93,27 @@ def predictions(
 def _encoder(run: Run, params: dict, cache_mb: int | float) -> CachedEncoder | Encoder:
     max_length = run.config.data.max_length
     if run.config.model.kind == "hstu" and cache_mb:
-        parts = run.graphdef, params, run.dataset, run.stream
+        parts = run.graphdef, params, run.dataset, run.scheme
         return CachedEncoder(*parts, max_length=max_length, cache_bytes=int(cache_mb * 2**20))
     encode = jax.jit(functools.partial(last_vectors, run.graphdef))
     encode = sharding.on_mesh(run.mesh, encode)
-    return Encoder(encode, params, run.dataset, run.stream, max_length=max_length)
+    return Encoder(encode, params, run.dataset, run.scheme, max_length=max_length)
 
 
 def _ranker(
     run: Run, params: dict, cache_mb: int | float
 ) -> CachedRanker | ranker.ImpressionRanker:
-    is_number = np.array(is_regression(run.stream.tasks))
+    is_number = np.array(is_regression(run.scheme.tasks))
     block = ranker.block_of(run.dataset.num_items)
     sizes: dict[str, Any] = {"max_length": run.config.data.max_length, "block": block}
     if run.config.model.kind == "dlrm":
-        rank = jax.jit(functools.partial(predictions, run.graphdef, tasks=run.stream.tasks))
-        parts = sharding.on_mesh(run.mesh, rank), params, run.dataset, run.stream
+        rank = jax.jit(functools.partial(predictions, run.graphdef, tasks=run.scheme.tasks))
+        parts = sharding.on_mesh(run.mesh, rank), params, run.dataset, run.scheme
         return ranker.ImpressionRanker(
             *parts, **sizes, table_rows=table_rows(run.dataset.num_items)
         )
     squash = lambda x: np.where(is_number, x, 1 / (1 + np.exp(-x))).astype(np.float32)
     budget = int(cache_mb * 2**20)
     return CachedRanker(
-        run.graphdef, params, run.dataset, run.stream, **sizes, cache_bytes=budget, squash=squash
+        run.graphdef, params, run.dataset, run.scheme, **sizes, cache_bytes=budget, squash=squash
     )

@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from gr_jax.config import Config
 from gr_jax.data.dataset import Dataset
-from gr_jax.serving.history import AtTime, History, Reader, RequestError, is_batch
+from gr_jax.serving.history import AtTime, History, HistoryReader, RequestError, is_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Query:
     candidates: Int32[np.ndarray, " _"] | None = None
 
 
-class Loaded:
+class TrainedModel:
     """A trained run in memory. Calls may come from several threads; one at a time is computed fastest.
 
     Attributes:
@@ -66,7 +66,7 @@ class Loaded:
     def __init__(
         self,
         dataset: Dataset,
-        reader: Reader,
+        reader: HistoryReader,
         *,
         encoder: Any,
         items: Any,

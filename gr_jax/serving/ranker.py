@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from gr_jax.data.batches import impressions
 from gr_jax.data.batches.batch import Batch, Impressions
-from gr_jax.data.batches.tokenizer import Stream
+from gr_jax.data.batches.tokenizer import TokenScheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.serving import buckets
 from gr_jax.serving.encoder import first_item
@@ -41,7 +41,7 @@ class SequenceRanker:
         rank: Rank,
         params: Any,
         dataset: Dataset,
-        stream: Stream,
+        scheme: TokenScheme,
         *,
         max_length: int,
         block: int,
@@ -52,8 +52,8 @@ class SequenceRanker:
         `block`: candidates of a row; `lengths`: tokens of history that a row has room for; () = powers of two.
         """
         self._rank, self._params, self.block = rank, params, block
-        self.dataset, self.stream, self.visible = dataset, stream, max_length - 1
-        self.lengths = lengths or buckets.lengths(stream.max_tokens(self.visible))
+        self.dataset, self.scheme, self.visible = dataset, scheme, max_length - 1
+        self.lengths = lengths or buckets.lengths(scheme.max_tokens(self.visible))
 
     def __call__(
         self, histories: Sequence[History], candidates: Sequence[Int32[np.ndarray, " _"]]
@@ -67,7 +67,7 @@ class SequenceRanker:
         blocks.sort(
             key=lambda block: len(histories[block[0]])
         )  # stable: neighbours share a bucket of lengths
-        num_tasks = len(self.stream.tasks)
+        num_tasks = len(self.scheme.tasks)
         found: list[list[np.ndarray]] = [[np.zeros((0, num_tasks), np.float32)] for _ in histories]
         for part in buckets.parts(len(blocks), buckets.ROWS[1]):
             owners, items = zip(*blocks[part], strict=True)
@@ -90,12 +90,12 @@ class SequenceRanker:
         `least`: fewest tokens of history that a row has room for.
         """
         # The event asked about is one token; in the stream of items and actions that of its action does not exist yet.
-        per_event = self.stream.tokens_per_event
+        per_event = self.scheme.tokens_per_event
         num_rows = buckets.fitting(buckets.ROWS, len(histories))
         batch, count = one_a_row(
             histories,
             self.dataset,
-            self.stream,
+            self.scheme,
             max_length=self.visible,
             with_asked=True,
             num_rows=num_rows,
@@ -140,7 +140,7 @@ class ImpressionRanker:
         rank: Rank,
         params: Any,
         dataset: Dataset,
-        stream: Stream,
+        scheme: TokenScheme,
         *,
         max_length: int,
         block: int,
@@ -148,7 +148,7 @@ class ImpressionRanker:
     ):
         """`max_length`: events of a history; `table_rows`: rows of the model's table of items."""
         self._rank, self._params, self.block = rank, params, block
-        self.dataset, self.stream, self.max_length = dataset, stream, max_length
+        self.dataset, self.scheme, self.max_length = dataset, scheme, max_length
         self._side = impressions.item_side_rows(dataset, table_rows)
         self._side = None if self._side is None else jax.device_put(self._side)
 
@@ -163,12 +163,12 @@ class ImpressionRanker:
         lists: dict[str, Any] = {
             "size": len(asked),
             "max_length": self.max_length,
-            "stream": self.stream,
+            "scheme": self.scheme,
         }
         questions = impressions.fill_impressions(made, asked, **lists, item_side=None)
         item = np.concatenate([*candidates, np.zeros(0, np.int32)]).astype(np.int32)
         owner = np.repeat(np.arange(len(histories)), [len(items) for items in candidates])
-        predictions = [np.zeros((0, len(self.stream.tasks)), np.float32)]
+        predictions = [np.zeros((0, len(self.scheme.tasks)), np.float32)]
         for start in range(0, len(item), self.block):
             part = slice(start, start + self.block)
             count = len(item[part])

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from gr_jax.config import Config, ConfigError, DataConfig, files
-from gr_jax.data.batches.tokenizer import Stream, stream_of
+from gr_jax.data.batches.tokenizer import TokenScheme, token_scheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.log.preparation import prepare
 from gr_jax.models.recommender import functional
@@ -42,7 +42,7 @@ class Run:
     config: Config
     workdir: Path
     dataset: Dataset
-    stream: Stream  # how histories become tokens
+    scheme: TokenScheme  # how histories become tokens
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef  # structure of the model
     init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
@@ -97,15 +97,15 @@ def open_run(config: Config, workdir: Path) -> Run:
     processes.check_same(
         "the dataset", str([dataset.num_users, dataset.num_items, dataset.num_events])
     )
-    stream = stream_of(config, dataset)
+    scheme = token_scheme(config, dataset)
     mesh = sharding.make_mesh(config.mesh)
     processes.connect(mesh)
-    graphdef, init_params = functional(config.model, **model_sizes(config, dataset, stream))
+    graphdef, init_params = functional(config.model, **model_sizes(config, dataset, scheme))
     fresh = lambda key: cast_tables(init_params(key), config.optimizer.table_dtype)
     optimizer = make_optimizer(config.optimizer)
     rows = admission.initial(config, dataset)
     return Run(
-        config, workdir, dataset, stream, mesh, graphdef, fresh, optimizer, mesh.shape["data"], rows
+        config, workdir, dataset, scheme, mesh, graphdef, fresh, optimizer, mesh.shape["data"], rows
     )
 
 
@@ -114,14 +114,14 @@ def _without_paths(config: DataConfig) -> DataConfig:
     return dataclasses.replace(config, path="", prepared="")
 
 
-def model_sizes(config: Config, dataset: Dataset, stream: Stream) -> dict[str, int]:
+def model_sizes(config: Config, dataset: Dataset, scheme: TokenScheme) -> dict[str, int]:
     """What the data decide of the model: arguments of `functional`."""
     return {
         "num_items": config.vocabulary.table_ids(dataset.num_items),
-        "max_length": stream.max_tokens(config.data.max_length),
-        "num_actions": len(dataset.catalogue.actions) if stream.with_actions else 0,
+        "max_length": scheme.max_tokens(config.data.max_length),
+        "num_actions": len(dataset.catalogue.actions) if scheme.with_actions else 0,
         "num_feature_values": dataset.catalogue.num_feature_values,
-        "num_tasks": len(stream.tasks),
+        "num_tasks": len(scheme.tasks),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gr_jax.config import ModelConfig
-from gr_jax.data.batches.epochs import TrainPlan, TrainRows
+from gr_jax.data.batches.epochs import TrainBatches, TrainPlan
 from gr_jax.data.batches.sequences import Split
 from gr_jax.models.flops import block_flops
 
@@ -46,7 +46,7 @@ def shards_line(plan: TrainPlan, model: ModelConfig) -> tuple[str, ...]:
 
     Padding costs what a token costs in the linear layers and nothing in attention.
     """
-    if not isinstance(plan, TrainRows) or plan.shards == 1:
+    if not isinstance(plan, TrainBatches) or plan.shards == 1:
         return ()
     per_token, per_pair = block_flops(model)
     before, after = plan.imbalance(token_cost=per_token, pair_cost=per_pair)

@@ -130,8 +130,8 @@ def test_what_a_ranking_run_would_ignore_is_told(fields, told):
 
 
 def test_what_a_ranking_run_uses_is_taken():
-    stream = TrainConfig(**STREAM, session_gap=60, sampling_rate=8.0)
-    assert Config(**RANKING, train=stream).train == stream
+    scheme = TrainConfig(**STREAM, session_gap=60, sampling_rate=8.0)
+    assert Config(**RANKING, train=scheme).train == scheme
     assert Config(**RANKING, **DLRM, train=TrainConfig(**STREAM)).train.mode == "streaming"
     assert (
         Config(**RANKING, data=DataConfig(stochastic_length_alpha=1.7)).data.stochastic_length_alpha

@@ -7,7 +7,7 @@ import pytest
 from gr_jax.data.dataset import Catalogue, Dataset, Events
 from gr_jax.reporting import learned
 from gr_jax.serving.history import Event
-from gr_jax.serving.model import Answer, Item, Loaded
+from gr_jax.serving.model import Answer, Item, TrainedModel
 from pallas_kernels import time_bucket
 
 
@@ -35,9 +35,12 @@ def test_models_without_relative_bias_have_no_curves():
 def test_what_came_can_be_a_hit_although_the_user_had_it_before(repeats, denied):
     asked = {}
 
-    class Model(Loaded):
+    class Model(TrainedModel):
         def __init__(self):
-            self.dataset, self.tasks, self.repeats = Untitled(), (), repeats
+            none = np.zeros(1, np.int32)
+            events = Events(np.arange(2), none, none.astype(np.int64))
+            self.dataset = Dataset(Untitled(), events)
+            self.tasks, self.repeats = (), repeats
 
         def history(self, raw):
             return [Event(item, 10 * i, ()) for i, item in enumerate("aba")]
@@ -50,12 +53,11 @@ def test_what_came_can_be_a_hit_although_the_user_had_it_before(repeats, denied)
     assert sample.hit == 1 and not asked["exclude_seen"] and asked.get("deny") == denied
 
 
-class Untitled:
-    """A dataset and its catalogue, of one user, without titles."""
+class Untitled(Catalogue):
+    """Of one user, without titles."""
 
-    @property
-    def catalogue(self):
-        return self
+    def __init__(self):
+        pass
 
     def raw_users(self, users):
         return ["u"]

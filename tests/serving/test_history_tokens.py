@@ -12,7 +12,7 @@ from gr_jax.models.recommender import functional
 from gr_jax.serving.history_tokens import FIELDS, Tokens, of_rows, to_rows
 from gr_jax.serving.m_falcon import Candidates, Scorer
 from tests.data.batches.ranking_log import random_dataset
-from tests.data.batches.test_tokenizer import MAX_SERIES, TASKS, N, all_labels, inputs_only, stream
+from tests.data.batches.test_tokenizer import MAX_SERIES, TASKS, N, all_labels, inputs_only, scheme
 from tests.models.test_cached import SMALL
 
 ROOM = 16
@@ -20,10 +20,10 @@ ROOM = 16
 
 def rows_of(dataset, spans, kind: str):
     """The batch with one sequence a row, and the tokens of each."""
-    count = streams.token_counts(dataset, spans, stream=stream(kind))
+    count = streams.token_counts(dataset, spans, scheme=scheme(kind))
     place = np.arange(len(spans)), np.zeros(len(spans), np.int64)
     shape = dict(num_rows=len(spans), row_length=ROOM)
-    return streams.fill_rows(dataset, spans, *place, **shape, stream=stream(kind)), count
+    return streams.fill_rows(dataset, spans, *place, **shape, scheme=scheme(kind)), count
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -51,7 +51,7 @@ def test_rows_of_a_log_come_back_from_its_tokens(kind, seed):
 @pytest.mark.parametrize("kind", ["interleave", "paired", "sum"])
 def test_the_last_event_of_a_log_as_a_candidate_gets_the_logits_of_training(kind):
     sizes = dict(num_items=7, num_actions=2, num_feature_values=8, num_tasks=len(TASKS))
-    graphdef, init = functional(SMALL, max_length=stream(kind).max_tokens(N), **sizes)
+    graphdef, init = functional(SMALL, max_length=scheme(kind).max_tokens(N), **sizes)
     params = jax.tree.map(lambda x: 3 * x, init(jax.random.key(0)))
     scorer = Scorer(graphdef, params, micro_batches=(1,), rows=1, buckets=(ROOM,))
     rank = jax.jit(lambda params, batch: nnx.merge(graphdef, params).rank(batch))
@@ -66,7 +66,7 @@ def test_the_last_event_of_a_log_as_a_candidate_gets_the_logits_of_training(kind
         logits = np.asarray(
             rank(params, type(batch)(**fields | {"outcome": None, "outcome_weight": None}))
         )
-        last = count - stream(kind).tokens_per_event  # column of the last event's item
+        last = count - scheme(kind).tokens_per_event  # column of the last event's item
         entries = scorer.history(of_rows(batch, last))
         pick = lambda name, row, batch=batch, last=last: getattr(batch, name)[row, last[row]]
         given = [

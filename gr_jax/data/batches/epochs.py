@@ -56,7 +56,7 @@ Cut = Callable[[Spans, int], Spans]  # the sequences as an epoch sees them: Stoc
 
 
 @dataclass(frozen=True, eq=False)
-class TrainRows:
+class TrainBatches:
     """Packed batches `batch(i)` for i from 0, shuffled epoch after epoch."""
 
     spans: Spans
@@ -157,12 +157,12 @@ def plan_rows(
     dataset: Dataset,
     spans: Spans,
     config: DataConfig,
-    stream: tokenizer.Stream,
+    scheme: tokenizer.TokenScheme,
     *,
     batch_users: int,
     row_multiple: int,
     seed: int,
-) -> TrainRows:
+) -> TrainBatches:
     """Plans training batches of `spans`: rows per batch so that a batch holds `batch_users` sequences on average.
 
     Args:
@@ -174,13 +174,13 @@ def plan_rows(
       row_multiple: the devices that rows are shared among: R is a multiple of this, and each gets about equal work.
       seed: of the shuffles and cuts.
     """
-    count = functools.partial(tokenizer.token_counts, dataset, stream=stream)
-    make = tokenizer.filler(dataset, row_length=config.row_length, stream=stream)
+    count = functools.partial(tokenizer.token_counts, dataset, scheme=scheme)
+    make = tokenizer.filler(dataset, row_length=config.row_length, scheme=scheme)
     cut = None
     if config.stochastic_length_alpha < 2:
         cut = functools.partial(_cut, timestamp=dataset.events.timestamp, config=config, seed=seed)
     whole = packing.pack(count(spans), config.row_length)
-    rows = TrainRows(spans, count, make, whole, config.row_length, 1, seed, cut)
+    rows = TrainBatches(spans, count, make, whole, config.row_length, 1, seed, cut)
     first = rows.epoch(0).rows.packing
     batch_rows = packing.rows_per_batch(first, len(spans), batch_users, row_multiple)
     return dataclasses.replace(rows, batch_rows=batch_rows, shards=row_multiple)
@@ -210,19 +210,19 @@ def _cut(
 def train_rows(
     dataset: Dataset,
     config: DataConfig,
-    stream: tokenizer.Stream = tokenizer.ITEMS,
+    scheme: tokenizer.TokenScheme = tokenizer.ITEMS,
     *,
     batch_users: int,
     row_multiple: int = 1,
     seed: int = 0,
-) -> TrainRows:
+) -> TrainBatches:
     """Plans the training batches of retrieval; arguments as of `plan_rows`."""
     spans = sequences.spans(dataset.events.offsets, "train", max_length=config.max_length)
     return plan_rows(
         dataset,
         spans,
         config,
-        stream,
+        scheme,
         batch_users=batch_users,
         row_multiple=row_multiple,
         seed=seed,
@@ -242,7 +242,7 @@ def train_batches(
 
 
 @dataclass(frozen=True, eq=False)
-class EvaluationRows:
+class EvaluationBatches:
     """The batches of a retrieval evaluation: every user of a split once, in a fixed order."""
 
     dataset: Dataset
@@ -307,13 +307,13 @@ def evaluation_rows(
     dataset: Dataset,
     config: DataConfig,
     split: sequences.Split,
-    stream: tokenizer.Stream = tokenizer.ITEMS,
+    scheme: tokenizer.TokenScheme = tokenizer.ITEMS,
     *,
     batch_users: int,
     exclude: str,
     sample: int = 0,
     row_multiple: int = 1,
-) -> EvaluationRows:
+) -> EvaluationBatches:
     """Plans the evaluation of `split`, on a fixed random sample of `sample` users, or on all of them with 0.
 
     Users whose held-out event is no label (its action is not positive) are left out.
@@ -322,13 +322,13 @@ def evaluation_rows(
       ConfigError: no user is left.
     """
     spans = sequences.spans(dataset.events.offsets, split, max_length=config.max_length)
-    if stream.positive_bit >= 0:
+    if scheme.positive_bit >= 0:
         assert dataset.events.action is not None
         spans = spans.take(
-            np.flatnonzero(dataset.events.action[spans.last_event + 1] >> stream.positive_bit & 1)
+            np.flatnonzero(dataset.events.action[spans.last_event + 1] >> scheme.positive_bit & 1)
         )
         if len(spans) == 0:
-            name = dataset.catalogue.actions[stream.positive_bit]
+            name = dataset.catalogue.actions[scheme.positive_bit]
             raise ConfigError(
                 f"config.loss.positive={name!r}: the {split} event of no user has this action, so there is nothing to"
                 " evaluate; choose an action that happens, or '' to predict every event"
@@ -337,10 +337,10 @@ def evaluation_rows(
         spans = spans.take(
             np.sort(np.random.default_rng(0).choice(len(spans), sample, replace=False))
         )
-    lengths = tokenizer.token_counts(dataset, spans, stream=stream)
+    lengths = tokenizer.token_counts(dataset, spans, scheme=scheme)
     rows = packing.RowIndex(packing.pack(lengths, config.row_length))
     batch_rows = packing.rows_per_batch(rows.packing, len(spans), batch_users, row_multiple)
-    make = tokenizer.filler(dataset, row_length=config.row_length, stream=stream)
-    return EvaluationRows(
+    make = tokenizer.filler(dataset, row_length=config.row_length, scheme=scheme)
+    return EvaluationBatches(
         dataset, spans, make, lengths, rows, config.row_length, batch_rows, exclude
     )

@@ -23,7 +23,7 @@ def fill_impressions(
     *,
     size: int,
     max_length: int,
-    stream: tokenizer.Stream,
+    scheme: tokenizer.TokenScheme,
     item_side: Any,
 ) -> Impressions:
     """The events `event` and the at most `max_length` events before each, padded to `size` impressions.
@@ -36,7 +36,7 @@ def fill_impressions(
     past = np.where(seen, index, 0)
     age = dataset.events.timestamp[event][:, None] - dataset.events.timestamp[past]
     item, history_item = dataset.events.item[event], np.where(seen, dataset.events.item[past], 0)
-    outcome, known = tokenizer.outcomes(dataset, event, stream.tasks)
+    outcome, known = tokenizer.outcomes(dataset, event, scheme.tasks)
 
     def padded(values: np.ndarray | None) -> Any:
         if values is None:
@@ -48,7 +48,7 @@ def fill_impressions(
 
     return Impressions(
         item=padded(item),
-        feature=padded(_user_values(dataset, user, dataset.events.timestamp[event], stream)),
+        feature=padded(_user_values(dataset, user, dataset.events.timestamp[event], scheme)),
         history_item=padded(history_item),
         history_action=padded(np.where(seen, tokenizer.action_code(dataset, past), 0)),
         history_age=padded(np.where(seen, np.clip(age, 0, tokenizer.LATEST), 0)),
@@ -65,17 +65,17 @@ def item_side_rows(dataset: Dataset, rows: int) -> Int[np.ndarray, "rows F"] | N
 
 
 def _user_values(
-    dataset: Dataset, user: np.ndarray, time: np.ndarray, stream: tokenizer.Stream
+    dataset: Dataset, user: np.ndarray, time: np.ndarray, scheme: tokenizer.TokenScheme
 ) -> np.ndarray | None:
     """[T, C + series]: the user's attributes, then the latest slow-series entries at the time, in their order."""
     parts = []
     if dataset.events.user_features is not None:
         parts.append(dataset.events.user_features[user])
-    if stream.max_series:
+    if scheme.max_series:
         values = dataset.events.series_value
         assert values is not None
-        first, count = tokenizer.series_known(dataset, user, time, stream.max_series)
-        nth = count[:, None] - stream.max_series + np.arange(stream.max_series)
+        first, count = tokenizer.series_known(dataset, user, time, scheme.max_series)
+        nth = count[:, None] - scheme.max_series + np.arange(scheme.max_series)
         latest = np.zeros(nth.shape, values.dtype)
         row, column = np.nonzero(nth >= 0)
         latest[row, column] = values[first[row] + nth[row, column]]
@@ -84,11 +84,11 @@ def _user_values(
 
 
 @dataclass(frozen=True, eq=False)
-class ImpressionRows:
+class ImpressionBatches:
     """Training batches of single events: shuffled epochs of them, or one pass over consecutive windows of time."""
 
     dataset: Dataset
-    stream: tokenizer.Stream
+    scheme: tokenizer.TokenScheme
     # events of each epoch in turn; one = the same events every epoch
     windows: tuple[Int[np.ndarray, " _"], ...]
     batch_size: int  # B
@@ -131,17 +131,17 @@ class ImpressionRows:
             self._events(epoch)[k * self.batch_size + first : k * self.batch_size + last],
             size=size,
             max_length=self.max_length,
-            stream=self.stream,
+            scheme=self.scheme,
             item_side=side,
         )
 
 
 @dataclass(frozen=True, eq=False)
-class LabelImpressions:
+class LabelImpressionBatches:
     """The batches of an evaluation: every event of `events` is judged once, from its past alone."""
 
     dataset: Dataset
-    stream: tokenizer.Stream
+    scheme: tokenizer.TokenScheme
     events: Int[np.ndarray, " T"]
     batch_size: int  # B
     max_length: int  # N
@@ -154,7 +154,7 @@ class LabelImpressions:
         """Batch `index`: its impressions, and the events judged in it."""
         event = self.events[index * self.batch_size : (index + 1) * self.batch_size]
         user = self.dataset.events.users_of(event)
-        outcome, known = tokenizer.outcomes(self.dataset, event, self.stream.tasks)
+        outcome, known = tokenizer.outcomes(self.dataset, event, self.scheme.tasks)
         labels = Labels(
             np.arange(len(event)), user, event - self.dataset.events.offsets[user], outcome, known
         )
@@ -163,7 +163,7 @@ class LabelImpressions:
             event,
             size=self.batch_size,
             max_length=self.max_length,
-            stream=self.stream,
+            scheme=self.scheme,
             item_side=self.item_side,
         )
         return batch, labels

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int
 from gr_jax.config import Config
 from gr_jax.data.batches import packing, tokenizer
 from gr_jax.data.batches.batch import Batch
-from gr_jax.data.batches.epochs import TrainRows, plan_rows
+from gr_jax.data.batches.epochs import TrainBatches, plan_rows
 from gr_jax.data.batches.sequences import Spans, label_spans, labels_between
 from gr_jax.data.dataset import Dataset
 
@@ -28,8 +28,13 @@ class Labels:
 
 
 def train_rows(
-    dataset: Dataset, config: Config, stream: tokenizer.Stream, before: int, *, row_multiple: int
-) -> TrainRows:
+    dataset: Dataset,
+    config: Config,
+    scheme: tokenizer.TokenScheme,
+    before: int,
+    *,
+    row_multiple: int,
+) -> TrainBatches:
     """Packed training batches in which every event before the time `before` is a label once an epoch."""
     first, last = labels_between(
         dataset.events.offsets,
@@ -41,7 +46,7 @@ def train_rows(
         dataset,
         label_spans(dataset.events.offsets, first, last, max_length=config.data.max_length),
         config.data,
-        stream,
+        scheme,
         batch_users=config.train.batch_users,
         row_multiple=row_multiple,
         seed=config.seed,
@@ -49,13 +54,13 @@ def train_rows(
 
 
 @dataclass(frozen=True, eq=False)
-class LabelRows:
+class LabelBatches:
     """The batches of an evaluation: every event of a stretch of time is judged once, from its past alone."""
 
     dataset: Dataset
     spans: Spans
     rows: packing.RowIndex
-    stream: tokenizer.Stream
+    scheme: tokenizer.TokenScheme
     row_length: int  # L
     batch_rows: int  # R
 
@@ -69,34 +74,34 @@ class LabelRows:
         )
         spans, layout = (
             self.spans.take(chosen),
-            {"row_length": self.row_length, "stream": self.stream},
+            {"row_length": self.row_length, "scheme": self.scheme},
         )
         batch = tokenizer.fill_rows(
             self.dataset, spans, row, column, num_rows=self.batch_rows, **layout
         )
         place, event, owner = tokenizer.label_places(self.dataset, spans, row, column, **layout)
-        outcome, known = tokenizer.outcomes(self.dataset, event, self.stream.tasks)
+        outcome, known = tokenizer.outcomes(self.dataset, event, self.scheme.tasks)
         return batch, Labels(place, spans.user[owner], event - spans.first[owner], outcome, known)
 
 
 def label_rows(
     dataset: Dataset,
     config: Config,
-    stream: tokenizer.Stream,
+    scheme: tokenizer.TokenScheme,
     low: int,
     high: int,
     *,
     row_multiple: int,
-) -> LabelRows:
+) -> LabelBatches:
     """Plans an evaluation of the events with low <= time < high."""
     first, last = labels_between(dataset.events.offsets, dataset.events.timestamp, low, high)
     spans = label_spans(dataset.events.offsets, first, last, max_length=config.data.max_length)
     packed = packing.pack(
-        tokenizer.token_counts(dataset, spans, stream=stream), config.data.row_length
+        tokenizer.token_counts(dataset, spans, scheme=scheme), config.data.row_length
     )
     batch_rows = packing.rows_per_batch(
         packed, len(spans), config.evaluate.batch_users, row_multiple
     )
-    return LabelRows(
-        dataset, spans, packing.RowIndex(packed), stream, config.data.row_length, batch_rows
+    return LabelBatches(
+        dataset, spans, packing.RowIndex(packed), scheme, config.data.row_length, batch_rows
     )

@@ -76,7 +76,7 @@ def window_edges(
 
 
 @dataclass(frozen=True, eq=False)
-class StreamRows:
+class StreamBatches:
     """Packed batches in the order of time; epoch w is window w."""
 
     spans: Spans  # in the order in which they are emitted
@@ -118,11 +118,11 @@ class StreamRows:
 def stream_rows(
     dataset: Dataset,
     config: Config,
-    stream: tokenizer.Stream,
+    scheme: tokenizer.TokenScheme,
     edges: Int[np.ndarray, " W1"],
     *,
     row_multiple: int,
-) -> StreamRows:
+) -> StreamBatches:
     """Plans one pass over the windows between `edges`.
 
     Raises:
@@ -142,7 +142,7 @@ def stream_rows(
         raise ConfigError(
             f"config.train.sampling_rate={train.sampling_rate} keeps no example: choose a greater one, or 0 to keep all"
         )
-    lengths = tokenizer.token_counts(dataset, spans, stream=stream)
+    lengths = tokenizer.token_counts(dataset, spans, scheme=scheme)
     length = config.data.row_length
     batch_rows = max(1, round(train.batch_users * float(lengths.mean()) / length))
     batch_rows = -(-batch_rows // row_multiple) * row_multiple
@@ -153,8 +153,8 @@ def stream_rows(
                 lengths, int(window[0]), int(window[-1]) + 1, batch_rows, length
             )
         first_batch.append(len(groups))
-    make = tokenizer.filler(dataset, row_length=length, stream=stream)
-    return StreamRows(
+    make = tokenizer.filler(dataset, row_length=length, scheme=scheme)
+    return StreamBatches(
         spans, make, tuple(groups), tuple(first_batch), lengths, length, batch_rows, row_multiple
     )
 

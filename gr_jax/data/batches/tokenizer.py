@@ -37,14 +37,14 @@ Fill = Callable[..., Batch]  # (spans, row, column, num_rows=) -> Batch
 
 
 @dataclass(frozen=True)
-class Stream:
+class TokenScheme:
     """How the histories of a dataset become tokens."""
 
     kind: Literal["retrieval", "interleave", "paired", "sum"]
     with_actions: bool  # tokens tell actions
     positive_bit: int  # retrieval: bit that an event must have to be a label; -1 = none
     tasks: tuple[str, ...]  # ranking: what is predicted at an item
-    num_contexts: int  # C: tokens of the contextual prefix
+    num_user_features: int  # C: tokens of the contextual prefix
     max_series: int  # most recent entries of slow series that a sequence takes in
 
     @property
@@ -54,13 +54,13 @@ class Stream:
 
     def max_tokens(self, max_events: int) -> int:
         """Most tokens of a sequence of `max_events` events: the fixed normaliser of the attention."""
-        return self.num_contexts + self.max_series + self.tokens_per_event * max_events
+        return self.num_user_features + self.max_series + self.tokens_per_event * max_events
 
 
-ITEMS = Stream("retrieval", False, -1, (), 0, 0)  # items alone
+ITEMS = TokenScheme("retrieval", False, -1, (), 0, 0)  # items alone
 
 
-def stream_of(config: Config, dataset: Dataset) -> Stream:
+def token_scheme(config: Config, dataset: Dataset) -> TokenScheme:
     """The token stream of a run.
 
     Raises:
@@ -78,26 +78,26 @@ def stream_of(config: Config, dataset: Dataset) -> Stream:
             )
     if "rating" in ranking.tasks and dataset.events.rating is None:
         raise ConfigError("config.ranking.tasks: the log has no ratings for the task 'rating'")
-    stream = Stream(
+    scheme = TokenScheme(
         kind=ranking.tokens if ranking.tasks else "retrieval",  # type: ignore[arg-type]
         with_actions=bool(ranking.tasks) or config.model.use_actions,
         positive_bit=actions.index(config.loss.positive) if config.loss.positive else -1,
         tasks=ranking.tasks,
-        num_contexts=0
+        num_user_features=0
         if dataset.events.user_features is None
         else dataset.events.user_features.shape[1],
         max_series=0 if dataset.events.series_value is None else config.data.max_series,
     )
-    if stream.with_actions and dataset.events.action is None:
+    if scheme.with_actions and dataset.events.action is None:
         raise ConfigError("the log has no actions: set config.data.actions")
-    tokens = stream.max_tokens(config.data.max_length)
+    tokens = scheme.max_tokens(config.data.max_length)
     if tokens > config.data.row_length and config.model.kind != "dlrm":
         raise ConfigError(
             f"config.data.row_length={config.data.row_length}: a sequence can have {tokens} tokens (prefix"
-            f" {stream.num_contexts}, series {stream.max_series}, {stream.tokens_per_event} for each of"
+            f" {scheme.num_user_features}, series {scheme.max_series}, {scheme.tokens_per_event} for each of"
             f" data.max_length={config.data.max_length} events); set row_length to at least that"
         )
-    return stream
+    return scheme
 
 
 def series_range(
@@ -122,10 +122,10 @@ def series_known(
     return low + known - count, count
 
 
-def token_counts(dataset: Dataset, spans: Spans, *, stream: Stream) -> Int[np.ndarray, " B"]:
+def token_counts(dataset: Dataset, spans: Spans, *, scheme: TokenScheme) -> Int[np.ndarray, " B"]:
     """Tokens of each sequence."""
-    series = series_range(dataset, spans, stream.max_series)[1]
-    return stream.num_contexts + series + stream.tokens_per_event * spans.length
+    series = series_range(dataset, spans, scheme.max_series)[1]
+    return scheme.num_user_features + series + scheme.tokens_per_event * spans.length
 
 
 def outcomes(
@@ -147,14 +147,14 @@ def outcomes(
 
 
 def labels(
-    dataset: Dataset, following: Int[np.ndarray, " T"], stream: Stream
+    dataset: Dataset, following: Int[np.ndarray, " T"], scheme: TokenScheme
 ) -> Int[np.ndarray, " T"]:
     """What retrieval predicts: the item of these next events, or 0 where the action of one is not positive."""
     label = dataset.events.item[following]
-    if stream.positive_bit < 0:
+    if scheme.positive_bit < 0:
         return label
     assert dataset.events.action is not None
-    return np.where(dataset.events.action[following] >> stream.positive_bit & 1, label, 0)
+    return np.where(dataset.events.action[following] >> scheme.positive_bit & 1, label, 0)
 
 
 def action_code(dataset: Dataset, event: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
@@ -171,17 +171,17 @@ def fill_rows(
     *,
     num_rows: int,
     row_length: int,
-    stream: Stream,
+    scheme: TokenScheme,
 ) -> Batch:
     """Rows [num_rows, row_length] that hold the token streams of `spans` at the given rows and columns."""
     event = spans.events()
-    at = _places(dataset, spans, event, row * row_length + column, stream)
+    at = _places(dataset, spans, event, row * row_length + column, scheme)
     entry_value, entry_time = (a[at.entry] for a in _series(dataset))
     first_event = np.cumsum(spans.length) - spans.length
     began = dataset.events.timestamp[event[first_event]]
-    tells_action = at.content + stream.tokens_per_event - 1
+    tells_action = at.content + scheme.tokens_per_event - 1
     item, names_item = dataset.events.item[event], at.content
-    if stream.kind == "paired":
+    if scheme.kind == "paired":
         item, names_item = np.tile(item, 2), np.append(at.content, tells_action)
 
     def rows(
@@ -201,34 +201,34 @@ def fill_rows(
     fields: dict[str, Any] = {"item": rows((names_item, item)), "time": time, "query_time": time}
     fields["position"] = rows((at.token, token_index(np.zeros_like(at.tokens), at.tokens)))
     fields["segment"] = rows((at.token, np.repeat(_rank_in_row(row, column), at.tokens)))
-    if stream.kind == "retrieval":
+    if scheme.kind == "retrieval":
         following = spans.following()
         asked = since_start(dataset.events.timestamp[following], at.owner)
         fields["query_time"] = rows(entry_clock, (at.content, asked))
-        fields["label"] = rows((at.content, labels(dataset, following, stream)))
+        fields["label"] = rows((at.content, labels(dataset, following, scheme)))
     else:
-        value, known = outcomes(dataset, event, stream.tasks)
+        value, known = outcomes(dataset, event, scheme.tasks)
         known = known * (event >= spans.first_label()[at.owner])[:, None]
-        width = (len(stream.tasks),)
+        width = (len(scheme.tasks),)
         fields["outcome"] = rows((at.content, value * known), dtype=np.float32, width=width)
         fields["outcome_weight"] = rows((at.content, known), dtype=np.float32, width=width)
-    if stream.with_actions:
+    if scheme.with_actions:
         code = action_code(dataset, event)
-        if stream.kind == "sum":  # of the event before; the first event of a sequence has none
+        if scheme.kind == "sum":  # of the event before; the first event of a sequence has none
             code = np.roll(code, 1)
             code[first_event] = 0
         fields["action"] = rows((tells_action, code))
     if dataset.catalogue.item_features is not None:
         side = dataset.catalogue.item_features[item]
         fields["side"] = rows((names_item, side), width=side.shape[1:])
-    if stream.num_contexts or stream.max_series:
+    if scheme.num_user_features or scheme.max_series:
         prefix = (
             np.zeros((0, 0))
             if dataset.events.user_features is None
             else dataset.events.user_features[spans.user]
         )
         fields["feature"] = rows((at.entry_place, entry_value), (at.context, prefix))
-    if stream.num_contexts:
+    if scheme.num_user_features:
         fields["context"] = rows((at.context, True), dtype=bool)
     return Batch(**fields)
 
@@ -240,18 +240,18 @@ def label_places(
     column: Int[np.ndarray, " B"],
     *,
     row_length: int,
-    stream: Stream,
+    scheme: TokenScheme,
 ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
     """The labels of rows that `fill_rows` made: place of each (row * L + column), its event, its sequence."""
     event = spans.events()
-    at = _places(dataset, spans, event, row * row_length + column, stream)
+    at = _places(dataset, spans, event, row * row_length + column, scheme)
     is_label = event >= spans.first_label()[at.owner]
     return at.content[is_label], event[is_label], at.owner[is_label]
 
 
-def filler(dataset: Dataset, *, row_length: int, stream: Stream) -> Fill:
+def filler(dataset: Dataset, *, row_length: int, scheme: TokenScheme) -> Fill:
     """`fill_rows` of one dataset and stream."""
-    return functools.partial(fill_rows, dataset, row_length=row_length, stream=stream)
+    return functools.partial(fill_rows, dataset, row_length=row_length, scheme=scheme)
 
 
 class _Places(NamedTuple):
@@ -268,11 +268,11 @@ class _Places(NamedTuple):
 
 
 def _places(
-    dataset: Dataset, spans: Spans, event: np.ndarray, start: np.ndarray, stream: Stream
+    dataset: Dataset, spans: Spans, event: np.ndarray, start: np.ndarray, scheme: TokenScheme
 ) -> _Places:
     """Merges events and series entries by time behind the prefix; an entry stands before the events of its time."""
     owner, nth = _owners(spans.length)
-    first, count = series_range(dataset, spans, stream.max_series)
+    first, count = series_range(dataset, spans, scheme.max_series)
     entry, (entry_owner, entry_nth) = token_index(first, count), _owners(count)
     events_before, entries_before = np.zeros_like(entry), np.zeros_like(event)
     if len(entry):
@@ -287,15 +287,15 @@ def _places(
         entries_before = (
             np.searchsorted(entry_key, key, "right") - (np.cumsum(count) - count)[owner]
         )
-    lead, step = start + stream.num_contexts, stream.tokens_per_event
-    tokens = stream.num_contexts + count + step * spans.length
+    lead, step = start + scheme.num_user_features, scheme.tokens_per_event
+    tokens = scheme.num_user_features + count + step * spans.length
     return _Places(
         owner,
         lead[owner] + entries_before + step * nth,
         entry,
         entry_owner,
         lead[entry_owner] + entry_nth + step * events_before,
-        start[:, None] + np.arange(stream.num_contexts),
+        start[:, None] + np.arange(scheme.num_user_features),
         tokens,
         token_index(start, tokens),
     )

@@ -28,7 +28,7 @@ from gr_jax.serving.history import RequestError
 from gr_jax.serving.http import wire
 from gr_jax.serving.http.batching import Batcher, Busy
 from gr_jax.serving.http.limits import BodyLimit, Limits
-from gr_jax.serving.model import Loaded
+from gr_jax.serving.model import TrainedModel
 
 if TYPE_CHECKING:
     from gr_jax.serving.cache import (
@@ -94,7 +94,7 @@ class Metrics:
 class Service:
     """What the endpoints share: the model, its batches and its state."""
 
-    def __init__(self, loaded: Loaded, limits: Limits):
+    def __init__(self, loaded: TrainedModel, limits: Limits):
         self.loaded, self.limits, self.metrics, self.status = (
             loaded,
             limits,
@@ -202,7 +202,7 @@ def _check_size(name: str, values: Any, most: int) -> None:
         raise RequestError(f"{name}: {len(values):,} of them, at most {most:,} are taken")
 
 
-def make_app(loaded: Loaded, limits: Limits | None = None) -> FastAPI:
+def make_app(loaded: TrainedModel, limits: Limits | None = None) -> FastAPI:
     """The application; it warms up when it is started, and answers what waits when it is stopped."""
     service = Service(loaded, limits or Limits())
     shown = wire.examples(loaded)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from gr_jax.serving.history import LAST_TIME
-from gr_jax.serving.model import Answer, Loaded
+from gr_jax.serving.model import Answer, TrainedModel
 
 ItemId = Annotated[StrictStr | StrictInt, Field(description="raw id of the log, as text or number")]
 Seconds = Annotated[
@@ -114,7 +114,7 @@ def answer_out(answer: Answer) -> dict[str, Any]:
     return {"items": items, "source": answer.source, "skipped": answer.skipped}
 
 
-def examples(loaded: Loaded) -> dict[str, dict[str, Any]]:
+def examples(loaded: TrainedModel) -> dict[str, dict[str, Any]]:
     """Requests that this run can answer, for /recommend and /score: on the three most frequent items."""
     popular = [item.item for item in loaded.recommend([], k=3)]
     last = int(loaded.dataset.meta["time_max"])

@@ -54,11 +54,11 @@ def task(run: Run) -> Task:
                 impressions.impression_size(config, run.row_multiple), 1024 * run.row_multiple
             )
             side = impressions.item_side_rows(dataset, table_rows(dataset.num_items))
-            return impressions.LabelImpressions(
-                dataset, run.stream, events, size, config.data.max_length, side
+            return impressions.LabelImpressionBatches(
+                dataset, run.scheme, events, size, config.data.max_length, side
             )
         return ranking.label_rows(
-            dataset, config, run.stream, low, high, row_multiple=run.row_multiple
+            dataset, config, run.scheme, low, high, row_multiple=run.row_multiple
         )
 
     def validate(params: dict, epochs_done: int) -> dict[str, float] | None:
@@ -121,9 +121,9 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
         ]
         size = impressions.impression_size(config, multiple)
         side = impressions.item_side_rows(dataset, table_rows(dataset.num_items))
-        plan = impressions.ImpressionRows(
+        plan = impressions.ImpressionBatches(
             dataset,
-            run.stream,
+            run.scheme,
             tuple(windows),
             size,
             config.data.max_length,
@@ -148,12 +148,12 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
             about=about,
         )
     if is_stream:
-        plan = streaming.stream_rows(dataset, config, run.stream, edges, row_multiple=multiple)
+        plan = streaming.stream_rows(dataset, config, run.scheme, edges, row_multiple=multiple)
         lengths, steps = plan.lengths, plan.first_step(epochs)
         what = f"{len(edges) - 1} windows, {len(lengths):,} examples"
     else:
         plan = ranking.train_rows(
-            dataset, config, run.stream, int(edges[-1]), row_multiple=multiple
+            dataset, config, run.scheme, int(edges[-1]), row_multiple=multiple
         )
         spans = plan.epoch(0).spans
         lengths, steps = plan.count(spans), plan.steps(0)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from gr_jax.config import Config
 from gr_jax.data.batches.batch import Batch, Queries
-from gr_jax.data.batches.epochs import EvaluationRows
+from gr_jax.data.batches.epochs import EvaluationBatches
 from gr_jax.training import sharding
 from gr_jax.training.retrieval import metrics
 
@@ -31,7 +31,7 @@ class UserRanks(NamedTuple):
 
 def make_judge(
     graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
-) -> Callable[[dict, EvaluationRows], UserRanks]:
+) -> Callable[[dict, EvaluationBatches], UserRanks]:
     """`judge(params, rows)`: the rank of every user's target in the whole catalogue."""
 
     @jax.jit
@@ -65,7 +65,7 @@ def make_judge(
         token, target, seen = sharding.put_whole(asked, sharding.replicated(mesh))
         return rank(params, encode_on_mesh(params, batch, token), target, seen)
 
-    def judge(params: dict, rows: EvaluationRows) -> UserRanks:
+    def judge(params: dict, rows: EvaluationBatches) -> UserRanks:
         def judged() -> Iterator[tuple[dict, np.ndarray]]:
             for index in range(len(rows)):
                 batch, queries, users = rows.batch(index)
@@ -86,11 +86,11 @@ def make_judge(
 
 def make_evaluator(
     graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
-) -> Callable[[dict, EvaluationRows], dict[str, float]]:
+) -> Callable[[dict, EvaluationBatches], dict[str, float]]:
     """`evaluate(params, rows) -> metrics`: those of `metrics.summarise` of `make_judge`."""
     judge = make_judge(graphdef, config, num_items=num_items, mesh=mesh)
 
-    def evaluate(params: dict, rows: EvaluationRows) -> dict[str, float]:
+    def evaluate(params: dict, rows: EvaluationBatches) -> dict[str, float]:
         found = judge(params, rows)
         return metrics.summarise(found.rank, found.log_prob, found.history)
 

@@ -30,12 +30,12 @@ def task(run: Run) -> Task:
     )
 
     @functools.cache
-    def rows_of(split: Split) -> epochs.EvaluationRows:
+    def rows_of(split: Split) -> epochs.EvaluationBatches:
         return epochs.evaluation_rows(
             dataset,
             config.data,
             split,
-            run.stream,
+            run.scheme,
             batch_users=config.evaluate.batch_users,
             exclude=config.evaluate.exclude,
             sample=config.evaluate.valid_users if split == "valid" else 0,  # the test is on all
@@ -43,11 +43,11 @@ def task(run: Run) -> Task:
         )
 
     @functools.cache
-    def train_rows() -> epochs.TrainRows:
+    def train_rows() -> epochs.TrainBatches:
         return epochs.train_rows(
             dataset,
             config.data,
-            run.stream,
+            run.scheme,
             batch_users=config.train.batch_users,
             row_multiple=run.batch_multiple,
             seed=config.seed,
@@ -79,7 +79,7 @@ def task(run: Run) -> Task:
     )
 
 
-def batches(run: Run, rows: epochs.TrainRows) -> Batches:
+def batches(run: Run, rows: epochs.TrainBatches) -> Batches:
     """The batches of the run, and the cost of one by the mean of the first epoch."""
     lengths, steps = rows.count(rows.epoch(0).spans), rows.steps(0)
     return Batches(
@@ -97,9 +97,9 @@ def batches(run: Run, rows: epochs.TrainRows) -> Batches:
     )
 
 
-def item_log_q(run: Run, rows: epochs.TrainRows) -> Float[Array, " rows"]:
+def item_log_q(run: Run, rows: epochs.TrainBatches) -> Float[Array, " rows"]:
     """Log of each item's share of the training labels, the probability that in-batch sampling draws it."""
-    labels = tokenizer.labels(run.dataset, rows.spans.following(), run.stream)
+    labels = tokenizer.labels(run.dataset, rows.spans.following(), run.scheme)
     counts = np.bincount(labels[labels > 0], minlength=table_rows(run.dataset.num_items)).astype(
         np.float32
     )

@@ -13,7 +13,7 @@ from gr_jax.data.dataset import Dataset
 from tests.data.batches.ranking_log import random_dataset
 
 N = 4
-STREAM = tokenizer.Stream("interleave", True, -1, ("liked", "rating"), 2, 2)
+STREAM = tokenizer.TokenScheme("interleave", True, -1, ("liked", "rating"), 2, 2)
 
 
 @settings(max_examples=30, deadline=None)
@@ -23,7 +23,7 @@ def test_an_impression_holds_the_event_and_what_came_before_it(seed):
     dataset = random_dataset(seed)
     events = np.random.default_rng(seed).permutation(dataset.num_events)[:5]
     batch = impressions.fill_impressions(
-        dataset, events, size=7, max_length=N, stream=STREAM, item_side=None
+        dataset, events, size=7, max_length=N, scheme=STREAM, item_side=None
     )
     for i, e in enumerate(events):
         user = int(np.searchsorted(dataset.events.offsets, e, "right")) - 1
@@ -66,10 +66,10 @@ def test_an_impression_sees_the_series_as_a_sequence_does_whatever_follows():
     dataset = random_dataset(0, users=2)
     dataset = Dataset(dataset.catalogue, dataclasses.replace(dataset.events, **columns))
     for max_series in (1, 16, 50):
-        stream = dataclasses.replace(STREAM, num_contexts=0, max_series=max_series)
+        scheme = dataclasses.replace(STREAM, num_user_features=0, max_series=max_series)
         events = np.arange(6)
         batch = impressions.fill_impressions(
-            dataset, events, size=6, max_length=N, stream=stream, item_side=None
+            dataset, events, size=6, max_length=N, scheme=scheme, item_side=None
         )
         known = [[1], *([*range(3, 3 + n)] for n in (1, 4, 25, 40, 40))]
         for got, values in zip(batch.feature, known, strict=True):
@@ -89,10 +89,10 @@ def test_processes_hold_parts_of_the_table_of_item_features():
     assert padded.shape == (16, 3) and not padded[len(plan.dataset.catalogue.item_features) :].any()
 
 
-def rows(*, shuffled: bool, windows: int) -> impressions.ImpressionRows:
+def rows(*, shuffled: bool, windows: int) -> impressions.ImpressionBatches:
     dataset = random_dataset(1, users=20, events=20)
     order = impressions.events_between(dataset, 0, 10**9)
-    return impressions.ImpressionRows(
+    return impressions.ImpressionBatches(
         dataset, STREAM, tuple(np.array_split(order, windows)), 8, N, shuffled, 0
     )
 
@@ -125,7 +125,7 @@ def test_an_evaluation_judges_each_event_once_with_its_history_counted():
     dataset = random_dataset(2, users=10)
     events = impressions.events_between(dataset, 0, 10**9)
     assert (np.diff(dataset.events.timestamp[events]) >= 0).all()
-    judged = impressions.LabelImpressions(dataset, STREAM, events, 8, N)
+    judged = impressions.LabelImpressionBatches(dataset, STREAM, events, 8, N)
     user, history = (
         np.concatenate([getattr(judged.batch(i)[1], f) for i in range(len(judged))])
         for f in ("user", "history")

@@ -11,7 +11,7 @@ from gr_jax.data.batches.share import Share
 from gr_jax.data.dataset import Dataset, Events
 from tests.data.batches.ranking_log import random_dataset
 
-STREAM = tokenizer.Stream("interleave", True, -1, ("liked",), 0, 0)
+STREAM = tokenizer.TokenScheme("interleave", True, -1, ("liked",), 0, 0)
 GAP = 250  # seconds; the logs have gaps of multiples of 100
 
 

@@ -19,8 +19,8 @@ KINDS = ("retrieval", *RANKING)
 N, MAX_SERIES = 4, 2
 
 
-def stream(kind: str, *, positive: int = -1) -> tokenizer.Stream:
-    return tokenizer.Stream(
+def scheme(kind: str, *, positive: int = -1) -> tokenizer.TokenScheme:
+    return tokenizer.TokenScheme(
         kind, True, positive, () if kind == "retrieval" else TASKS, 2, MAX_SERIES
     )
 
@@ -42,7 +42,7 @@ def inputs_only(dataset) -> Spans:
     return Spans(user, dataset.events.offsets[user], begin, end - begin)
 
 
-def written_out(dataset, spans: Spans, b: int, how: tokenizer.Stream) -> list[dict]:
+def written_out(dataset, spans: Spans, b: int, how: tokenizer.TokenScheme) -> list[dict]:
     """The tokens of sequence b, one dict each."""
     user, first, length = spans.user[b], spans.begin[b], spans.length[b]
     events = range(first, first + length)
@@ -94,11 +94,11 @@ def written_out(dataset, spans: Spans, b: int, how: tokenizer.Stream) -> list[di
     return out
 
 
-def lay_out(dataset, spans: Spans, how: tokenizer.Stream, row_length: int = 16):
+def lay_out(dataset, spans: Spans, how: tokenizer.TokenScheme, row_length: int = 16):
     """One sequence a row, from column b mod 3 on."""
     row = np.arange(len(spans))
     column = row % 3
-    make = tokenizer.filler(dataset, row_length=row_length, stream=how)
+    make = tokenizer.filler(dataset, row_length=row_length, scheme=how)
     return make(spans, row, column, num_rows=len(spans)), column
 
 
@@ -107,10 +107,10 @@ def lay_out(dataset, spans: Spans, how: tokenizer.Stream, row_length: int = 16):
 @given(seed=st.integers(0, 10**6))
 def test_rows_hold_the_streams_written_out_token_by_token(kind, seed):
     dataset = random_dataset(seed)
-    how = stream(kind, positive=1 if seed % 2 and kind == "retrieval" else -1)
+    how = scheme(kind, positive=1 if seed % 2 and kind == "retrieval" else -1)
     spans = inputs_only(dataset) if kind == "retrieval" else all_labels(dataset)
     batch, column = lay_out(dataset, spans, how)
-    counts = tokenizer.token_counts(dataset, spans, stream=how)
+    counts = tokenizer.token_counts(dataset, spans, scheme=how)
     for b in range(len(spans)):
         expected = written_out(dataset, spans, b, how)
         assert counts[b] == len(expected) <= how.max_tokens(N)
@@ -132,7 +132,7 @@ def test_rows_hold_the_streams_written_out_token_by_token(kind, seed):
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_what_happens_at_an_event_is_in_no_token_up_to_its_own(kind, seed):
-    dataset, how = random_dataset(seed), stream(kind)
+    dataset, how = random_dataset(seed), scheme(kind)
     spans = all_labels(dataset)
     event = np.random.default_rng(seed).integers(dataset.num_events)
     action, rating = dataset.events.action.copy(), dataset.events.rating.copy()
@@ -142,7 +142,7 @@ def test_what_happens_at_an_event_is_in_no_token_up_to_its_own(kind, seed):
     (before, _), (after, _) = (lay_out(d, spans, how) for d in (dataset, changed))
     row, column = np.arange(len(spans)), np.arange(len(spans)) % 3
     place, events, _ = tokenizer.label_places(
-        dataset, spans, row, column, row_length=16, stream=how
+        dataset, spans, row, column, row_length=16, scheme=how
     )
     own = place[events == event]
     assert len(own) == 1
@@ -158,12 +158,12 @@ def test_what_happens_at_an_event_is_in_no_token_up_to_its_own(kind, seed):
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), kind=st.sampled_from(RANKING))
 def test_every_event_is_a_label_once_and_its_place_is_found(seed, kind):
-    dataset, how = random_dataset(seed, features=seed % 2 == 0), stream(kind)
-    how = how if seed % 2 == 0 else dataclasses.replace(how, num_contexts=0, max_series=0)
+    dataset, how = random_dataset(seed, features=seed % 2 == 0), scheme(kind)
+    how = how if seed % 2 == 0 else dataclasses.replace(how, num_user_features=0, max_series=0)
     spans = all_labels(dataset)
     batch, column = lay_out(dataset, spans, how)
     place, event, owner = tokenizer.label_places(
-        dataset, spans, np.arange(len(spans)), column, row_length=16, stream=how
+        dataset, spans, np.arange(len(spans)), column, row_length=16, scheme=how
     )
     assert sorted(event) == list(range(dataset.num_events))
     np.testing.assert_array_equal(batch.item.reshape(-1)[place], dataset.events.item[event])
@@ -174,8 +174,8 @@ def test_every_event_is_a_label_once_and_its_place_is_found(seed, kind):
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_kept_events_form_the_stream_of_a_log_that_has_only_those(seed):
-    dataset, how = random_dataset(seed, features=False), stream("interleave")
-    how = dataclasses.replace(how, num_contexts=0, max_series=0)
+    dataset, how = random_dataset(seed, features=False), scheme("interleave")
+    how = dataclasses.replace(how, num_user_features=0, max_series=0)
     rng = np.random.default_rng(seed)
     kept = np.flatnonzero(rng.random(dataset.num_events) < 0.6)
     user = np.searchsorted(dataset.events.offsets, kept, "right") - 1
@@ -230,7 +230,7 @@ def test_the_label_of_a_kept_event_is_the_next_one_kept_and_of_the_last_the_next
 )
 def test_a_stream_that_cannot_be_made_says_why(config, reason):
     with pytest.raises(ConfigError, match=reason):
-        tokenizer.stream_of(config, random_dataset(0))
+        tokenizer.token_scheme(config, random_dataset(0))
 
 
 def test_tasks_and_actions_need_their_columns():
@@ -239,6 +239,6 @@ def test_tasks_and_actions_need_their_columns():
     dataset = Dataset(dataset.catalogue, events)
     ranking = Config(ranking=RankingConfig(tasks=("rating",)))
     with pytest.raises(ConfigError, match="no ratings for the task 'rating'"):
-        tokenizer.stream_of(ranking, dataset)
+        tokenizer.token_scheme(ranking, dataset)
     with pytest.raises(ConfigError, match="the log has no actions"):
-        tokenizer.stream_of(Config(model=ModelConfig(use_actions=True)), dataset)
+        tokenizer.token_scheme(Config(model=ModelConfig(use_actions=True)), dataset)

@@ -14,7 +14,7 @@ from gr_jax.config import (
     TrainConfig,
 )
 from gr_jax.data.batches import epochs
-from gr_jax.data.batches.tokenizer import stream_of
+from gr_jax.data.batches.tokenizer import token_scheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.flops import train_flops
 from gr_jax.models.recommender import functional
@@ -38,13 +38,13 @@ def run_of(dataset: Dataset, loss: LossConfig) -> Run:
         train=TrainConfig(batch_users=4),
         mesh=MeshConfig(data=1),
     )
-    stream, mesh = stream_of(config, dataset), sharding.make_mesh(config.mesh)
-    graphdef, init = functional(config.model, **model_sizes(config, dataset, stream))
+    scheme, mesh = token_scheme(config, dataset), sharding.make_mesh(config.mesh)
+    graphdef, init = functional(config.model, **model_sizes(config, dataset, scheme))
     return Run(
         config,
         Path("."),
         dataset,
-        stream,
+        scheme,
         mesh,
         graphdef,
         init,
@@ -53,8 +53,8 @@ def run_of(dataset: Dataset, loss: LossConfig) -> Run:
     )
 
 
-def train_rows(run: Run) -> epochs.TrainRows:
-    return epochs.train_rows(run.dataset, run.config.data, run.stream, batch_users=4)
+def train_rows(run: Run) -> epochs.TrainBatches:
+    return epochs.train_rows(run.dataset, run.config.data, run.scheme, batch_users=4)
 
 
 def test_log_q_is_the_share_of_each_item_among_the_labels_that_in_batch_negatives_are_drawn_from():
