@@ -6,6 +6,7 @@ Forward only. jax-triton and triton are imported when the op is called: they exi
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +88,7 @@ def _forward(
     query_times,
     key_times,
 ):
-    import jax_triton  # pyright: ignore[reportMissingImports]
+    jax_triton: Any = importlib.import_module("jax_triton")
 
     from pallas_kernels.jax_triton.kernel import forward_kernel
 
