@@ -46,7 +46,8 @@ from experiments import figures
 from gr_jax.config import Config, ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.flops import train_flops
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ITEMS = 1000
@@ -58,7 +59,9 @@ MODEL = ModelConfig(
 def make_step(max_length: int, attention: str, *, last_only: bool) -> tuple[Callable, dict]:
     """Loss and gradient of a batch with labels at every event or at the last of each row alone, and parameters."""
     config = dataclasses.replace(MODEL, attention=attention)
-    graphdef, init = functional(config, num_items=NUM_ITEMS, max_length=max_length, num_tasks=1)
+    graphdef, init = make_model(
+        config, ModelSizes(num_items=NUM_ITEMS, max_length=max_length, tasks=("liked",))
+    )
 
     def loss(params: dict, batch: Batch, label: Float[Array, "R L"]) -> Float[Array, ""]:
         model: Any = nnx.merge(graphdef, params)

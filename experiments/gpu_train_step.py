@@ -96,7 +96,8 @@ def prepare(model: str, implementation: str, tiny: bool) -> dict[str, Any]:
     """Returns the compiled step with its first state and batch, or why there is none."""
     import jax
 
-    from gr_jax.models.recommender import functional
+    from gr_jax.models.recommender import make_model
+    from gr_jax.models.sizes import ModelSizes
     from gr_jax.training import sharding, state
     from gr_jax.training.optimizer import make_optimizer
     from gr_jax.training.retrieval.step import make_train_step
@@ -110,7 +111,9 @@ def prepare(model: str, implementation: str, tiny: bool) -> dict[str, Any]:
         return {"skipped": reason}
     config = replace(config, model=replace(config.model, attention=implementation))
     mesh = sharding.make_mesh(config.mesh)
-    graphdef, init = functional(config.model, num_items=items, max_length=config.data.max_length)
+    graphdef, init = make_model(
+        config.model, ModelSizes(num_items=items, max_length=config.data.max_length)
+    )
     optimizer, key = make_optimizer(config.optimizer), jax.random.key(0)
     train_state, shardings = state.create(init, optimizer, key, mesh=mesh, rules=config.mesh.rules)
     batch = sharding.put(random_batch(spec, items), sharding.batch_sharding(mesh))

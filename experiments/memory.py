@@ -37,9 +37,9 @@ from experiments.figures import pyplot  # noqa: E402
 from experiments.gpu_train_step import random_batch  # noqa: E402
 from experiments.kernel_compile import TARGET  # noqa: E402
 from gr_jax.config import ModelConfig  # noqa: E402
-from gr_jax.models import transformer  # noqa: E402
+from gr_jax.models import sasrec  # noqa: E402
 from gr_jax.models.hstu import HstuBlock  # noqa: E402
-from gr_jax.models.transformer import SasrecBlock  # noqa: E402
+from gr_jax.models.sasrec import SasrecBlock  # noqa: E402
 from gr_jax.planning import compiled_step  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 
@@ -78,13 +78,13 @@ def temporaries(config: ModelConfig, depth: int, remat: bool, mesh: Mesh) -> int
     x = jax.ShapeDtypeStruct((ROWS, LENGTH, config.width), config.compute_dtype)
     shapes = parameters, x, batch, jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
-    attention = transformer.softmax_attention
+    attention = sasrec.softmax_attention
     again = lambda *args, **options: jax.checkpoint(lambda *args: attention(*args, **options))(
         *args
     )
     with (
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
-        mock.patch.object(transformer, "softmax_attention", again),
+        mock.patch.object(sasrec, "softmax_attention", again),
     ):
         executable = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes).compile()
     return compiled_step.allocated(executable)["temp"]

@@ -40,7 +40,8 @@ from flax import nnx
 from experiments import figures
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Batch
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.serving.history_tokens import Tokens
 from gr_jax.serving.m_falcon import Candidates, Scorer
 
@@ -160,8 +161,8 @@ def append_seconds(scorer: Scorer, tokens: Tokens) -> float:
 
 def measure(config: ModelConfig, n: int, sizes: dict, rate: float) -> tuple[list[dict], dict]:
     """The rows of a history of n tokens, one for each b and m, and what does not depend on these."""
-    graphdef, init = functional(
-        config, num_items=ITEMS, max_length=n + 1, num_actions=1, num_tasks=1
+    graphdef, init = make_model(
+        config, ModelSizes(ITEMS, max_length=n + 1, num_actions=1, tasks=("liked",))
     )
     params, tokens = init(jax.random.key(0)), history(n)
     rank = jax.jit(lambda params, batch: nnx.merge(graphdef, params).rank(batch))

@@ -10,7 +10,8 @@ import jax
 from flax import nnx
 
 from gr_jax.config import Config
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import Optimizer, make_optimizer
 from gr_jax.training.retrieval.step import make_train_step
@@ -43,7 +44,7 @@ def start(
     """A training at step 0 by the seed of `config`; `vocabulary` as of `training.vocabulary.initial`."""
     mesh, optimizer = sharding.make_mesh(config.mesh), make_optimizer(config.optimizer)
     rows, max_length = config.vocabulary.table_ids(items), config.data.max_length
-    graphdef, init = functional(config.model, num_items=rows, max_length=max_length)
+    graphdef, init = make_model(config.model, ModelSizes(num_items=rows, max_length=max_length))
     key, rules = jax.random.key(config.seed), config.mesh.rules
     fresh, shardings = state.create(
         init, optimizer, key, mesh=mesh, rules=rules, vocabulary=vocabulary

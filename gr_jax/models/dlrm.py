@@ -16,10 +16,12 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Impressions
+from gr_jax.models.attention import TIME_BUCKETS
 from gr_jax.models.embeddings import ContentEmbeddings
-from gr_jax.models.hstu import TIME_BUCKETS
-from gr_jax.models.layers import Linear, dropout, split
+from gr_jax.models.heads import predictions
+from gr_jax.models.layers import Linear, dropout, split_key, widen
 from gr_jax.models.lookup import take_rows
+from gr_jax.models.sizes import ModelSizes
 from pallas_kernels import time_bucket
 
 ATTENTION_WIDTH = 36  # hidden width of the activation unit, as in the paper of DIN
@@ -67,46 +69,39 @@ class Dlrm(nnx.Module):
       output: [W + last hidden width, Y], on crosses and perceptron.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        num_items: int,
-        max_length: int,
-        num_actions: int = 0,
-        num_feature_values: int = 0,
-        num_tasks: int = 0,
-        rngs: nnx.Rngs,
-    ):
-        """`max_length`: events of a history; it only scales the inputs, so that they are of the order of 1."""
-        self.config, self.max_length, self.num_actions = config, max_length, num_actions
+    def __init__(self, config: ModelConfig, sizes: ModelSizes, *, rngs: nnx.Rngs):
+        """`sizes.max_length` only scales the inputs, so that they are of the order of 1."""
+        self.config, self.sizes = config, sizes
         linear = functools.partial(
             Linear, kernel_init=jax.nn.initializers.xavier_uniform(), rngs=rngs
         )
-        tables = dict(num_actions=num_actions, num_feature_values=num_feature_values)
-        self.embeddings = ContentEmbeddings(num_items, config.width, **tables, rngs=rngs)
+        self.embeddings = ContentEmbeddings(sizes, config.width, rngs=rngs)
         age_init = jax.nn.initializers.truncated_normal(0.02 * math.sqrt(config.width))
         self.age_table = nnx.Param(age_init(rngs.params(), (TIME_BUCKETS, config.width)))
         self.activation = ActivationUnit(config.width, rngs=rngs)
-        width = input_width(config, num_actions=num_actions)
+        width = input_width(config, num_actions=sizes.num_actions)
         self.cross = nnx.List([linear(width, width) for _ in range(config.cross_layers)])
         widths = (width, *config.hidden_widths)
         self.hidden = nnx.List([linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
-        self.output = linear(width + widths[-1], num_tasks)
+        self.output = linear(width + widths[-1], sizes.num_tasks)
 
     def rank(
         self, impressions: Impressions, *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "B Y"]:
         """Logits in float32; with a `key`, dropout on the input and in the perceptron."""
         config = self.config
-        key_input, *keys = split(key, 1 + len(self.hidden))
+        key_input, *keys = split_key(key, 1 + len(self.hidden))
         x0 = dropout(self._input(impressions), config.input_dropout, key_input)
         crossed = deep = x0
         for layer in self.cross:
             crossed = x0 * layer(crossed) + crossed
         for layer, key_hidden in zip(self.hidden, keys, strict=True):
             deep = dropout(jax.nn.silu(layer(deep)), config.dropout, key_hidden)
-        return self.output(jnp.concatenate([crossed, deep], -1).astype(jnp.float32))
+        return self.output(widen(jnp.concatenate([crossed, deep], -1)))
+
+    def predictions(self, logits: Float[Array, "*T Y"]) -> Float[Array, "*T Y"]:
+        """The probability of each task, or the number itself where the task is a regression."""
+        return predictions(logits, self.sizes.tasks)
 
     def _input(self, impressions: Impressions) -> Float[Array, "B W"]:
         dtype = jnp.dtype(self.config.compute_dtype)
@@ -117,14 +112,14 @@ class Dlrm(nnx.Module):
             user = self.embeddings.of_values(impressions.feature).sum(1).astype(dtype)
         real = impressions.history_item != 0
         event = take_rows(items, impressions.history_item)
-        if self.num_actions:
+        if self.sizes.num_actions:
             event += self.embeddings.of_actions(impressions.history_action)
         event = jnp.where(
             real[..., None], event + self.age_table[time_bucket(impressions.history_age)], 0
         )
         event = event.astype(dtype)
         weights = jnp.where(real, self.activation(event, candidate), 0)
-        attended = jnp.einsum("bn,bnd->bd", weights, event) / math.sqrt(self.max_length)
+        attended = jnp.einsum("bn,bnd->bd", weights, event) / math.sqrt(self.sizes.max_length)
         mean = event.sum(1) / jnp.maximum(real.sum(1), 1)[:, None].astype(dtype)
         counts = self._counts(impressions, real).astype(dtype)
         return jnp.concatenate([candidate, user, attended, mean, counts], -1)
@@ -132,9 +127,11 @@ class Dlrm(nnx.Module):
     def _counts(self, impressions: Impressions, real: Bool[Array, "B N"]) -> Float[Array, "B _"]:
         """log1p(events), 1 for a full history, and the share of the events with each action."""
         events = real.sum(1, keepdims=True).astype(jnp.float32)
-        bits = impressions.history_action[..., None] >> jnp.arange(1, self.num_actions + 1) & 1
+        bits = (
+            impressions.history_action[..., None] >> jnp.arange(1, self.sizes.num_actions + 1) & 1
+        )
         shares = jnp.where(real[..., None], bits, 0).sum(1) / jnp.maximum(events, 1)
-        return jnp.concatenate([jnp.log1p(events) / math.log1p(self.max_length), shares], -1)
+        return jnp.concatenate([jnp.log1p(events) / math.log1p(self.sizes.max_length), shares], -1)
 
 
 def input_width(config: ModelConfig, *, num_actions: int) -> int:

@@ -10,54 +10,45 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gr_jax.data.batches.batch import Batch
-from gr_jax.models.layers import dropout
+from gr_jax.models.layers import dropout, widen
 from gr_jax.models.lookup import take_rows
+from gr_jax.models.sizes import ModelSizes
 
-# table rows are padded to this, so that the same checkpoint shards over any usual mesh
+# entries of a table are padded to this, so that the same checkpoint shards over any usual mesh
 ROW_MULTIPLE = 128
 
 
 def table_rows(num_ids: int) -> int:
-    """Rows of a table: ids 0 (padding) to num_ids, rounded up for even sharding. Rows above are never used."""
+    """Entries of a table: ids 0 (padding) to num_ids, rounded up for even sharding."""
     return -(-(num_ids + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 class ContentEmbeddings(nnx.Module):
-    """What happened at a token: E[item] * sqrt(D) + values of item and user features + bits of the action.
+    """Vector of a token: E[item] * sqrt(D) + values of item and user features + bits of the action.
 
     Attributes:
-      item_table: [rows, D]; row = item id; also the output table of the retrieval head.
-      feature_table: [rows, D]; row = feature value id; None without features.
-        In a sparse training step both hold the rows that the batch touches, ids being numbers of these
-        (`training.touched`); over several devices [S, rows, D], see `lookup.take_rows`. Where items share rows, the
-        model is given a table of their vectors (`models.vocabulary`), row = item id again.
-      action_table: [actions + 1, D]; row 0 = the token tells an action, row 1 + i = it was action i; None without.
+      item_table: [entries, D] by item id; also the output table of the retrieval head.
+      feature_table: [entries, D] by feature value id; None without features.
+        In a sparse training step both hold the entries of the batch alone, and ids count these
+        (`training.tables`); over several devices [S, entries, D], see `lookup.take_rows`. Where
+        items share entries, the model gets a table of their vectors, by item id again
+        (`models.vocabulary`).
+      action_table: [actions + 1, D]; entry 0 = the token holds an action, entry 1 + i = it was
+        action i; None without actions.
     """
 
-    def __init__(
-        self,
-        num_items: int,
-        width: int,
-        *,
-        num_actions: int,
-        num_feature_values: int,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, sizes: ModelSizes, width: int, *, rngs: nnx.Rngs):
         item_init = jax.nn.initializers.truncated_normal(0.02)
-        other_init = jax.nn.initializers.truncated_normal(
-            0.02 * math.sqrt(width)
-        )  # as large as a scaled item
-        self.item_table = nnx.Param(item_init(rngs.params(), (table_rows(num_items), width)))
-        feature_shape, action_shape = (
-            (table_rows(num_feature_values), width),
-            (num_actions + 1, width),
-        )
-        self.feature_table = (
-            nnx.Param(other_init(rngs.params(), feature_shape)) if num_feature_values else None
-        )
-        self.action_table = (
-            nnx.Param(other_init(rngs.params(), action_shape)) if num_actions else None
-        )
+        # as large as a scaled item
+        other_init = jax.nn.initializers.truncated_normal(0.02 * math.sqrt(width))
+        self.item_table = nnx.Param(item_init(rngs.params(), (table_rows(sizes.num_items), width)))
+        self.feature_table = self.action_table = None
+        if sizes.num_feature_values:
+            shape = (table_rows(sizes.num_feature_values), width)
+            self.feature_table = nnx.Param(other_init(rngs.params(), shape))
+        if sizes.num_actions:
+            shape = (sizes.num_actions + 1, width)
+            self.action_table = nnx.Param(other_init(rngs.params(), shape))
 
     def content(
         self,
@@ -67,9 +58,10 @@ class ContentEmbeddings(nnx.Module):
         feature: Int[Array, "*T"] | None = None,
         action: Int[Array, "*T"] | None = None,
     ) -> Float[Array, "*T D"]:
-        """Sum of the vectors of what a token holds; ids as in `Batch`, where 0 adds nothing.
+        """Sum of the vectors of all that a token holds; ids as in `Batch`, where 0 adds nothing.
 
-        With `item` and `side` alone every token is an item or padding, and padding gets an arbitrary vector.
+        With `item` and `side` alone every token is an item or padding, and the vector of padding
+        is arbitrary.
 
         Raises:
           ValueError: features or actions for a model that was made without them.
@@ -92,13 +84,13 @@ class ContentEmbeddings(nnx.Module):
           ValueError: a model that was made without actions.
         """
         if self.action_table is None:
-            raise ValueError("the batch tells actions, but the model was made with num_actions=0")
+            raise ValueError("the batch holds actions, but the model was made with num_actions=0")
         bits = action[..., None] >> jnp.arange(len(self.action_table)) & 1
         return bits.astype(self.action_table.dtype) @ self.action_table[...]
 
     def items(self, side: Int[Array, "*S rows F"] | None) -> Float[Array, "*S rows D"]:
-        """Vectors of all rows of the item table; `side`: feature values of each, None = none."""
-        x = self.item_table.astype(jnp.float32) * math.sqrt(self.item_table.shape[-1])
+        """Vectors of all entries of the item table; `side`: feature values of each, if any."""
+        x = widen(self.item_table[...]) * math.sqrt(self.item_table.shape[-1])
         return x if side is None else x + self.of_values(side).sum(-2)
 
     def of_values(self, value: Int[Array, "*T"]) -> Float[Array, "*T D"]:
@@ -118,33 +110,19 @@ class InputEmbeddings(ContentEmbeddings):
     """x = dropout(content + P[position]), 0 at padding (Zhai et al. 2024, public research code).
 
     Attributes:
-      position_table: [N, D]; row 0 is the oldest token of a sequence.
+      position_table: [N, D]; entry 0 is the oldest token of a sequence.
     """
 
     def __init__(
-        self,
-        num_items: int,
-        max_length: int,
-        width: int,
-        *,
-        num_actions: int = 0,
-        num_feature_values: int = 0,
-        position_init: nnx.Initializer,
-        rngs: nnx.Rngs,
+        self, sizes: ModelSizes, width: int, *, position_init: nnx.Initializer, rngs: nnx.Rngs
     ):
-        super().__init__(
-            num_items,
-            width,
-            num_actions=num_actions,
-            num_feature_values=num_feature_values,
-            rngs=rngs,
-        )
-        self.position_table = nnx.Param(position_init(rngs.params(), (max_length, width)))
+        super().__init__(sizes, width, rngs=rngs)
+        self.position_table = nnx.Param(position_init(rngs.params(), (sizes.max_length, width)))
 
     def __call__(
         self, batch: Batch, *, rate: float, dtype: jnp.dtype, key: PRNGKeyArray | None
     ) -> Float[Array, "R L D"]:
-        """Input vectors in `dtype`, with dropout at `rate` when `key` is given; positions above N - 1 count as that."""
+        """Input vectors in `dtype`; with `key`, dropout at `rate`; positions above N - 1 count as N - 1."""
         x = self.content(batch.item, side=batch.side, feature=batch.feature, action=batch.action)
         x += self.position_table[jnp.minimum(batch.position, len(self.position_table) - 1)]
         return jnp.where(batch.segment[..., None] != 0, dropout(x, rate, key), 0).astype(dtype)

@@ -1,7 +1,7 @@
-"""The HSTU block: pointwise projection, SiLU attention with relative bias, gated pointwise transformation.
+"""The HSTU block: pointwise projection, SiLU attention with relative bias, gated transformation.
 
-Zhai et al. 2024, eq. 1-3, with the details of the public research code: no affine layer norms, no bias in the first
-projection, no 1/sqrt(A), division by the fixed maximum length N.
+Zhai et al. 2024, eq. 1-3, with the details of the public research code: no affine layer norms, no
+bias in the first projection, no 1/sqrt(A), division by the fixed maximum length N.
 """
 
 from __future__ import annotations
@@ -11,33 +11,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Batch
-from gr_jax.models.feed_forward import Swiglu
-from gr_jax.models.layers import Linear, dropout, split
-from gr_jax.models.transformer import softmax_attention
+from gr_jax.models.attention import RelativeBias, softmax_attention
+from gr_jax.models.layers import NORM_EPS, Linear, Swiglu, dropout, split_key
 from pallas_kernels import hstu_attention
 from pallas_kernels.elementwise import normalised_gate, normalised_projection
-
-NORM_EPS = 1e-6
-TIME_BUCKETS = 129  # pallas_kernels.time_bucket gives 0 to 128
-
-
-class RelativeBias(nnx.Module):
-    """Tables of a block's attention bias, shared by its heads: b(i, j) = position[i - j] + time[bucket(dt)].
-
-    Attributes:
-      position: [N], by distance in events; None when the bias has no position part.
-      time: [129], by logarithmic bucket of the time between the event asked about and the key; None without time part.
-    """
-
-    def __init__(self, kind: str, max_length: int, *, rngs: nnx.Rngs):
-        normal = jax.nn.initializers.normal(0.02)
-        has_position, has_time = kind in ("position", "both"), kind in ("time", "both")
-        self.position = nnx.Param(normal(rngs.params(), (max_length,))) if has_position else None
-        self.time = nnx.Param(normal(rngs.params(), (TIME_BUCKETS,))) if has_time else None
 
 
 class HstuBlock(nnx.Module):
@@ -67,36 +48,45 @@ class HstuBlock(nnx.Module):
         self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None
     ) -> Float[Array, "R L D"]:
         """x plus the layer's output; dropout before the second projection when `key` is given."""
-        return self.around(x, lambda q, k, v: self._attend(q, k, v, batch), key=key)
+        return self.with_attention(x, lambda q, k, v: self.attend(q, k, v, batch), key=key)
 
-    def around(
+    def with_attention(
         self,
         x: Float[Array, "R L D"],
         attend: Callable[..., Array],
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "R L D"]:
-        """The layer with `attend(q, k, v)`, of and to [R, L, H, width], as its attention."""
+        """The layer with `attend(q, k, v)`, from and to [R, L, H, width], as its attention."""
         config = self.config
         heads_v, heads_a = config.num_heads * config.v_width, config.num_heads * config.qk_width
         uvqk = normalised_projection(x, self.uvqk.astype(x.dtype), NORM_EPS)
         u, v, q, k = jnp.split(uvqk, (heads_v, 2 * heads_v, 2 * heads_v + heads_a), axis=-1)
+
         attended = attend(*(y.reshape(*x.shape[:2], config.num_heads, -1) for y in (q, k, v)))
         gated = normalised_gate(
             u, attended.reshape(u.shape), NORM_EPS, implementation=config.attention or None
         )
+
         if self.swiglu is None:
             return x + self.output(dropout(gated, config.dropout, key))
-        key_output, key_swiglu = split(key, 2)
+        key_output, key_swiglu = split_key(key, 2)
         x = x + self.output(dropout(gated, config.dropout, key_output))
         return self.swiglu(x, rate=config.dropout, key=key_swiglu)
 
-    def _attend(self, q: Array, k: Array, v: Array, batch: Batch) -> Float[Array, "R L H V"]:
-        config, with_time = self.config, self.bias.time is not None
-        if config.kind == "hstu_softmax":
+    def attend(
+        self,
+        q: Float[Array, "R L H A"],
+        k: Float[Array, "R L H A"],
+        v: Float[Array, "R L H V"],
+        batch: Batch,
+    ) -> Float[Array, "R L H V"]:
+        """Attention of the tokens of a batch to those before them."""
+        if self.config.kind == "hstu_softmax":
             return softmax_attention(q, k, v, batch.segment)
-        # Candidates may make a sequence longer than N. They see the history alone, so all of it has to be in reach,
-        # but the normaliser stays N: a score does not depend on how many candidates there are.
+        # Candidates may make a sequence longer than N. They see the history alone, so all of it has
+        # to be in reach; but the normaliser stays N, so that a score does not depend on how many
+        # candidates there are.
         reach = self.max_length if batch.target is None else max(self.max_length, q.shape[1])
         attended = hstu_attention(
             q,
@@ -104,17 +94,17 @@ class HstuBlock(nnx.Module):
             v,
             batch.segment,
             max_length=reach,
-            position_table=None if self.bias.position is None else self.bias.position[...],
-            time_table=None if self.bias.time is None else self.bias.time[...],
-            query_times=(batch.query_time if config.use_query_time else batch.time)
-            if with_time
-            else None,
-            key_times=batch.time if with_time else None,
+            **self.bias.arguments(self.query_times(batch), batch.time),
             targets=batch.target,
-            # No `contexts`: a prefix that sees the whole history would carry it, with the labels in it, to the tokens
-            # after it in the next block. As the first tokens of a causal sequence the prefix is seen by all of them.
-            implementation=config.attention or None,
+            # No `contexts`: user features that see the whole history would carry it, with the
+            # labels in it, to the tokens after them in the next block. As the first tokens of a
+            # causal sequence they are seen by all others.
+            implementation=self.config.attention or None,
         )
         if reach != self.max_length:
             attended = (attended * jnp.float32(reach / self.max_length)).astype(attended.dtype)
         return attended
+
+    def query_times(self, batch: Batch) -> Int[Array, "R L"]:
+        """The times from which the bias counts the age of a key."""
+        return batch.query_time if self.config.use_query_time else batch.time

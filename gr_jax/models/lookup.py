@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from gr_jax.models.layers import widen
+
 AXES = ("data", "model")  # rows of a table are over both, those of a batch over the first
 
 
@@ -26,7 +28,7 @@ def ambient_devices() -> dict[str, int]:
 
 
 def take_rows(table: Float[Array, "*S rows D"], ids: Int[Array, "*T"]) -> Float[Array, "*T D"]:
-    """`table[ids]` in float32.
+    """`table[ids]` in float32 or wider.
 
     Args:
       table: [rows, D]; or [S, rows, D], where table s is that of the s-th of S equal parts of the first axis of ids.
@@ -34,7 +36,7 @@ def take_rows(table: Float[Array, "*S rows D"], ids: Int[Array, "*T"]) -> Float[
     """
     if table.ndim == 3:
         rows = jax.vmap(lambda table, ids: table[ids])(table, _parts(ids, len(table)))
-        return rows.reshape(*ids.shape, -1).astype(jnp.float32)
+        return widen(rows.reshape(*ids.shape, -1))
     devices = ambient_devices()
     # A handful of ids, such as those of one request, need not divide by the mesh; neither need a hand-made table.
     if (
@@ -42,12 +44,12 @@ def take_rows(table: Float[Array, "*S rows D"], ids: Int[Array, "*T"]) -> Float[
         or ids.shape[0] % devices["data"]
         or table.shape[0] % (devices["data"] * devices["model"])
     ):
-        return table[ids].astype(jnp.float32)
+        return widen(table[ids])
     split = PartitionSpec("data")
     taken = jax.shard_map(_take_sharded, in_specs=(PartitionSpec(AXES), split), out_specs=split)(
         table, ids
     )
-    return taken.astype(jnp.float32)
+    return widen(taken)
 
 
 def add_rows(

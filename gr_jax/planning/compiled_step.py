@@ -13,7 +13,8 @@ from jaxtyping import PRNGKeyArray
 
 from gr_jax.config import Config, ModelConfig, OptimizerConfig
 from gr_jax.data.batches.batch import Batch
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.planning import hlo
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training import sharding, state
@@ -51,8 +52,9 @@ def abstract_batch(sizes: Sizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
 
 def abstract_state(config: Config, sizes: Sizes, mesh: Mesh | AbstractMesh) -> state.TrainState:
     """Shapes, dtypes and shardings of the training state."""
-    model = sizes.model() | {"num_items": config.vocabulary.table_ids(sizes.num_items)}
-    shapes = _shapes(config.model, config.optimizer, tuple(model.items()))
+    table_ids = config.vocabulary.table_ids(sizes.num_items)
+    model_sizes = dataclasses.replace(sizes.model(config.ranking.tasks), num_items=table_ids)
+    shapes = _shapes(config.model, config.optimizer, model_sizes)
     shapes = dataclasses.replace(
         shapes, vocabulary=admission.shapes(config.vocabulary, sizes.num_items)
     )
@@ -60,10 +62,8 @@ def abstract_state(config: Config, sizes: Sizes, mesh: Mesh | AbstractMesh) -> s
 
 
 @functools.lru_cache(maxsize=8)  # a plan asks again and again for other meshes
-def _shapes(
-    model: ModelConfig, optimizer: OptimizerConfig, sizes: tuple[tuple[str, int], ...]
-) -> state.TrainState:
-    _, init = functional(model, **dict(sizes))
+def _shapes(model: ModelConfig, optimizer: OptimizerConfig, sizes: ModelSizes) -> state.TrainState:
+    _, init = make_model(model, sizes)
     return state.shapes(
         lambda key: cast_tables(init(key), optimizer.table_dtype), make_optimizer(optimizer)
     )
@@ -71,7 +71,7 @@ def _shapes(
 
 def compile_step(config: Config, sizes: Sizes, mesh: Mesh) -> jax.stages.Compiled:
     """The jitted training step of `config` on `mesh`, as `gr_jax.train` runs it."""
-    graphdef, _ = functional(config.model, **sizes.model())
+    graphdef, _ = make_model(config.model, sizes.model(config.ranking.tasks))
     optimizer = make_optimizer(config.optimizer)
     if sizes.num_tasks:
         from gr_jax.training.ranking import objective as ranking

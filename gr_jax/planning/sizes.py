@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from gr_jax.models.sizes import ModelSizes
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -44,12 +46,12 @@ class Sizes:
         n = self.lengths.astype(np.float64)
         return self.users_per_batch * float((n * (n + 1) / 2).mean())
 
-    def model(self) -> dict[str, int]:
-        """Arguments of `models.recommender.functional`."""
-        return {
-            "num_items": self.num_items,
-            "max_length": self.max_tokens,
-            "num_actions": self.num_actions,
-            "num_feature_values": self.num_feature_values,
-            "num_tasks": self.num_tasks,
-        }
+    def model(self, tasks: tuple[str, ...]) -> ModelSizes:
+        """The sizes of the model, whose ranking predicts `tasks`."""
+        return ModelSizes(
+            num_items=self.num_items,
+            max_length=self.max_tokens,
+            num_actions=self.num_actions,
+            num_feature_values=self.num_feature_values,
+            tasks=tasks,
+        )

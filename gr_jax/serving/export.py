@@ -16,10 +16,11 @@ from jax import export as jax_export
 
 from gr_jax.config import ConfigError
 from gr_jax.data.batches.batch import Batch
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.serving import buckets, exported, load, ranker
 from gr_jax.serving.encoder import Encoder, first_item
-from gr_jax.training.run import Run, model_sizes
+from gr_jax.training.run import Run
 from gr_jax.training.sharding import path_name
 from gr_jax.training.trained import open_trained
 
@@ -69,7 +70,7 @@ def _program(run: Run, params: dict) -> tuple[Any, dict]:
     config = run.config.model
     if config.kind == "hstu":  # the implementation that runs everywhere
         config = dataclasses.replace(config, attention="xla")
-    graphdef, _ = functional(config, **model_sizes(run.config, run.dataset, run.scheme))
+    graphdef, _ = make_model(config, ModelSizes.of(run.config, run.dataset, run.scheme))
     structure = jax.tree.structure(params)
     max_length, history = run.config.data.max_length, first_item(run.dataset)
     common = _not_run, None, run.dataset, run.scheme

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.embeddings import table_rows
+from gr_jax.models.heads import is_regression
 from gr_jax.models.layers import l2_normalise
 from gr_jax.serving import index as indices
 from gr_jax.serving import ranker
@@ -24,7 +25,6 @@ from gr_jax.serving.history import HistoryReader
 from gr_jax.serving.http.limits import CACHE_MB
 from gr_jax.serving.model import TrainedModel, judged_with_repeats
 from gr_jax.training import sharding
-from gr_jax.training.ranking.objective import is_regression
 from gr_jax.training.run import Run
 from gr_jax.training.trained import open_trained
 
@@ -86,8 +86,8 @@ def predictions(
     graphdef: nnx.GraphDef, params: Any, batch: Any, *, tasks: tuple[str, ...]
 ) -> Float[Array, "*T Y"]:
     """Ranking: the probability of each task at each token, or the number where the task is one."""
-    logits = nnx.merge(graphdef, params).rank(batch)
-    return jnp.where(np.array(is_regression(tasks)), logits, jax.nn.sigmoid(logits))
+    model = nnx.merge(graphdef, params)
+    return model.predictions(model.rank(batch))
 
 
 def _encoder(run: Run, params: dict, cache_mb: int | float) -> CachedEncoder | Encoder:

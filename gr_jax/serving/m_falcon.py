@@ -1,6 +1,6 @@
 """M-FALCON: many candidates against cached histories, in micro-batches (Zhai et al. 2024, section 3.4, algorithm 1).
 
-    scorer = Scorer(graphdef, params)                      # of `models.recommender.functional`
+    scorer = Scorer(graphdef, params)                      # of `models.recommender.make_model`
     entries = scorer.history([tokens_of_a, tokens_of_b])   # one forward over each history, kept on the device
     entries[0] = scorer.append(entries[0], new_tokens)     # delta forward
     scores = scorer.score(entries, [candidates_of_a, candidates_of_b])
@@ -28,10 +28,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from gr_jax.data.batches.batch import Batch
-from gr_jax.models import cached
-from gr_jax.models.cached import Cached
-from gr_jax.models.hstu import NORM_EPS
-from gr_jax.models.layers import l2_normalise, layer_norm
+from gr_jax.models import kv_cache
+from gr_jax.models.kv_cache import KvCache
+from gr_jax.models.layers import l2_normalise
 from gr_jax.models.recommender import Recommender
 from gr_jax.serving.buckets import lengths
 from gr_jax.serving.history_tokens import Tokens, to_rows
@@ -56,7 +55,7 @@ class Entry:
     """A history and what is kept of it on the device: in retrieval of all tokens but the last, else of all."""
 
     tokens: Tokens
-    cached: Cached  # of one row
+    cached: KvCache  # of one row
 
     @property
     def room(self) -> int:
@@ -123,27 +122,26 @@ class Scorer:
                 lambda params, *args: function(nnx.merge(graphdef, params), *args), **options
             )
 
-        def history(model: Recommender, batch: Batch) -> tuple[Cached, ...]:
-            return cached.unstack(cached.prefill(model, batch, storage=storage)[1])
+        def history(model: Recommender, batch: Batch) -> tuple[KvCache, ...]:
+            return kv_cache.unstack(kv_cache.prefill(model, batch, storage=storage)[1])
 
-        def extend(model: Recommender, batch: Batch, store: Cached) -> Cached:
-            return cached.delta(model, batch, store, implementation=implementation)[1]
+        def extend(model: Recommender, batch: Batch, store: KvCache) -> KvCache:
+            return kv_cache.delta(model, batch, store, implementation=implementation)[1]
 
         def peek(
-            model: Recommender, batch: Batch, rows: tuple[Cached, ...]
+            model: Recommender, batch: Batch, rows: tuple[KvCache, ...]
         ) -> Float[Array, "R L D"]:
-            return cached.peek(model, batch, cached.stack(rows), implementation=implementation)
+            return kv_cache.peek(model, batch, kv_cache.stack(rows), implementation=implementation)
 
         def rank(
-            model: Recommender, batch: Batch, rows: tuple[Cached, ...]
+            model: Recommender, batch: Batch, rows: tuple[KvCache, ...]
         ) -> Float[Array, "R L Y"]:
-            assert model.head is not None
-            return model.head(layer_norm(peek(model, batch, rows), NORM_EPS))
+            return model.logits(peek(model, batch, rows))
 
         def encode(
-            model: Recommender, batch: Batch, rows: tuple[Cached, ...]
+            model: Recommender, batch: Batch, rows: tuple[KvCache, ...]
         ) -> Float[Array, "R D"]:
-            return l2_normalise(peek(model, batch, rows))[:, 0]
+            return model.vectors(peek(model, batch, rows))[:, 0]
 
         def similarity(
             model: Recommender, vector: Float[Array, " D"], item: Int[Array, " M"]
@@ -155,7 +153,7 @@ class Scorer:
         self._history, self._rank, self._encode, self._similarity = map(
             jit, (history, rank, encode, similarity)
         )
-        self._extend, self._write = jit(extend), jax.jit(cached.write, donate_argnums=0)
+        self._extend, self._write = jit(extend), jax.jit(kv_cache.write, donate_argnums=0)
         self._copy, self._grow = jax.jit(_copy), jax.jit(_grow, static_argnums=1)
 
     def history(self, histories: Sequence[Tokens]) -> list[Entry]:
@@ -350,7 +348,7 @@ class Scorer:
 
     def _stores(
         self, entries: Sequence[Entry], users: Sequence[int], rows: int
-    ) -> tuple[Cached, ...]:
+    ) -> tuple[KvCache, ...]:
         """The caches of these users, the first again for rows that are not used."""
         return tuple(entries[user].cached for user in (*users, *[users[0]] * (rows - len(users))))
 
@@ -413,15 +411,15 @@ def _padded(values: np.ndarray, size: int) -> np.ndarray:
     return filled
 
 
-def _copy(store: Cached) -> Cached:
+def _copy(store: KvCache) -> KvCache:
     """The same in new memory."""
     return jax.tree.map(jnp.copy, store)
 
 
-def _grow(store: Cached, room: int) -> Cached:
+def _grow(store: KvCache, room: int) -> KvCache:
     """The cache with room for more tokens."""
     wider = lambda x, axis: jnp.pad(
         x, [(0, room - x.shape[n] if n == axis else 0) for n in range(x.ndim)]
     )
     keys, values = (tuple(wider(x, 2) for x in layers) for layers in (store.k, store.v))
-    return Cached(keys, values, wider(store.time, 1), store.length)
+    return KvCache(keys, values, wider(store.time, 1), store.length)

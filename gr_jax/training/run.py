@@ -15,7 +15,8 @@ from gr_jax.config import Config, ConfigError, DataConfig, files
 from gr_jax.data.batches.tokenizer import TokenScheme, token_scheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.log.preparation import prepare
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.training import dataset_identity, processes, sharding, state
 from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.optimizer import Optimizer, make_optimizer
@@ -100,7 +101,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     scheme = token_scheme(config, dataset)
     mesh = sharding.make_mesh(config.mesh)
     processes.connect(mesh)
-    graphdef, init_params = functional(config.model, **model_sizes(config, dataset, scheme))
+    graphdef, init_params = make_model(config.model, ModelSizes.of(config, dataset, scheme))
     fresh = lambda key: cast_tables(init_params(key), config.optimizer.table_dtype)
     optimizer = make_optimizer(config.optimizer)
     rows = admission.initial(config, dataset)
@@ -112,17 +113,6 @@ def open_run(config: Config, workdir: Path) -> Run:
 def _without_paths(config: DataConfig) -> DataConfig:
     """Without what may differ between machines."""
     return dataclasses.replace(config, path="", prepared="")
-
-
-def model_sizes(config: Config, dataset: Dataset, scheme: TokenScheme) -> dict[str, int]:
-    """What the data decide of the model: arguments of `functional`."""
-    return {
-        "num_items": config.vocabulary.table_ids(dataset.num_items),
-        "max_length": scheme.max_tokens(config.data.max_length),
-        "num_actions": len(dataset.catalogue.actions) if scheme.with_actions else 0,
-        "num_feature_values": dataset.catalogue.num_feature_values,
-        "num_tasks": len(scheme.tasks),
-    }
 
 
 def check_workdir(config: Config, workdir: Path) -> None:

@@ -5,7 +5,9 @@ import numpy as np
 
 from gr_jax.data.batches.batch import Batch
 
-ITEMS, VALUES, ACTIONS, TASKS, SIDES = 40, 9, 3, 2, 2
+ITEMS, VALUES, ACTIONS, SIDES = 40, 9, 3, 2
+TASK_NAMES = ("liked", "rating")
+TASKS = len(TASK_NAMES)
 FIELDS = (
     "item",
     "time",

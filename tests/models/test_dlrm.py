@@ -11,8 +11,9 @@ from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Impressions
 from gr_jax.models.dlrm import Dlrm
 from gr_jax.models.embeddings import table_rows
-from gr_jax.models.recommender import functional
-from tests.models.ranking_batch import ACTIONS, ITEMS, SIDES, TASKS, VALUES
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
+from tests.models.ranking_batch import ACTIONS, ITEMS, SIDES, TASK_NAMES, TASKS, VALUES
 
 B, N = 4, 7
 
@@ -21,8 +22,7 @@ B, N = 4, 7
 def make(**changes):
     """Structure and params with all tables large enough to matter."""
     config = ModelConfig(kind="dlrm", width=8, hidden_widths=(12, 10), cross_layers=2, **changes)
-    sizes = dict(num_actions=ACTIONS, num_feature_values=VALUES, num_tasks=TASKS)
-    graphdef, init = functional(config, num_items=ITEMS, max_length=N, **sizes)
+    graphdef, init = make_model(config, ModelSizes(ITEMS, N, ACTIONS, VALUES, TASK_NAMES))
 
     @jax.jit  # one program instead of one for each shape
     def start():
@@ -167,6 +167,6 @@ def test_dropout_needs_a_key_and_bfloat16_gives_float32_logits_nearby():
 
 def test_a_log_without_features_and_actions_will_do():
     config = ModelConfig(kind="dlrm", width=8, hidden_widths=(12,), cross_layers=0)
-    model = Dlrm(config, num_items=ITEMS, max_length=N, num_tasks=1, rngs=nnx.Rngs(0))
+    model = Dlrm(config, ModelSizes(ITEMS, N, tasks=("liked",)), rngs=nnx.Rngs(0))
     plain = dataclasses.replace(impressions(), item_side=None, feature=None)
     assert np.isfinite(jax.jit(lambda x: model.rank(x))(plain)).all()

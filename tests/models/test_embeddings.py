@@ -5,15 +5,16 @@ import pytest
 from flax import nnx
 
 from gr_jax.models.embeddings import InputEmbeddings
+from gr_jax.models.sizes import ModelSizes
 from tests.models.ranking_batch import ACTIONS, ITEMS, VALUES, one_per_row, random_sequence
 
 WIDTH, N = 8, 12
 
 
 def make(**changes) -> InputEmbeddings:
-    sizes = dict(num_actions=ACTIONS, num_feature_values=VALUES) | changes
+    sizes = ModelSizes(ITEMS, N, **dict(num_actions=ACTIONS, num_feature_values=VALUES) | changes)
     init = jax.nn.initializers.normal(0.1)
-    return InputEmbeddings(ITEMS, N, WIDTH, **sizes, position_init=init, rngs=nnx.Rngs(0))
+    return InputEmbeddings(sizes, WIDTH, position_init=init, rngs=nnx.Rngs(0))
 
 
 def embed(embeddings, batch):
@@ -63,11 +64,8 @@ def test_models_without_features_and_actions_have_no_tables_for_them_and_refuse_
 
 def test_other_tables_start_as_large_as_scaled_items():
     embeddings = InputEmbeddings(
-        1000,
-        N,
+        ModelSizes(1000, N, num_actions=100, num_feature_values=1000),
         64,
-        num_actions=100,
-        num_feature_values=1000,
         position_init=nnx.initializers.zeros,
         rngs=nnx.Rngs(0),
     )

@@ -111,7 +111,7 @@ def test_the_softmax_rival_weighs_the_keys_that_a_query_sees_by_a_softmax():
 
     real = batch.segment[..., None] != 0
     found = jnp.where(real, block(x, batch, key=None), 0)
-    np.testing.assert_allclose(found, jnp.where(real, block.around(x, dense), 0), atol=1e-5)
+    np.testing.assert_allclose(found, jnp.where(real, block.with_attention(x, dense), 0), atol=1e-5)
 
 
 def test_the_softmax_rival_has_no_bias():

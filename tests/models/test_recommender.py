@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models import hstu
-from gr_jax.models.recommender import Recommender, functional
+from gr_jax.models.recommender import Recommender, make_model
+from gr_jax.models.sizes import ModelSizes
 from tests.models import ranking_batch
 from tests.models.golden_batch import padded_batch
 
@@ -26,9 +27,9 @@ def small(kind: str = "hstu", **changes) -> ModelConfig:
     return dataclasses.replace(config, **{"swiglu_width": 9 if kind == "hstu" else 0} | changes)
 
 
-def make_model(config: ModelConfig, **sizes):
+def model_of(config: ModelConfig, **sizes):
     """Structure and params with biases large enough to matter."""
-    graphdef, init = functional(config, **dict(num_items=ITEMS, max_length=N) | sizes)
+    graphdef, init = make_model(config, ModelSizes(**dict(num_items=ITEMS, max_length=N) | sizes))
     params = init(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -90,7 +91,7 @@ def next_fit(lengths: list[int], row_length: int) -> list[tuple[int, int]]:
 @settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.integers(1, N), min_size=1, max_size=8), seed=st.integers(0, 100))
 def test_packed_rows_give_the_outputs_and_gradients_of_one_user_per_row(kind, lengths, seed):
-    graphdef, params = make_model(small(kind))
+    graphdef, params = model_of(small(kind))
     sequences = random_sequences(lengths, seed)
     slots = next_fit(lengths, 24)
     shape = (8, 24)  # static, so that the jitted function is compiled once
@@ -131,7 +132,7 @@ encode_and_grad = jax.jit(encode_and_grad, static_argnums=0)
 
 @pytest.mark.parametrize("kind", ["hstu", "sasrec"])
 def test_padding_and_neighbours_change_nothing(kind):
-    graphdef, params = make_model(small(kind))
+    graphdef, params = model_of(small(kind))
     ours, neighbour, other = random_sequences([7, 9, 9], 0)
     slots = [(0, 3), (0, 12)]
     encode = jax.jit(lambda batch: nnx.merge(graphdef, params).encode(batch))
@@ -145,7 +146,7 @@ def test_padding_and_neighbours_change_nothing(kind):
 
 @pytest.mark.parametrize("kind", ["hstu", "sasrec"])
 def test_future_items_do_not_change_past_outputs(kind):
-    graphdef, params = make_model(small(kind))
+    graphdef, params = model_of(small(kind))
     (sequence,) = random_sequences([9], 0)
     changed = {name: values.copy() for name, values in sequence.items()}
     changed["item"][6:] = changed["item"][6:] % ITEMS + 1
@@ -159,14 +160,12 @@ def test_future_items_do_not_change_past_outputs(kind):
 
 @pytest.mark.parametrize("kind", ["hstu", "sasrec"])
 def test_remat_and_scan_change_neither_outputs_nor_gradients(kind):
-    _, params = make_model(small(kind))
+    _, params = model_of(small(kind))
     batch = place(random_sequences([7, 9, 12], 3), [(0, 0), (0, 8), (1, 2)], (2, 24))
     weights = jax.random.normal(jax.random.key(2), (2, 24, WIDTH))
     results = []
     for remat, scan in ((False, False), (True, False), (False, True), (True, True)):
-        graphdef, _ = functional(
-            small(kind, remat=remat, scan_blocks=scan), num_items=ITEMS, max_length=N
-        )
+        graphdef, _ = make_model(small(kind, remat=remat, scan_blocks=scan), ModelSizes(ITEMS, N))
         results.append(encode_and_grad(graphdef, params, batch, weights))
     for result in results[1:]:
         for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(results[0]), strict=True):
@@ -175,7 +174,7 @@ def test_remat_and_scan_change_neither_outputs_nor_gradients(kind):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_dropout_needs_a_key_and_follows_it(scan):
-    graphdef, params = make_model(small(scan_blocks=scan))
+    graphdef, params = model_of(small(scan_blocks=scan))
     batch = place(random_sequences([12], 3), [(0, 0)], (1, 12))
     model = nnx.merge(graphdef, params)
     a, b, c = (
@@ -188,8 +187,8 @@ def test_dropout_needs_a_key_and_follows_it(scan):
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_stays_close():
-    graphdef, params = make_model(small(compute_dtype="bfloat16"))
-    exact, _ = make_model(small())
+    graphdef, params = model_of(small(compute_dtype="bfloat16"))
+    exact, _ = model_of(small())
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(params))
     batch = place(random_sequences([12], 3), [(0, 0)], (1, 12))
     close = nnx.merge(graphdef, params).encode(batch)
@@ -198,7 +197,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_stays_close():
 
 
 def test_outputs_are_unit_vectors_and_zero_at_padding():
-    graphdef, params = make_model(small())
+    graphdef, params = model_of(small())
     batch = place(random_sequences([5], 3), [(0, 2)], (1, 12))
     norms = np.linalg.norm(nnx.merge(graphdef, params).encode(batch), axis=-1)[0]
     np.testing.assert_allclose(norms, [0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0], atol=1e-5)
@@ -209,7 +208,7 @@ def test_encoder_equals_the_reference_implementation(golden):
     num_items, n = g["item_table"].shape[0] - 1, g["pos_table"].shape[0]
     heads, dqk, dv = (int(g[name]) for name in ("num_heads", "dqk", "dv"))
     config = ModelConfig(width=16, num_blocks=2, num_heads=heads, qk_width=dqk, v_width=dv)
-    model = Recommender(config, num_items=num_items, max_length=n, rngs=nnx.Rngs(0))
+    model = Recommender(config, ModelSizes(num_items, n), rngs=nnx.Rngs(0))
     model.embeddings.item_table[...] = (
         model.embeddings.item_table[...].at[: num_items + 1].set(g["item_table"])
     )
@@ -233,12 +232,12 @@ MAX_TOKENS = 24
 
 @functools.cache
 def make_ranker(**changes):
-    return make_model(
+    return model_of(
         small(head_width=20, **changes),
         max_length=MAX_TOKENS,
         num_actions=ranking_batch.ACTIONS,
         num_feature_values=ranking_batch.VALUES,
-        num_tasks=ranking_batch.TASKS,
+        tasks=ranking_batch.TASK_NAMES,
     )
 
 
@@ -383,10 +382,10 @@ def test_labels_and_outcomes_are_no_input():
 
 
 def test_a_model_without_tasks_has_no_head_and_says_so():
-    graphdef, params = make_model(small())
+    graphdef, params = model_of(small())
     assert set(params) == {"embeddings", "blocks"} and set(params["embeddings"]) == {
         "item_table",
         "position_table",
     }
-    with pytest.raises(ValueError, match="num_tasks=0"):
+    with pytest.raises(ValueError, match=r"tasks=\(\)"):
         nnx.merge(graphdef, params).rank(place(random_sequences([5], 3), [(0, 2)], (1, 12)))

@@ -8,12 +8,13 @@ import pytest
 from flax import nnx
 
 from gr_jax.data.batches import tokenizer as streams
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.serving.history_tokens import FIELDS, Tokens, of_rows, to_rows
 from gr_jax.serving.m_falcon import Candidates, Scorer
 from tests.data.batches.ranking_log import random_dataset
 from tests.data.batches.test_tokenizer import MAX_SERIES, TASKS, N, all_labels, inputs_only, scheme
-from tests.models.test_cached import SMALL
+from tests.models.test_kv_cache import SMALL
 
 ROOM = 16
 
@@ -50,8 +51,8 @@ def test_rows_of_a_log_come_back_from_its_tokens(kind, seed):
 
 @pytest.mark.parametrize("kind", ["interleave", "paired", "sum"])
 def test_the_last_event_of_a_log_as_a_candidate_gets_the_logits_of_training(kind):
-    sizes = dict(num_items=7, num_actions=2, num_feature_values=8, num_tasks=len(TASKS))
-    graphdef, init = functional(SMALL, max_length=scheme(kind).max_tokens(N), **sizes)
+    sizes = ModelSizes(7, scheme(kind).max_tokens(N), 2, 8, TASKS)
+    graphdef, init = make_model(SMALL, sizes)
     params = jax.tree.map(lambda x: 3 * x, init(jax.random.key(0)))
     scorer = Scorer(graphdef, params, micro_batches=(1,), rows=1, buckets=(ROOM,))
     rank = jax.jit(lambda params, batch: nnx.merge(graphdef, params).rank(batch))

@@ -10,19 +10,21 @@ from hypothesis import strategies as st
 
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.layers import l2_normalise
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.serving.history_tokens import Tokens, of_rows
 from gr_jax.serving.m_falcon import Candidates, Scorer
 from tests.models.ranking_batch import (
     ACTIONS,
     ITEMS,
     SIDES,
+    TASK_NAMES,
     TASKS,
     VALUES,
     one_per_row,
     random_sequence,
 )
-from tests.models.test_cached import SMALL
+from tests.models.test_kv_cache import SMALL
 
 N, MOST = 14, 10  # tokens of a history, candidates
 BUCKETS = (8, 16)
@@ -32,8 +34,8 @@ SPLITS = ((2, 6), (4,), (1, MOST))  # sizes of micro-batches
 @functools.cache
 def model_of(tasks: int):
     """Structure and params with biases large enough to matter; without tasks a model for retrieval."""
-    sizes = dict(num_items=ITEMS, num_actions=ACTIONS, num_feature_values=VALUES, num_tasks=tasks)
-    graphdef, init = functional(SMALL, max_length=N, **sizes)
+    sizes = ModelSizes(ITEMS, N, ACTIONS, VALUES, TASK_NAMES[:tasks])
+    graphdef, init = make_model(SMALL, sizes)
     leaves, tree = jax.tree.flatten(init(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noise = [0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
@@ -189,8 +191,8 @@ def test_mistakes_are_told():
         Scorer(graphdef, params, storage="float16")
     with pytest.raises(ValueError, match="must be at least 1"):
         Scorer(graphdef, params, micro_batches=(0, 3))
-    sasrec = functional(
-        dataclasses.replace(SMALL, kind="sasrec", swiglu_width=0), num_items=ITEMS, max_length=N
+    sasrec = make_model(
+        dataclasses.replace(SMALL, kind="sasrec", swiglu_width=0), ModelSizes(ITEMS, N)
     )
     with pytest.raises(ValueError, match="only HSTU models can be cached, here 'sasrec'"):
         Scorer(sasrec[0], sasrec[1](jax.random.key(0)))

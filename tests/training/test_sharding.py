@@ -22,7 +22,8 @@ from gr_jax.config import (
 from gr_jax.data.batches import epochs
 from gr_jax.data.batches.share import Share
 from gr_jax.data.dataset import Dataset
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.retrieval.step import make_train_step
@@ -51,7 +52,9 @@ def make_config(loss: str, data: int, model: int, exchange: str = "gather", **op
 
 def start(config: Config):
     mesh = sharding.make_mesh(config.mesh)
-    graphdef, init = functional(config.model, num_items=ITEMS, max_length=config.data.max_length)
+    graphdef, init = make_model(
+        config.model, ModelSizes(num_items=ITEMS, max_length=config.data.max_length)
+    )
     fresh = lambda key: cast_tables(init(key), config.optimizer.table_dtype)
     optimizer = make_optimizer(config.optimizer)
     key = jax.random.key(config.seed)
@@ -80,7 +83,9 @@ def test_a_planned_state_is_a_fresh_one_without_its_memory():
         make_optimizer(config.optimizer),
         config.mesh.rules,
     )
-    _, init = functional(config.model, num_items=ITEMS, max_length=config.data.max_length)
+    _, init = make_model(
+        config.model, ModelSizes(num_items=ITEMS, max_length=config.data.max_length)
+    )
     fresh = lambda key: cast_tables(init(key), config.optimizer.table_dtype)
     rows = {"rows": np.zeros((ITEMS, 2), np.int32)}
     made, shardings = state.create(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -21,6 +20,7 @@ from gr_jax.data.batches.sequences import Split, time_bounds
 from gr_jax.data.batches.tokenizer import outcomes
 from gr_jax.models.embeddings import table_rows
 from gr_jax.models.flops import train_flops
+from gr_jax.models.heads import is_regression
 from gr_jax.training import sharding
 from gr_jax.training.optimizer import Optimizer
 from gr_jax.training.ranking import metrics
@@ -101,11 +101,6 @@ def metric_names(tasks: tuple[str, ...]) -> tuple[str, ...]:
     """The metrics of the final table: error, order and calibration of each task."""
     kinds = {True: ("mse",), False: ("ne", "auc", "user_auc", "calibration")}
     return tuple(f"{kind}/{task}" for task in tasks for kind in kinds[task == "rating"])
-
-
-def is_regression(tasks: tuple[str, ...]) -> tuple[bool, ...]:
-    """Which tasks predict a number and not a probability."""
-    return tuple(task == "rating" for task in tasks)
 
 
 def batches(run: Run, edges: np.ndarray) -> Batches:
@@ -215,13 +210,11 @@ def make_train_step(
 def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
     """`evaluate(params, rows) -> metrics` of the events that the rows judge; see `ranking_metrics.summarise`."""
     tasks = run.config.ranking.tasks
-    squash = ~np.array(is_regression(tasks))
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
     def predict(params: dict, batch: Batch | Impressions) -> Float[Array, "T Y"]:
-        logits = nnx.merge(run.graphdef, params).rank(batch)
-        logits = logits.reshape(-1, len(tasks))
-        return jnp.where(squash, jax.nn.sigmoid(logits), logits)
+        model = nnx.merge(run.graphdef, params)
+        return model.predictions(model.rank(batch)).reshape(-1, len(tasks))
 
     on_mesh = sharding.on_mesh(run.mesh, predict)
 

@@ -19,7 +19,8 @@ from gr_jax.data.batches import epochs
 from gr_jax.data.batches.share import WHOLE
 from gr_jax.data.batches.tokenizer import token_scheme
 from gr_jax.models.flops import train_flops
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.training import sharding
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.ranking import objective as ranking
@@ -52,14 +53,7 @@ def open_run(kind: str, devices: int, tmp_path, mode: str = "epochs") -> Run:
     config = dataclasses.replace(CONFIG, model=model, train=train, mesh=MeshConfig(data=devices))
     dataset = random_dataset(0, users=60, events=20)
     scheme = token_scheme(config, dataset)
-    graphdef, init = functional(
-        config.model,
-        num_items=dataset.num_items,
-        max_length=scheme.max_tokens(config.data.max_length),
-        num_actions=2,
-        num_feature_values=dataset.catalogue.num_feature_values,
-        num_tasks=2,
-    )
+    graphdef, init = make_model(config.model, ModelSizes.of(config, dataset, scheme))
     mesh, optimizer = sharding.make_mesh(config.mesh), make_optimizer(config.optimizer)
     return Run(
         config, tmp_path, dataset, scheme, mesh, graphdef, init, optimizer, batch_multiple=mesh.size

@@ -9,7 +9,8 @@ from gr_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelC
 from gr_jax.data.batches import epochs
 from gr_jax.data.batches.batch import Batch
 from gr_jax.data.dataset import Dataset
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.training import sharding
 from gr_jax.training.retrieval import evaluation, metrics
 from tests.training.random_log import random_log
@@ -71,7 +72,7 @@ def test_packed_evaluation_equals_a_ranking_user_by_user(exclude, split, held_ou
         evaluate=EvaluateConfig(exclude=exclude, batch_users=10, chunk_items=32),
         mesh=MeshConfig(data=2),
     )
-    graphdef, init = functional(config.model, num_items=ITEMS, max_length=12)
+    graphdef, init = make_model(config.model, ModelSizes(num_items=ITEMS, max_length=12))
     params = init(jax.random.key(0))
     mesh = sharding.make_mesh(config.mesh)
     evaluate = evaluation.make_evaluator(graphdef, config, num_items=ITEMS, mesh=mesh)

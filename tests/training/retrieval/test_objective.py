@@ -17,12 +17,13 @@ from gr_jax.data.batches import epochs
 from gr_jax.data.batches.tokenizer import token_scheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.flops import train_flops
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.training import sharding
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.retrieval import metrics
 from gr_jax.training.retrieval import objective as retrieval
-from gr_jax.training.run import Run, model_sizes
+from gr_jax.training.run import Run
 from tests.data.batches.ranking_log import random_dataset
 
 LIKED = LossConfig(positive="liked", kind="group", group=8, sampler="in_batch", log_q=True)
@@ -39,7 +40,7 @@ def run_of(dataset: Dataset, loss: LossConfig) -> Run:
         mesh=MeshConfig(data=1),
     )
     scheme, mesh = token_scheme(config, dataset), sharding.make_mesh(config.mesh)
-    graphdef, init = functional(config.model, **model_sizes(config, dataset, scheme))
+    graphdef, init = make_model(config.model, ModelSizes.of(config, dataset, scheme))
     return Run(
         config,
         Path("."),

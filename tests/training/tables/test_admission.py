@@ -15,7 +15,8 @@ from gr_jax.config import Config, VocabularyConfig
 from gr_jax.data.batches import epochs
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.embeddings import table_rows
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.models.vocabulary import item_vectors
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import make_optimizer
@@ -43,7 +44,9 @@ def train(config: Config, first: Any, *, steps: int, init_table: Any = None, opt
     """Losses, final state and all that was given and taken."""
     mesh, optimizer = sharding.make_mesh(config.mesh), optimizer or make_optimizer(config.optimizer)
     ids = config.vocabulary.table_ids(ITEMS)
-    graphdef, init = functional(config.model, num_items=ids, max_length=config.data.max_length)
+    graphdef, init = make_model(
+        config.model, ModelSizes(num_items=ids, max_length=config.data.max_length)
+    )
 
     def fresh(key):
         params = init(key)
@@ -273,7 +276,9 @@ def test_an_admission_changes_no_vector_and_rows_that_change_hands_have_no_momen
 def test_rows_change_hands_without_copies_of_a_sharded_table():
     config = small(make_config("group", 4, 2, table="rowwise_adamw"), **ADMITTED | {"rows": 60_000})
     mesh = sharding.make_mesh(config.mesh)
-    _, init = functional(config.model, num_items=config.vocabulary.table_ids(ITEMS), max_length=16)
+    _, init = make_model(
+        config.model, ModelSizes(num_items=config.vocabulary.table_ids(ITEMS), max_length=16)
+    )
     optimizer = make_optimizer(config.optimizer)
     shapes = jax.eval_shape(
         lambda: state.TrainState(jnp.int32(0), p := init(jax.random.key(0)), optimizer.init(p))

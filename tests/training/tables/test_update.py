@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from gr_jax.data.batches import epochs
-from gr_jax.models.recommender import functional
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
 from gr_jax.training import sharding, state
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.optimizer import make_optimizer
@@ -55,7 +56,9 @@ def test_retrieval_has_the_gradient_of_the_dense_step(loss, log_q):
     config = dataclasses.replace(
         config, loss=dataclasses.replace(config.loss, log_q=log_q, sampler=sampler)
     )
-    graphdef, init = functional(config.model, num_items=ITEMS, max_length=config.data.max_length)
+    graphdef, init = make_model(
+        config.model, ModelSizes(num_items=ITEMS, max_length=config.data.max_length)
+    )
     rows = epochs.train_rows(make_log(), config.data, batch_users=6, row_multiple=2)
     frequency = jnp.linspace(-6, -2, len(init(jax.random.key(0))["embeddings"]["item_table"]))
 
@@ -79,7 +82,9 @@ def compiled_step(items: int, data: int, model: int, **optimizer):
     """A step over `items` items, compiled from shapes alone."""
     config = make_config("group", data, model, **optimizer)
     mesh = sharding.make_mesh(config.mesh)
-    graphdef, init = functional(config.model, num_items=items, max_length=config.data.max_length)
+    graphdef, init = make_model(
+        config.model, ModelSizes(num_items=items, max_length=config.data.max_length)
+    )
     optimizer = make_optimizer(config.optimizer)
 
     def fresh(key):

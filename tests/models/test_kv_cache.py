@@ -11,31 +11,39 @@ from hypothesis import strategies as st
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Batch
-from gr_jax.models import cached
-from gr_jax.models.recommender import functional
-from tests.models.ranking_batch import ACTIONS, ITEMS, TASKS, VALUES, one_per_row, random_sequence
+from gr_jax.models import kv_cache
+from gr_jax.models.recommender import make_model
+from gr_jax.models.sizes import ModelSizes
+from tests.models.ranking_batch import (
+    ACTIONS,
+    ITEMS,
+    TASK_NAMES,
+    VALUES,
+    one_per_row,
+    random_sequence,
+)
 
 N, ROOM, CANDIDATES = 16, 20, 3  # tokens of a history, and what a cache has room for
 SMALL = ModelConfig(
     width=8, num_blocks=2, num_heads=2, qk_width=3, v_width=5, head_width=6, swiglu_width=7
 )
-SIZES = dict(num_items=ITEMS, num_actions=ACTIONS, num_feature_values=VALUES, num_tasks=TASKS)
+SIZES = ModelSizes(ITEMS, N, ACTIONS, VALUES, TASK_NAMES)
 
 
 @functools.cache
 def model_of(**changes):
     """Structure and params with biases large enough to matter."""
-    graphdef, init = functional(dataclasses.replace(SMALL, **changes), max_length=N, **SIZES)
+    graphdef, init = make_model(dataclasses.replace(SMALL, **changes), SIZES)
     leaves, tree = jax.tree.flatten(init(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noise = [0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
     return graphdef, jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
 
 
-def extend(model, batch: Batch, store: cached.Cached):
+def extend(model, batch: Batch, store: kv_cache.KvCache):
     """Hidden states of the tokens that follow, and the cache with them."""
-    hidden, new = cached.delta(model, batch, store)
-    return hidden, cached.write(store, new)
+    hidden, new = kv_cache.delta(model, batch, store)
+    return hidden, kv_cache.write(store, new)
 
 
 @functools.cache
@@ -45,7 +53,7 @@ def programs(**changes):
     on_model = lambda function: jax.jit(
         lambda params, *args: function(nnx.merge(graphdef, params), *args)
     )
-    parts = (lambda model, batch: model._hidden(batch, None), cached.prefill, extend, cached.peek)
+    parts = (lambda model, batch: model.hidden(batch), kv_cache.prefill, extend, kv_cache.peek)
     return [functools.partial(on_model(part), params) for part in parts]
 
 
@@ -118,7 +126,7 @@ def test_a_cache_in_bfloat16_is_half_as_large_and_close():
     graphdef, params = model_of()
     whole, _, extend, peek = programs()
     batch = one_per_row([history(3, 12)], (1, ROOM))
-    _, store = cached.prefill(nnx.merge(graphdef, params), first(batch, 10), storage="bfloat16")
+    _, store = kv_cache.prefill(nnx.merge(graphdef, params), first(batch, 10), storage="bfloat16")
     assert {x.dtype.name for x in (*store.k, *store.v)} == {"bfloat16"}
     hidden, store = extend(cut(batch, 10, 12), store)
     assert {x.dtype.name for x in (*store.k, *store.v)} == {"bfloat16"}
@@ -140,10 +148,10 @@ def test_a_model_that_computes_in_bfloat16_keeps_its_cache_so_and_stays_close():
 
 
 def test_other_models_than_hstu_are_refused():
-    graphdef, init = functional(
-        dataclasses.replace(SMALL, kind="sasrec", swiglu_width=0), max_length=N, num_items=ITEMS
+    graphdef, init = make_model(
+        dataclasses.replace(SMALL, kind="sasrec", swiglu_width=0), ModelSizes(ITEMS, N)
     )
     batch = one_per_row([history(0, 3)], (1, 4))
     bare = Batch(batch.item, batch.time, batch.query_time, batch.position, batch.segment)
-    with pytest.raises(ValueError, match="only HSTU models can be cached, here 'sasrec'"):
-        cached.prefill(nnx.merge(graphdef, init(jax.random.key(0))), bare)
+    with pytest.raises(ValueError, match="only HSTU models can be cached, not 'sasrec'"):
+        kv_cache.prefill(nnx.merge(graphdef, init(jax.random.key(0))), bare)

@@ -1,44 +1,24 @@
-"""SASRec as in the public research code: softmax attention over the past, then a feed-forward layer per token."""
+"""SASRec as in the public research code: causal softmax attention, then a feed-forward layer."""
 
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Batch
-from gr_jax.models.layers import Linear, dropout, layer_norm, split
+from gr_jax.models.attention import softmax_attention
+from gr_jax.models.layers import Linear, dropout, layer_norm, split_key
 
 NORM_EPS = 1e-8
-MASKED = -1e30  # finite, so that a padding row, where every key is masked, stays free of NaN
-
-
-def softmax_attention(
-    q: Float[Array, "R L H A"],
-    k: Float[Array, "R L H A"],
-    v: Float[Array, "R L H V"],
-    segments: Int[Array, "R L"],
-    *,
-    rate: float = 0.0,
-    key: PRNGKeyArray | None = None,
-) -> Float[Array, "R L H V"]:
-    """Causal softmax attention inside each segment of packed rows, with dropout on the weights when `key` is given."""
-    scores = jnp.einsum("rqha,rkha->rhqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(
-        q.shape[-1]
-    )
-    token = jnp.arange(segments.shape[1])
-    allowed = (segments[:, :, None] == segments[:, None, :]) & (token[:, None] >= token[None, :])
-    weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, MASKED), axis=-1)
-    return jnp.einsum("rhqk,rkhv->rqhv", dropout(weights, rate, key).astype(v.dtype), v)
 
 
 class SasrecBlock(nnx.Module):
-    """One SASRec layer: r = LN(Q + attention(Q, x, x)) with Q = LN(x), then r + FFN(r). Keys and values: of x."""
+    """One SASRec layer: r = LN(Q + attention(Q, x, x)) with Q = LN(x), then r + FFN(r)."""
 
     def __init__(self, config: ModelConfig, max_length: int, *, rngs: nnx.Rngs):
         del max_length  # softmax needs no fixed normaliser
@@ -56,9 +36,12 @@ class SasrecBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None
     ) -> Float[Array, "R L D"]:
-        """The layer's output, 0 at padding; dropout on attention weights and in the feed-forward layer with a `key`."""
+        """The layer's output, 0 at padding.
+
+        With `key`, dropout of the attention weights and in the feed-forward layer.
+        """
         rate = self.config.dropout
-        key_attention, key_hidden, key_out = split(key, 3)
+        key_attention, key_hidden, key_out = split_key(key, 3)
         in_heads = (*x.shape[:2], self.config.num_heads, -1)
         normed = layer_norm(x, NORM_EPS)
         attended = softmax_attention(

@@ -4,8 +4,9 @@ import numpy as np
 from flax import nnx
 
 from gr_jax.config import ModelConfig
+from gr_jax.models.attention import softmax_attention
 from gr_jax.models.recommender import Recommender
-from gr_jax.models.transformer import softmax_attention
+from gr_jax.models.sizes import ModelSizes
 from tests.models.golden_batch import padded_batch
 
 
@@ -15,7 +16,7 @@ def test_sasrec_equals_the_reference_implementation(golden):
     config = ModelConfig(
         kind="sasrec", width=16, num_blocks=2, num_heads=int(g["num_heads"]), ffn_width=24
     )
-    model = Recommender(config, num_items=num_items, max_length=n, rngs=nnx.Rngs(0))
+    model = Recommender(config, ModelSizes(num_items, n), rngs=nnx.Rngs(0))
     model.embeddings.item_table[...] = (
         model.embeddings.item_table[...].at[: num_items + 1].set(g["item_table"])
     )
