@@ -42,13 +42,10 @@ class ContentEmbeddings(nnx.Module):
         # as large as a scaled item
         other_init = jax.nn.initializers.truncated_normal(0.02 * math.sqrt(width))
         self.item_table = nnx.Param(item_init(rngs.params(), (table_rows(sizes.num_items), width)))
-        self.feature_table = self.action_table = None
-        if sizes.num_feature_values:
-            shape = (table_rows(sizes.num_feature_values), width)
-            self.feature_table = nnx.Param(other_init(rngs.params(), shape))
-        if sizes.num_actions:
-            shape = (sizes.num_actions + 1, width)
-            self.action_table = nnx.Param(other_init(rngs.params(), shape))
+        values, actions = sizes.num_feature_values, sizes.num_actions
+        table = lambda entries: nnx.Param(other_init(rngs.params(), (entries, width)))
+        self.feature_table = table(table_rows(values)) if values else None
+        self.action_table = table(actions + 1) if actions else None
 
     def content(
         self,

@@ -46,9 +46,11 @@ class Recommender(nnx.Module):
         self.blocks = nnx.List(
             [block(config, sizes.max_length, rngs=rngs) for _ in range(config.num_blocks)]
         )
-        self.head = None
-        if sizes.tasks:
-            self.head = RankingHead(config.width, config.head_width, sizes.num_tasks, rngs=rngs)
+        self.head = (
+            RankingHead(config.width, config.head_width, sizes.num_tasks, rngs=rngs)
+            if sizes.tasks
+            else None
+        )
 
     def encode(self, batch: Batch, *, key: PRNGKeyArray | None = None) -> Float[Array, "R L D"]:
         """Unit vectors, 0 at padding; vector i answers "what comes after token i?".
