@@ -111,7 +111,7 @@ class Recommender(nnx.Module):
     def _call_of(self, graphdef: nnx.GraphDef, batch: Batch) -> Callable[..., Array]:
         """`call(params, x, key)` of a block, recomputed in the backward pass if the config says so."""
 
-        def call(params: nnx.State, x: Array, key: PRNGKeyArray | None) -> Array:
+        def call(params, x, key):
             return nnx.merge(graphdef, params)(x, batch, key=key)
 
         return jax.checkpoint(call) if self.config.remat else call
