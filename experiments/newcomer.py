@@ -8,19 +8,17 @@ What is timed includes the download of the packages from wherever pip is set up 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import re
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from experiments.common.results import ROOT, arguments, command_line, keep
+
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^## ([^\n]+)$|^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -85,9 +83,7 @@ def run(steps: list[tuple[str, str]], folder: Path) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--json", default="", help="file for the times")
     json_file = parser.parse_args().json
     steps = blocks(TUTORIAL.read_text())
@@ -104,14 +100,14 @@ def main() -> None:
     if json_file:
         load = os.getloadavg()[1]
         result = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": command_line(),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, load {load:.1f}",
             "python": platform.python_version(),
             "seconds": round(total, 1),
             "cpu_seconds": round(cpu, 1),
             "seconds_by_section": by_heading,
         }
-        Path(json_file).write_text(json.dumps(result, indent=2) + "\n")
+        keep(json_file, result)
 
 
 if __name__ == "__main__":

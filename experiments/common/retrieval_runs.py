@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from experiments.common.results import RESULTS, ROOT, by_seed
-from experiments.tables import spread
+from experiments.common.markdown import spread
+from experiments.common.results import RESULTS, ROOT, arguments, by_seed, keep, metrics_lines
 from gr_jax.data.batches import epochs
 from gr_jax.training.retrieval.evaluation import make_judge
 from gr_jax.training.trained import open_trained
@@ -58,7 +58,7 @@ def run(
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(file.with_suffix(".npz"), rank=rank)
-    file.write_text(json.dumps({"command": command_of(said)} | found, indent=1) + "\n")
+    keep(file, {"command": command_of(said)} | found)
 
 
 def command_of(said: Sequence[str]) -> str:
@@ -90,7 +90,7 @@ def kept_already(experiment: str, name: str, seed: int, said: Sequence[str]) -> 
 def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
     """What a finished run is and reached, with the metrics of popularity; and the rank of each user's test item."""
     result = json.loads((workdir / "result.json").read_text())
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_lines(workdir)
     valid = [line for line in lines if line["split"] == "valid"]
     steps = [line["step_ms"] for line in lines if "step_ms" in line]
     config = json.loads((workdir / "config.json").read_text())
@@ -192,9 +192,7 @@ def run_variants(
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """The arguments that all of these experiments have."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(doc)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--path", default="", help="raw log; downloaded when not given")
     parser.add_argument(

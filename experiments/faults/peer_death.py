@@ -9,7 +9,6 @@ other has ended, and its exit code (-6: aborted by the JAX runtime).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -20,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.faults.kill_resume import ROOT, last_step
+from experiments.common.results import ROOT, arguments, command_line, keep
+from experiments.faults.kill_resume import last_step
 
 TIMEOUT = 30  # seconds of silence after which a process counts as dead
 OVERRIDES = {
@@ -77,9 +77,7 @@ def seconds_until_the_other_ends(dying: int, by: signal.Signals) -> tuple[float,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--json", default="", help="file for the result")
     args = parser.parse_args()
     cases = []
@@ -97,11 +95,11 @@ def main() -> None:
             print(json.dumps(cases[-1]), flush=True)
     if args.json:
         result = {
-            "command": " ".join(["python -m experiments.faults.peer_death", *sys.argv[1:]]),
+            "command": command_line(),
             "peer_timeout": TIMEOUT,
         }
         result |= {"machine": f"{os.cpu_count()} CPU cores, shared with other work", "cases": cases}
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        keep(args.json, result)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,14 @@ With --sm90 nothing runs; it needs the packages of kernel_compile.py, and the at
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -30,6 +26,7 @@ from flax import nnx  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep  # noqa: E402
 from experiments.kernels.gpu_train_step import random_batch  # noqa: E402
 from experiments.kernels.kernel_compile import TARGET  # noqa: E402
 from gr_jax.config import files  # noqa: E402
@@ -37,8 +34,6 @@ from gr_jax.models import hstu  # noqa: E402
 from gr_jax.models.layers import layer_norm  # noqa: E402
 from pallas_kernels.bench.timing import Program, interleaved  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def plain_projection(x, weight, eps):
@@ -77,9 +72,7 @@ def step(variant: str, blocks: int, rows: int, target: Any = None) -> tuple[Any,
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=32, help="rows of 256 tokens")
     parser.add_argument("--json", default="", help="file for the results; default: results/")
     parser.add_argument("--sm90", action="store_true", help="compile for an H100 that is not there")
@@ -117,10 +110,10 @@ def main() -> int:
                 f"{variant}, {blocks} blocks",
                 {n: {k: round(x, 1) for k, x in r.items()} for n, r in record.items()},
             )
-    about = {"command": " ".join(sys.argv), "jax": jax.__version__, "machine": platform.machine()}
+    about = {"command": command_line(), "jax": jax.__version__, "machine": platform.machine()}
     about |= {"cores": os.cpu_count(), "rows": args.rows}
     default = RESULTS / f"elementwise_stage{'_sm90' if target else ''}.json"
-    Path(args.json or default).write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
+    keep(Path(args.json or default), about | {"cases": cases})
     return 0
 
 

@@ -11,19 +11,16 @@ Needs jax, flax, optax and numpy: no data, no Grain, no polars.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
 import statistics
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from experiments.common.results import ROOT, arguments, command_line, keep
+
 IMPLEMENTATIONS = ("xla", "pallas_triton", "pallas_mosaic_gpu")
 MODELS = ("ml_1m-large", "ml_1m-large-bf16", "long")
 
@@ -158,9 +155,7 @@ def run(ready: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--implementation", default=",".join(IMPLEMENTATIONS))
     parser.add_argument("--model", default=",".join(MODELS))
     parser.add_argument("--platform", default="", help="cpu, or gpu; default: the best there is")
@@ -205,13 +200,11 @@ def main() -> int:
             print(f"{model:18} {name:18} {text}", flush=True)
             if args.json:
                 about = {
-                    "command": " ".join(sys.argv),
+                    "command": command_line(),
                     "device": device.kind,
                     "jax": jax.__version__,
                 }
-                Path(args.json).write_text(
-                    json.dumps(about | {"tiny": args.tiny, "cases": records}, indent=1) + "\n"
-                )
+                keep(args.json, about | {"tiny": args.tiny, "cases": records})
     return 0 if any("ms" in record for record in records) else 1
 
 

@@ -8,15 +8,14 @@ Below the table: what the bias costs, what packing gains over padding, and the s
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from experiments.common import figures
+from experiments.common.results import RESULTS, arguments
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 COLUMNS = (
     "shape",
     "implementation",
@@ -123,9 +122,7 @@ def plot(records: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="default: results/*kernel_bench*.json")
     parser.add_argument("--plot", default="", help="PNG file to write")
     args = parser.parse_args()

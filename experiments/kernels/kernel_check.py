@@ -13,16 +13,15 @@ the attention to cached keys, against XLA. Goes on after a failure; the exit cod
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as OutOfTime
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiments.common.results import arguments, command_line, keep
 
 ROWS, HEADS, SEEDS = 4, 2, 3
 TOLERANCE = {"float32": 3e-3, "bfloat16": 2e-2}  # float32 products may be tf32 on a GPU
@@ -302,9 +301,7 @@ def reference(case: Case, length: int):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--implementation", default="", help="comma-separated; default: all")
     parser.add_argument("--platform", default="", help="cpu, or gpu; default: the best there is")
     parser.add_argument(
@@ -342,12 +339,12 @@ def main() -> int:
         records.append(case._asdict() | record)
         if args.json:
             text = {
-                "command": " ".join(sys.argv),
+                "command": command_line(),
                 "device": device.kind,
                 "jax": jax.__version__,
                 "cases": records,
             }
-            Path(args.json).write_text(json.dumps(text, indent=1) + "\n")
+            keep(args.json, text)
         if "skipped" in record and (case.implementation, case.dtype, record["skipped"]) in told:
             return  # one line for all cases of a reason
         told.add((case.implementation, case.dtype, record.get("skipped")))

@@ -28,8 +28,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "kernel_compile.json"
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep
+
+RESULT = RESULTS / "kernel_compile.json"
 IMPLEMENTATIONS = ("pallas_triton", "pallas_mosaic_gpu", "jax_triton")
 SHAPES = (
     "ml_1m-base-bias", "ml_1m-base-bf16-bias", "ml_1m-large-bias", "ml_1m-large-bf16-bias", "books-bias",
@@ -229,9 +230,7 @@ def missing(implementation: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--implementation", default=",".join(IMPLEMENTATIONS))
     parser.add_argument("--shape", default=",".join(SHAPES), help="names of pallas_kernels.specs")
     parser.add_argument(
@@ -275,16 +274,16 @@ def main() -> int:
         and args.shape == ",".join(SHAPES)
         and not args.blocks
     )
-    path = Path(args.json) if args.json else RESULTS if full else None
+    path = Path(args.json) if args.json else RESULT if full else None
     if path:
         import jax
 
         about = {
-            "command": " ".join(sys.argv),
+            "command": command_line(),
             "jax": jax.__version__,
             "target": f"sm_90a, {DEVICE}, nothing was run",
         }
-        path.write_text(json.dumps(about | {"cases": records}, indent=1) + "\n")
+        keep(path, about | {"cases": records})
     if not collections.Counter("kernels" in record for record in records)[True]:
         print("no kernel was compiled", file=sys.stderr)
         return 1

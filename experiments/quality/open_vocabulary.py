@@ -19,12 +19,10 @@ slow spell of the machine meets all; and of the host's moment of giving and taki
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +32,7 @@ import jax
 import numpy as np
 import polars as pl
 
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep, metrics_lines
 from experiments.common.started import start
 from experiments.speed import sparse_step
 from gr_jax import train
@@ -57,8 +56,7 @@ from gr_jax.models.embeddings import table_rows
 from gr_jax.training import sharding
 from gr_jax.training.tables import admission as vocabulary
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "experiments/results/open_vocabulary.json"
+RESULT = RESULTS / "open_vocabulary.json"
 RUNS = ROOT / "runs/open_vocabulary"
 SHARES = (0.1, 0.25, 0.5)
 LIVES = 6  # ids of an item in the year of the log
@@ -130,7 +128,7 @@ def result_of(config: Config, workdir: Path) -> tuple[dict, list[dict]]:
     """The result and the validations of a run, trained here unless it was before."""
     if not (workdir / "result.json").exists():
         train.train(config, workdir)
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_lines(workdir)
     return json.loads((workdir / "result.json").read_text()), [
         x for x in lines if x["split"] == "valid"
     ]
@@ -232,9 +230,7 @@ def step(rounds: int) -> Iterator[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("part", choices=("stream", "retrieval", "step"))
     parser.add_argument("--epochs", type=int, default=4, help="of retrieval")
     parser.add_argument("--rounds", type=int, default=30, help="steps of each case that are timed")
@@ -245,14 +241,12 @@ def main() -> None:
         "step": lambda: step(args.rounds),
     }
     for found in parts[args.part]():
-        found["command"] = " ".join(
-            ["python -m experiments.quality.open_vocabulary", *sys.argv[1:]]
-        )
+        found["command"] = command_line()
         found["machine"] = (
             f"{os.cpu_count()} CPU cores, load {os.getloadavg()[1]:.1f}, jax {jax.__version__}"
         )
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps(results | {args.part: found}, indent=2) + "\n")
+        results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        keep(RESULT, results | {args.part: found})
         print(json.dumps(found.get("runs", [found])[-1]), flush=True)
 
 

@@ -25,7 +25,6 @@ import dataclasses
 import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ import jax
 import numpy as np
 
 import gr_jax.train
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep, metrics_lines
 from gr_jax.config import Config, SyntheticConfig, files
 from gr_jax.config.overrides import override_all
 from gr_jax.data.batches.stochastic_length import choose, keep_full_probability, threshold
@@ -41,8 +41,6 @@ from gr_jax.training import sharding
 from gr_jax.training.run import open_run
 from gr_jax.training.tasks import task_of
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "experiments/results"
 ALPHAS = (1.6, 1.7, 1.8, 1.9, 2.0)
 SELECTIONS = ("greedy", "random", "weighted")
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -271,7 +269,7 @@ def train(args: argparse.Namespace) -> None:
 def outcome(config: Config, workdir: Path, alpha: float, selection: str) -> dict:
     """What a finished run did and reached: tokens and seconds of training per epoch, test metrics."""
     result = json.loads((workdir / "result.json").read_text())
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_lines(workdir)
     step_ms = statistics.median([line["step_ms"] for line in lines if "step_ms" in line])
     epochs = max(1, max(line["epoch"] for line in lines if line["split"] == "valid"))
     tokens = tokens_per_epoch(config, workdir, epochs)
@@ -321,7 +319,7 @@ def settings(args: argparse.Namespace, config: Config) -> dict:
 def write(name: str, content: dict) -> None:
     """A JSON file in results, with the command, machine and versions."""
     made = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command_line(),
         "jax": jax.__version__,
         "numpy": np.__version__,
     }
@@ -330,13 +328,11 @@ def write(name: str, content: dict) -> None:
     )
     folder = ROOT / "runs/stochastic_length" if "-quick" in name else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(json.dumps(made | content, indent=2) + "\n")
+    keep(folder / name, made | content)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parts = parser.add_subparsers(required=True)
     part = parts.add_parser("sparsity", help="tokens removed: closed form, measured, paper")
     part.add_argument("--users", type=int, default=1000, help="histories of N events")

@@ -18,14 +18,11 @@ a relative bias. `oracle` knows categories, prior, alpha and releases: nothing c
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -33,12 +30,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from experiments.common.results import RESULTS, arguments, command_line, keep
 from experiments.common.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.training.retrieval import metrics
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "synthetic_intensity.json"
+RESULT = RESULTS / "synthetic_intensity.json"
 RECORDS, LENGTH, ITEMS, CATEGORIES, OF_A_RECORD = 20_000, 128, 4_000, 100, 5
 FIRST_RELEASE, TRAIN = 0.4, 0.9
 BATCH = 16  # records
@@ -201,9 +199,7 @@ def table(runs: list[dict], best: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", default="0,1,2", help="of data and models")
     parser.add_argument("--quick", action="store_true", help="some steps; no results are kept")
     args = parser.parse_args()
@@ -222,11 +218,7 @@ def main() -> None:
             found["runs"].append({"model": name, "seed": seed} | run)
             print(table(found["runs"], best), flush=True)
             if not args.quick:
-                made = {
-                    "command": " ".join(
-                        ["python -m experiments.quality.synthetic_intensity", *sys.argv[1:]]
-                    )
-                }
+                made = {"command": command_line()}
                 made |= {
                     "jax": jax.__version__,
                     "hardware": f"{os.cpu_count()} CPU cores, shared with other work",
@@ -241,7 +233,7 @@ def main() -> None:
                 made |= {
                     "models": {name: dataclasses.asdict(model) for name, model in MODELS.items()}
                 }
-                RESULT.write_text(json.dumps(made | found, indent=1) + "\n")
+                keep(RESULT, made | found)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ logs: `synthetic_structure.py` and `synthetic_ranking_structure.py`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,8 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "experiments/results/synthetic_quality.json"
+from experiments.common.results import RESULTS, ROOT, arguments, keep
+
+RESULT = RESULTS / "synthetic_quality.json"
 RUNS = {  # name -> command line of gr_jax.train
     "base": ["--config=configs/synthetic.py"],
     "position": ["--config=configs/synthetic.py", "--config.model.bias=position"],
@@ -38,18 +38,16 @@ def trained(said: list[str]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--only", choices=list(RUNS), help="one of the runs")
     names = [args.only] if (args := parser.parse_args()).only else list(RUNS)
     for name in names:
-        result = json.loads(FILE.read_text()) if FILE.exists() else {"runs": {}}
+        result = json.loads(RESULT.read_text()) if RESULT.exists() else {"runs": {}}
         load = os.getloadavg()[0]
         result["runs"][name] = {
             "hardware": f"{os.cpu_count()} CPU cores, load {load:.1f} before"
         } | trained(RUNS[name])
-        FILE.write_text(json.dumps(result, indent=1) + "\n")
+        keep(RESULT, result)
 
 
 if __name__ == "__main__":

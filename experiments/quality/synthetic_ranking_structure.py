@@ -21,20 +21,16 @@ Takes seconds; writes one JSON file.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import statistics
-import sys
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from experiments.common.results import RESULTS, arguments, command_line, keep
 from gr_jax.config import RankingConfig, SyntheticConfig
 from gr_jax.data.log import synthetic_actions
 
-ROOT = Path(__file__).resolve().parents[2]
 PRIOR = 4  # events with the mean rate that every cell is counted with besides its own
 RESOLUTIONS = {
     1: (6, 12, 25),
@@ -116,9 +112,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     defaults = SyntheticConfig(
         num_users=6000, num_items=100
     )  # those of configs/synthetic.py:ranking
@@ -127,9 +121,7 @@ def main() -> None:
             f"--{name}", type=type(getattr(defaults, name)), default=getattr(defaults, name)
         )
     parser.add_argument("--seeds", default="0,1,2", help="of the generated worlds")
-    parser.add_argument(
-        "--json", default=str(ROOT / "experiments/results/synthetic_ranking_structure.json")
-    )
+    parser.add_argument("--json", default=str(RESULTS / "synthetic_ranking_structure.json"))
     args = parser.parse_args()
     sizes = {name: getattr(args, name) for name in ("num_users", "num_items", "mean_length")}
     seeds = [int(seed) for seed in args.seeds.split(",")]
@@ -149,7 +141,7 @@ def main() -> None:
         "DECAY",
     )
     result = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command_line(),
         "config": dataclasses.asdict(SyntheticConfig(actions=True, **sizes)),
         "generator": {name: getattr(synthetic_actions, name) for name in constants},
         "numpy": np.__version__,
@@ -159,7 +151,7 @@ def main() -> None:
             for s, r in zip(seeds, runs, strict=True)
         ],
     }
-    Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+    keep(args.json, result)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,18 @@ Takes seconds.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from experiments.common.results import RESULTS, arguments, command_line, keep
 from gr_jax.config import SyntheticConfig
 from gr_jax.data.log.synthetic import World, ceilings, generate, simulate
 from gr_jax.training.retrieval.baseline import popularity_ranks, training_counts
 
-FILE = Path(__file__).resolve().parents[1] / "results/synthetic_structure.json"
+RESULT = RESULTS / "synthetic_structure.json"
 TOP = 10
 HELD_OUT = 2  # events at the end of each user's log that nothing is fitted on
 
@@ -97,12 +95,10 @@ def measure(config: SyntheticConfig) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     for field in dataclasses.fields(SyntheticConfig):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
-    parser.add_argument("--json", default=str(FILE), help="file for the result")
+    parser.add_argument("--json", default=str(RESULT), help="file for the result")
     args = vars(parser.parse_args())
     file = Path(args.pop("json"))
     config = SyntheticConfig(**args)
@@ -110,9 +106,9 @@ def main() -> None:
     print(f"{'ranking':<26}HR@{TOP}")
     for name, value in measured.items():
         print(f"{name.replace('_', ' '):<26}{value:.3f}")
-    command = " ".join(["python -m experiments.quality.synthetic_structure", *sys.argv[1:]])
+    command = command_line()
     result = {"command": command, "config": dataclasses.asdict(config), f"hr@{TOP}": measured}
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    keep(file, result)
 
 
 if __name__ == "__main__":

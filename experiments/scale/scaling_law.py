@@ -16,7 +16,6 @@ needed. Runs go to runs/scaling_law/ and resume.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -27,12 +26,12 @@ import numpy as np
 from scipy import optimize
 
 from experiments.common.figures import pyplot
+from experiments.common.results import RESULTS, ROOT, arguments, keep, metrics_lines
 from gr_jax.config import files
 from gr_jax.training.run import open_run
 from gr_jax.training.tasks import task_of
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "experiments/results/scaling_law.json"
+RESULT = RESULTS / "scaling_law.json"
 SKIPPED = 2  # epochs of each run that the fit leaves out
 TASKS = {  # task -> config, widths, what is measured on validation, more of the command line
     "retrieval": (
@@ -87,7 +86,7 @@ def budgets(task: str, width: int, workdir: Path) -> list[dict]:
     metric = TASKS[task][2]
     run = open_run(files.read(workdir / "config.json"), workdir)
     batches = task_of(run).batches()
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_lines(workdir)
     return [
         {
             "task": task,
@@ -159,9 +158,7 @@ def draw(found: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--task", default="retrieval,ranking", help=f"some of {','.join(TASKS)}")
     parser.add_argument("--path", default="", help="raw log of ml-1m; downloaded when not given")
     parser.add_argument("--quick", action="store_true", help="two small runs; no results are kept")
@@ -196,7 +193,7 @@ def main() -> None:
             "command": f"python -m experiments.scale.scaling_law --task={','.join(found['fits'])}"
         }
         made |= {"hardware": f"{os.cpu_count()} CPU cores, shared with other work", "seed": 0}
-        RESULT.write_text(json.dumps(made | {"tasks": TASKS} | found, indent=1) + "\n")
+        keep(RESULT, made | {"tasks": TASKS} | found)
         draw(found, RESULT.with_suffix(".png"))
 
 

@@ -10,21 +10,18 @@ so what is measured is the overhead of dividing the work, and no scaling: on c c
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 import jax  # noqa: E402
 
 from experiments.common.figures import pyplot  # noqa: E402
+from experiments.common.results import RESULTS, arguments, command_line, keep  # noqa: E402
 from experiments.common.started import start  # noqa: E402
 from experiments.kernels.gpu_train_step import random_batch  # noqa: E402
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig  # noqa: E402
@@ -34,7 +31,6 @@ from gr_jax.planning.plan import make_plan, with_row_wise_tables  # noqa: E402
 from gr_jax.training import sharding  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 USERS, ITEMS, MEAN_LENGTH = (
     64,
     39_064 * 256 - 1,
@@ -153,9 +149,7 @@ def draw(record: dict, path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--measure", action="store_true", help="also time 1 to 8 virtual devices")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument(
@@ -165,7 +159,7 @@ def main() -> int:
     if args.measure:
         jax.config.update("jax_num_cpu_devices", 8)
     record = {
-        "command": " ".join(sys.argv),
+        "command": command_line(),
         "jax": jax.__version__,
         "cores": os.cpu_count(),
         "planned": [planned(2**i, row_wise) for row_wise in (False, True) for i in range(9)],
@@ -178,7 +172,7 @@ def main() -> int:
         print(
             f"{m['devices']:4} virtual: {1e3 * m['step_s']:9.1f} ms, {m['tokens_per_second']:,.0f} tokens/s"
         )
-    Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
+    keep(args.json, record)
     draw(record, Path(args.json).with_suffix(".png"))
     return 0
 

@@ -21,8 +21,6 @@ is its FLOPs, with the causal half only, over the FLOP/s of a matrix product of 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import statistics
@@ -38,13 +36,13 @@ import numpy as np
 from flax import nnx
 
 from experiments.common import figures
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.recommender import functional
 from gr_jax.serving.history_tokens import Tokens
 from gr_jax.serving.m_falcon import Candidates, Scorer
 
-ROOT = Path(__file__).resolve().parents[2]
 ITEMS, CHECKED = 10_000, 16
 FULL = dict(
     width=256,
@@ -265,9 +263,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--out", type=Path, help="JSON file; the figure lies beside it")
     parser.add_argument("--n", type=int, nargs="*", help="histories, instead of all")
@@ -276,11 +272,7 @@ def main() -> int:
     args = parser.parse_args()
     sizes: dict[str, Any] = dict(QUICK if args.quick else FULL)
     sizes |= {name: tuple(given) for name in "nmb" if (given := getattr(args, name))}
-    out = args.out or (
-        ROOT / "runs/mfalcon/quick.json"
-        if args.quick
-        else ROOT / "experiments/results/mfalcon.json"
-    )
+    out = args.out or (ROOT / "runs/mfalcon/quick.json" if args.quick else RESULTS / "mfalcon.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     head = sizes["width"] // sizes["heads"]
     config = ModelConfig(
@@ -303,7 +295,7 @@ def main() -> int:
             flush=True,
         )
         result = {
-            "command": " ".join(["python -m experiments.serving.mfalcon", *sys.argv[1:]]),
+            "command": command_line(),
             "model": {name: sizes[name] for name in ("width", "blocks", "heads")},
             "gflops_per_second_of_a_matmul": rate / 1e9,
             "rows": rows,
@@ -320,7 +312,7 @@ def main() -> int:
                 "numpy": np.__version__,
             },
         }
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        keep(out, result)
     print(f"written: {out}")
     draw(rows, out.with_suffix(".png"))
     return 0

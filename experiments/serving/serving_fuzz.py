@@ -10,7 +10,6 @@ to answer a usual request at the end, and to be gone within 30 seconds of SIGTER
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import platform
@@ -20,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from experiments.common.results import arguments, command_line, keep
 from experiments.serving.serving_load import Server
 from gr_jax.config import files
 
@@ -67,9 +67,7 @@ def send(port: int, path: str, body: bytes) -> tuple[int | str, float, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seconds", type=int, default=120, help="of schemathesis")
     parser.add_argument(
@@ -112,7 +110,7 @@ def main() -> int:
             print(f"{path:11}{name:30}{status!s:>10}{seconds:8.2f} s  {told[:90]}")
     last = send(server.port, "/recommend", b'{"history": [], "k": 1}')
     result = {
-        "command": " ".join(["python -m experiments.serving.serving_fuzz", *sys.argv[1:]]),
+        "command": command_line(),
         "schemathesis": {
             "exit": done.returncode,
             "seconds": time.monotonic() - start,
@@ -131,7 +129,7 @@ def main() -> int:
     print("FAILED" if failed else "passed")
     if args.out:
         there = json.loads(args.out.read_text()) if args.out.is_file() else {}
-        args.out.write_text(json.dumps(there | {kind: result}, indent=1) + "\n")
+        keep(args.out, there | {kind: result})
     return int(bool(failed))
 
 

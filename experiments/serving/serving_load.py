@@ -17,7 +17,6 @@ the server with all of its threads: on two cores no server can answer more than 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib.metadata
 import json
@@ -35,12 +34,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from experiments.common.results import ROOT, arguments, command_line, keep
 from gr_jax.config import Config, files
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.log.preparation import prepare
 from gr_jax.serving.history import HistoryReader
 
-ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = (1, 8, 32)
 CANDIDATES, K = 200, 10
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -306,9 +305,7 @@ def line(case: dict) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument(
         "--workdir",
         type=Path,
@@ -346,7 +343,7 @@ def main() -> int:
         }
         result = load(workdir, args.flag, **sizes)
         result |= {
-            "command": " ".join(["python -m experiments.serving.serving_load", *sys.argv[1:]]),
+            "command": command_line(),
             "machine": {
                 "cores": os.cpu_count(),
                 "load_before": load_before,
@@ -361,7 +358,7 @@ def main() -> int:
         if args.out:
             there = json.loads(args.out.read_text()) if args.out.is_file() else {}
             name = ", ".join([result["kind"], *["memory"] * bool(args.memory), *args.flag])
-            args.out.write_text(json.dumps(there | {name: result}, indent=1) + "\n")
+            keep(args.out, there | {name: result})
     return 0
 
 

@@ -25,12 +25,10 @@ the median over the rounds counts.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,12 +41,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from experiments.common import figures
+from experiments.common.results import RESULTS, arguments, command_line, keep
 from gr_jax.config import Config, ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.flops import train_flops
 from gr_jax.models.recommender import functional
 
-ROOT = Path(__file__).resolve().parents[2]
 NUM_ITEMS = 1000
 MODEL = ModelConfig(
     width=32, num_blocks=2, qk_width=32, v_width=32, head_width=32, input_dropout=0.0, dropout=0.0
@@ -187,16 +185,12 @@ def plot(cases: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--n", default="64,128,256,512,1024")
     parser.add_argument("--prefixes", type=int, default=4, help="sampled prefix lengths for each n")
     parser.add_argument("--tokens", type=int, default=2048, help="of a step")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument(
-        "--json", type=Path, default=ROOT / "experiments/results/cost_per_label.json"
-    )
+    parser.add_argument("--json", type=Path, default=RESULTS / "cost_per_label.json")
     parser.add_argument(
         "--plot_only", action="store_true", help="draw the figure of an existing JSON file"
     )
@@ -216,7 +210,7 @@ def main() -> None:
             for x in cases[0]["ratio"]
         }
         result = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": command_line(),
             "machine": f"{os.cpu_count()} CPU cores, load average {os.getloadavg()[1]:.1f} over the last 5 minutes",
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
             "model": dataclasses.asdict(MODEL),
@@ -225,7 +219,7 @@ def main() -> None:
             },
             "cases": cases,
         }
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        keep(args.json, result)
     plot(json.loads(args.json.read_text())["cases"], args.json.with_suffix(".png"))
 
 

@@ -14,17 +14,14 @@ kernel_compile.py; nothing runs.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -34,6 +31,7 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 from experiments.common.figures import pyplot  # noqa: E402
+from experiments.common.results import RESULTS, arguments, command_line, keep  # noqa: E402
 from experiments.kernels.gpu_train_step import random_batch  # noqa: E402
 from experiments.kernels.kernel_compile import TARGET  # noqa: E402
 from gr_jax.config import ModelConfig  # noqa: E402
@@ -43,7 +41,7 @@ from gr_jax.models.transformer import SasrecBlock  # noqa: E402
 from gr_jax.planning import compiled_step  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 
-RESULT = ROOT / "experiments/results/memory.json"
+RESULT = RESULTS / "memory.json"
 ROWS, LENGTH, HEADS = 256, 256, 4  # so many tokens that sums of weights are small beside them
 PAPER = {"hstu": 14, "transformer": 33}  # bytes of a token and layer, in widths
 BUDGETS = (16, 40, 80)  # GB of a device
@@ -158,9 +156,7 @@ def draw(cases: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="small; no results are kept")
     parser.add_argument("--figure", action="store_true", help="draw the results that are there")
     args = parser.parse_args()
@@ -185,7 +181,7 @@ def main() -> None:
             )
     if not args.quick:
         about = {
-            "command": " ".join(["python -m experiments.speed.memory", *sys.argv[1:]]),
+            "command": command_line(),
             "jax": jax.__version__,
         }
         about |= {
@@ -193,7 +189,7 @@ def main() -> None:
             "tokens_of_a_device": TOKENS,
             "paper_widths": PAPER,
         }
-        RESULT.write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
+        keep(RESULT, about | {"cases": cases})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from experiments.common.results import ROOT
+from experiments.common.results import ROOT, command_line
 from gr_jax import cli
 from gr_jax.config import DataConfig
 
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
         args.ml_1m
     )
     text = json.dumps(
-        {"command": " ".join(["python -m experiments.speed.prepare_speed", *shown]), **result},
+        {"command": command_line(shown), **result},
         indent=2,
     )
     print(text)

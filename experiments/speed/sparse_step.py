@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import figures
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep
 from experiments.common.started import retrieval_step, start
 from experiments.speed.train_speed import USERS, generated_log
 from gr_jax.config import (
@@ -61,8 +62,7 @@ from gr_jax.training.optimizer import Optimizer
 from gr_jax.training.retrieval.losses import draw_negatives
 from gr_jax.training.tables.update import descend
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "experiments/results/sparse_step.json"
+RESULT = RESULTS / "sparse_step.json"
 RULES = ("dense", "rowwise_adamw", "rowwise_adagrad")
 BATCHES = 4  # different ones, in turn
 
@@ -194,16 +194,16 @@ def interleave(steps: int, *, table_alone: bool) -> None:
             case["times_faster"] = statistics.median(dense / ours for dense, ours in pairs)
         cases.append(case)
         print(case, flush=True)
-    found: dict = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": []}
+    found: dict = json.loads(RESULT.read_text()) if RESULT.exists() else {"cases": []}
     part = "table_alone" if table_alone else "interleaved"
-    found[part] = {"command": f"python {' '.join(sys.argv)}", "steps": steps, "cases": cases}
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    found[part] = {"command": command_line(), "steps": steps, "cases": cases}
+    keep(RESULT, found)
 
 
 def compare(sizes: list[int], rounds: int, steps: int) -> None:
     """Every rule at every size, interleaved; adds to the results."""
-    found: dict = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": []}
-    command = f"python {' '.join(sys.argv)}"
+    found: dict = json.loads(RESULT.read_text()) if RESULT.exists() else {"cases": []}
+    command = command_line()
     for rows in sizes:
         runs: dict[str, list[dict]] = {rule: [] for rule in RULES}
         for number in range(rounds):
@@ -244,12 +244,12 @@ def compare(sizes: list[int], rounds: int, steps: int) -> None:
                 c for c in found["cases"] if (c["rule"], c["rows"]) != (rule, rows)
             ] + [case]
         found["cases"].sort(key=lambda c: (c["rows"], RULES.index(c["rule"])))
-        RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+        keep(RESULT, found)
 
 
 def show() -> None:
     """Table and figure of the results."""
-    found = json.loads(RESULTS.read_text())
+    found = json.loads(RESULT.read_text())
     print("| rows | rule | ms/step | dense / this | state MiB | temporaries MiB | peak RSS MiB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for c in found["cases"]:
@@ -280,7 +280,7 @@ def show() -> None:
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.tight_layout()
-    figure.savefig(RESULTS.with_suffix(".png"), dpi=120)
+    figure.savefig(RESULT.with_suffix(".png"), dpi=120)
 
 
 def small_config(data: int, model: int, exchange: str, rule: str) -> Config:
@@ -313,8 +313,8 @@ def sweep_meshes(steps: int = 50, items: int = 300) -> None:
             values.append(float(metrics["loss"]))
         return np.array(values)
 
-    path = RESULTS.with_name("sparse_meshes.json")
-    command = f"python {' '.join(sys.argv)}"
+    path = RESULT.with_name("sparse_meshes.json")
+    command = command_line()
     found: dict = {"command": command, "steps": steps, "jax": jax.__version__, "cases": []}
     found = (
         json.loads(path.read_text()) if path.exists() else found
@@ -333,7 +333,7 @@ def sweep_meshes(steps: int = 50, items: int = 300) -> None:
             found["cases"].append(
                 {"rule": rule, "mesh": mesh, "exchange": exchange, "worst": worst}
             )
-            path.write_text(json.dumps(found, indent=2) + "\n")
+            keep(path, found)
             print(
                 f"{rule:16} {mesh} {exchange:10} largest relative difference {worst:.1e}",
                 flush=True,
@@ -341,9 +341,7 @@ def sweep_meshes(steps: int = 50, items: int = 300) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--rows", default="100000,1000000,10000000", help="sizes of the table")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps in each round")

@@ -11,11 +11,8 @@ Transformer has not. Two steps of each case in turn, the second timed, medians; 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +21,13 @@ import jax
 import numpy as np
 
 from experiments.common.figures import pyplot
+from experiments.common.results import RESULTS, arguments, command_line, keep
 from experiments.common.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.training.host_memory import keep_freed_memory
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "throughput.json"
+RESULT = RESULTS / "throughput.json"
 ITEMS = 10_000
 SHARED: dict[str, Any] = {"width": 64, "num_heads": 2}
 MODELS = {
@@ -131,9 +129,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each case")
     parser.add_argument(
         "--quick", action="store_true", help="the smallest cases; no results are kept"
@@ -148,11 +144,11 @@ def main() -> None:
     if not args.quick:
         device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, load {os.getloadavg()[1]:.1f}"
         made = {
-            "command": " ".join(["python -m experiments.speed.throughput", *sys.argv[1:]]),
+            "command": command_line(),
             "device": device,
         }
         made |= {"jax": jax.__version__, "rounds": args.rounds, "width": SHARED["width"]}
-        RESULT.write_text(json.dumps(made | {"rows": rows}, indent=1) + "\n")
+        keep(RESULT, made | {"rows": rows})
         draw(rows, RESULT.with_suffix(".png"))
 
 

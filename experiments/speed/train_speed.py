@@ -24,13 +24,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.common.results import ROOT, arguments, command_line
 from experiments.common.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, files
 from gr_jax.data.batches import epochs
 from gr_jax.data.dataset import Catalogue, Dataset, Events
 from gr_jax.training.host_memory import keep_freed_memory
 
-ROOT = Path(__file__).resolve().parents[2]
 USERS = 128  # mean users of a batch
 # ms a step of 128 users of the PyTorch reference, idle 2-core machine: 3.2 GiB base, 4.5 GiB large, 2.4 GiB books.
 REFERENCE_MS = {"base": 2687.0, "large": 7677.0, "books": 1878.0, "sasrec": None}
@@ -116,9 +116,7 @@ def measure(case: str, steps: int, *, keep_memory: bool) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated model/loss")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps in each round")
@@ -159,7 +157,7 @@ def main() -> None:
         print(f"{line['fill']:14.1%}{line['peak_rss_gib']:14.2f}{ratio:>14}")
     if args.json:
         text = json.dumps(
-            {"command": " ".join(sys.argv), "jax": jax.__version__, "cases": summary}, indent=2
+            {"command": command_line(), "jax": jax.__version__, "cases": summary}, indent=2
         )
         Path(args.json).write_text(text + "\n")
 
