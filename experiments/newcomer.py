@@ -1,9 +1,10 @@
-"""Does what docs/tutorial.md says, and nothing else, in a fresh checkout and a fresh environment, and takes the time.
+"""Time that docs/tutorial.md takes, followed to the letter in a fresh checkout and environment.
 
     python -m experiments.newcomer --json=experiments/results/newcomer.json
 
-The code blocks of the page run in order in one shell; the environment that the page makes is thrown away at the end.
-What is timed includes the download of the packages from wherever pip is set up to get them.
+The code blocks of the page run in order in one shell; the environment that the page makes is thrown
+away at the end. What is timed includes the download of the packages from wherever pip is set up to
+get them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def script(steps: list[tuple[str, str]]) -> str:
-    """One shell script of all blocks, which prints a line `@@ number` and the time before each and at the end."""
+    """Shell script of all blocks: prints `@@ number time` before each and at the end."""
     # on a line of its own, whatever was printed before
     mark = 'echo; echo "@@ {} $(date +%s.%N)"\n'
     body = "".join(mark.format(number) + code for number, (_, code) in enumerate(steps))

@@ -1,4 +1,4 @@
-"""Arguments of a script, and results as JSON in `experiments/results`: shared by all experiments."""
+"""Arguments of a script, and results as JSON in `experiments/results`, for all experiments."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Kills a training ten times with signal 9 at random moments, resumes, and compares with the uninterrupted run.
+"""Resumes after ten kills of a training at random moments, against the uninterrupted run.
 
     python -m experiments.faults.kill_resume                # about 6 minutes on 2 idle cores
     python -m experiments.faults.kill_resume --kills=3 --json=experiments/results/kill_resume.json
 
-The log is the generated one; a checkpoint is written every 7 steps, so that many kills fall into a save. Exits with 1
-unless the resumes found readable checkpoints and all arrays of the final state (parameters and both moments) are
-equal to the last bit.
+The log is the generated one; a checkpoint is written every 7 steps, so that many kills fall into a
+save. Exits with 1 unless the resumes found readable checkpoints and all arrays of the final state
+(parameters and both moments) are equal to the last bit.
 """
 
 from __future__ import annotations

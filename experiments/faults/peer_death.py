@@ -1,10 +1,12 @@
-"""How long the other process of a job of two goes on when one dies or falls silent.
+"""Seconds that the other process of a job of two goes on after one dies or falls silent.
 
-    python -m experiments.faults.peer_death --json=experiments/results/peer_death.json      # about 3 minutes
+    # about 3 minutes
+    python -m experiments.faults.peer_death --json=experiments/results/peer_death.json
 
-Two processes on this machine train on the generated log, one CPU device each. Once steps are taken, one of them gets
-signal 9, as from a lack of memory, or signal STOP, as a host whose network is gone. Kept are the seconds until the
-other has ended, and its exit code (-6: aborted by the JAX runtime).
+Two processes on this machine train on the generated log, one CPU device each. Once steps are taken,
+one of them gets signal 9, as from a lack of memory, or signal STOP, as a host whose network is
+gone. Kept are the seconds until the other has ended, and its exit code (-6: aborted by the JAX
+runtime).
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def start(folder: Path, process: int, port: int) -> subprocess.Popen:
 
 
 def seconds_until_the_other_ends(dying: int, by: signal.Signals) -> tuple[float, int]:
-    """Sends process `dying` the signal once both have taken steps; the seconds until the other ended, its exit code.
+    """Seconds from a signal to process `dying` to the end of the other, and its exit code.
+
+    The signal is sent once both have taken steps.
 
     Raises:
       RuntimeError: the other did not end, or one ended before.

@@ -1,12 +1,15 @@
-"""What the recomputed backward passes of `pallas_kernels/elementwise.py` save and cost in whole training steps.
+"""Memory and time of training steps with the recomputed stages of `pallas_kernels/elementwise.py`.
 
-    python -m experiments.kernels.elementwise_stage                        # ML-1M base and large, 2 and 8 blocks
-    python -m experiments.kernels.elementwise_stage --json=FILE --rows=8   # fewer rows, results elsewhere
-    python -m experiments.kernels.elementwise_stage --sm90                 # memory on an H100, compiled without one
+    python -m experiments.kernels.elementwise_stage  # ML-1M base and large, 2 and 8 blocks
+    # fewer rows, results elsewhere
+    python -m experiments.kernels.elementwise_stage --json=FILE --rows=8
+    # memory on an H100, compiled without one
+    python -m experiments.kernels.elementwise_stage --sm90
 
-Forward and gradients of an HSTU model's blocks by plain differentiation and with these stages: XLA's temporary bytes,
-and milliseconds per step, interleaved. No dropout, no loss: only what differs, and the attention between it.
-With --sm90 nothing runs; it needs the packages of kernel_compile.py, and the attention is pallas_triton in bfloat16.
+Forward and gradients of an HSTU model's blocks by plain differentiation and with these stages:
+XLA's temporary bytes, and milliseconds per step, interleaved. No dropout, no loss: only what
+differs, and the attention between it. With --sm90 nothing runs; it needs the packages of
+kernel_compile.py, and the attention is pallas_triton in bfloat16.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def plain_gate(u, attended, eps, **_):
 
 
 def step(variant: str, blocks: int, rows: int, target: Any = None) -> tuple[Any, tuple]:
-    """Returns the compiled gradient of a stack of blocks in its input and parameters, and the arguments.
+    """Compiled gradient of a stack of blocks in its input and parameters, and its arguments.
 
     target: a mesh of devices that are not there, to compile for.
     """

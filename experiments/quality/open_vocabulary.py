@@ -1,20 +1,26 @@
-"""What fewer rows than items cost: a catalogue of rows, hashed rows, and rows that items earn and lose.
+"""Quality and speed with fewer table entries than items: hashed, or earned and lost by items.
 
-    python -m experiments.quality.open_vocabulary stream       # clicks on a generated log whose item ids are renewed
+    # clicks on a generated log whose item ids are renewed
+    python -m experiments.quality.open_vocabulary stream
     python -m experiments.quality.open_vocabulary retrieval    # next items of configs/synthetic.py
-    python -m experiments.quality.open_vocabulary step         # a step of Amazon Books' model with a million items
+    # a step of Amazon Books' model with a million items
+    python -m experiments.quality.open_vocabulary step
 
-stream: the log of `gr_jax/data/log/synthetic_actions.py` (1,500 users, 100 items), where each item gets a new id six times
-a year, each at another time, as a listing does that is posted again: some 700 ids, of which about 100 live at a time.
-A ranking model goes through it once in the order of time. Reported are NE and AUC of the clicks in the last tenth of
-the events, which no step has seen, and the mean NE of the second half of the windows, each before it is trained on.
+stream: the log of `gr_jax/data/log/synthetic_actions.py` (1,500 users, 100 items), where each item
+gets a new id six times a year, each at another time, as a listing does that is posted again: some
+700 ids, of which about 100 live at a time. A ranking model goes through it once in the order of
+time. Reported are NE and AUC of the clicks in the last tenth of the events, which no step has seen,
+and the mean NE of the second half of the windows, each before it is trained on.
 
-retrieval: fewer epochs than the config has; HR@10 and NDCG@10 of the test split after the best validation.
+retrieval: fewer epochs than the config has; HR@10 and NDCG@10 of the test split after the best
+validation.
 
-Rows are a share of all ids; of `admitted`, a fifth of them are shared. Every run has the same seed, model and batches.
+Rows are a share of all ids; of `admitted`, a fifth of them are shared. Every run has the same seed,
+model and batches.
 
-step: milliseconds of whole training steps (row-wise AdamW, group loss, 128 users), one of each case in turn, so that a
-slow spell of the machine meets all; and of the host's moment of giving and taking rows.
+step: milliseconds of whole training steps (row-wise AdamW, group loss, 128 users), one of each case
+interleaved, so that a slow spell of the machine meets all; and of the host's moment of giving and
+taking rows.
 """
 
 from __future__ import annotations
@@ -175,7 +181,7 @@ def retrieval(epochs: int) -> Iterator[dict]:
 
 
 def step(rounds: int) -> Iterator[dict]:
-    """Times of a step by vocabulary, all with a row-wise rule, and of the host's moment of giving and taking."""
+    """Times of a step by vocabulary, with a row-wise rule, and of one revision of the entries."""
     base = sparse_step.books_config("rowwise_adamw")
     log = sparse_step.log_of(base, ITEMS)
     log.__dict__["item_table"] = pl.DataFrame(

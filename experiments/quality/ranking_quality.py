@@ -1,11 +1,12 @@
-"""Ranking on MovieLens-1M: the sequence model, the DLRM, counts, the constant rate; on the last tenth of the events.
+"""Ranking on the last tenth of MovieLens-1M: sequence model, DLRM, counts, constant rate.
 
-    python -m experiments.quality.ranking_quality --path=ml-1m --variants=ranking,ranking-dlrm --seeds=0,1,2
+    python -m experiments.quality.ranking_quality --path=ml-1m --seeds=0,1,2
 
-Trains the variants of configs/ml_1m.py (runs/ranking/, resumed where they stopped, not repeated when they are done),
-each with its own early stopping on the events between .81 and .9 of the log by time, and tests the best checkpoint
-once. Writes experiments/results/ranking_quality.json, where runs of other variants and seeds stay, and prints a table
-of means and standard deviations over seeds.
+Trains the variants of configs/ml_1m.py (runs/ranking/, resumed where they stopped, not repeated
+when they are done), each with its own early stopping on the events between .81 and .9 of the log by
+time, and tests the best checkpoint once. Writes experiments/results/ranking_quality.json, where
+runs of other variants and seeds stay, and prints a table of means and standard deviations over
+seeds.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SHOWN = (*(f"{metric}/{task}" for task in ("liked", "loved") for metric in METRI
 
 
 def outcome(workdir: Path) -> dict:
-    """What a finished run is and reached."""
+    """Settings and metrics of a finished run."""
     result = json.loads((workdir / "result.json").read_text())
     config = json.loads((workdir / "config.json").read_text())
     lines = metrics_lines(workdir)
@@ -57,7 +58,7 @@ def outcome(workdir: Path) -> dict:
 
 
 def baselines(path: str) -> dict[str, dict[str, float]]:
-    """Metrics on the test events of the constant rate and of a logistic regression on counts of the past."""
+    """Test metrics of the constant rate and of a logistic regression on counts of the past."""
     config = files.load(str(ROOT / "configs/ml_1m.py:ranking"))
     config = override_all(config, {"data.path": path} if path else {})
     dataset = prepare(config.data)

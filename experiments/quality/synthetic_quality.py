@@ -1,10 +1,11 @@
-"""What the commands of configs/synthetic.py reach and how long they take: retrieval, without time too, and ranking.
+"""Metrics and wall time of the commands of configs/synthetic.py: retrieval and ranking.
 
-    python -m experiments.quality.synthetic_quality               # four trainings, about 10 minutes on 2 cores
-    python -m experiments.quality.synthetic_quality --only=base   # one of them; the others' results are kept
+    python -m experiments.quality.synthetic_quality  # four trainings, about 10 minutes on 2 cores
+    # one of them; the others' results are kept
+    python -m experiments.quality.synthetic_quality --only=base
 
-Each run is the command of a reader, by one seed, in a folder that is thrown away. The best possible is known of these
-logs: `synthetic_structure.py` and `synthetic_ranking_structure.py`.
+Each run is the command of a reader, by one seed, in a folder that is thrown away. The best possible
+is known of these logs: `synthetic_structure.py` and `synthetic_ranking_structure.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ RUNS = {  # name -> command line of gr_jax.train
 
 
 def trained(said: list[str]) -> dict:
-    """The command of a run with what its result.json says."""
+    """Command of a run, with its result.json."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "-m", "gr_jax.train", *said, f"--workdir={workdir}"]
         subprocess.run(command, check=True, cwd=ROOT)

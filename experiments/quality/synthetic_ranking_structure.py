@@ -1,22 +1,23 @@
-"""How much of the generated actions each kind of knowledge can predict: NE on the last tenth of the log by time.
+"""NE of the generated actions by kind of knowledge, on the last tenth of the log by time.
 
-    python -m experiments.quality.synthetic_ranking_structure [--num_users=6000] [--num_items=100] [--mean_length=40]
-        [--seeds=0,1,2] [--json=experiments/results/synthetic_ranking_structure.json]
+    python -m experiments.quality.synthetic_ranking_structure
+    python -m experiments.quality.synthetic_ranking_structure --num_users=500 --json=FILE
 
-NE = mean log loss / entropy of the label rate of the events judged; 1 = no better than their rate. Every predictor
-but the oracle is a table of click rates by cells of its features, counted on the first nine tenths; the features are
+NE = mean log loss / entropy of the label rate of the events judged; 1 = no better than their rate.
+Every predictor but the oracle is a table of click rates by cells of its features, counted on the
+first nine tenths; the features are
 
     recency   exp(-elapsed / decay) since the user's last event of the item's category
     shares    of the user's events so far: those of the category, and those of it that were acted on
     events    how many events of the category the user had before
-    counts    the same, those acted on counted twice: all that the past tells besides recency
+    counts    the same, those acted on counted twice: all that the past says besides recency
 
-so that `shares_and_recency` is what an average over the history (attention with softmax) can tell, and
-`counts_and_recency` what a sum can; `events_and_recency` is a sum that ignores the actions. Tables of shares are
-counted at several resolutions and the one best on the events judged is quoted, in their favour. Who knows the number
-of events so far besides (`length`) can turn shares into counts. The oracle is the true probability: no model does
-better.
-Takes seconds; writes one JSON file.
+so that `shares_and_recency` is what an average over the history (attention with softmax) can tell,
+and `counts_and_recency` what a sum can; `events_and_recency` is a sum that ignores the actions.
+Tables of shares are counted at several resolutions and the one best on the events judged is quoted,
+in their favour. Who knows the number of events so far besides (`length`) can turn shares into
+counts. The oracle is the true probability: no model does better. Takes seconds; writes one JSON
+file.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How much of the generated log each kind of knowledge can predict: HR@10 on the last event of every user.
+"""HR@10 on the generated log by kind of knowledge, on the last event of every user.
 
-    python -m experiments.quality.synthetic_structure [--num_users=4000] [--num_items=1000] [--mean_length=40]
+    python -m experiments.quality.synthetic_structure
+    python -m experiments.quality.synthetic_structure --num_users=500 --json=FILE
 
-Popularity and the Markov chains are fitted on all but the last two events of each user. The two `best`
-rankings know the generator and where each user stands, without and with the time of the request: no model can
-do better.
-Takes seconds.
+Popularity and the Markov chains are fitted on all but the last two events of each user. The two
+`best` rankings know the generator and where each user stands, without and with the time of the
+request: no model can do better. Takes seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def transition_counts(
 
 
 def hit_rate(scores: Float[np.ndarray, "B rows"], world: World) -> float:
-    """HR@10 of the last events under `scores` (column = item id): seen items left out, ties against it."""
+    """HR@10 of the last events by `scores` (column = item id), seen items left out.
+
+    A tie counts as a miss.
+    """
     everyone, last = np.arange(len(scores)), world.length - 1
     target = world.item[everyone, last]
     own = scores[everyone, target][:, None]
@@ -49,7 +52,7 @@ def hit_rate(scores: Float[np.ndarray, "B rows"], world: World) -> float:
 
 
 def markov(world: World, num_items: int, *, gap: Int[np.ndarray, "B N"] | None = None) -> float:
-    """HR@10 of the first-order chain: how often an item follows the last, after a gap of the same class."""
+    """HR@10 of the first-order chain, counted apart for each class of gap."""
     everyone, last = np.arange(len(world.length)), world.length - 1
     fitted = np.arange(1, world.item.shape[1]) < (world.length - HELD_OUT)[:, None]
     gap = np.zeros_like(world.item) if gap is None else gap

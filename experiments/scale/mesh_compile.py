@@ -1,10 +1,11 @@
-"""A whole training step compiled for eight H100 that are not there: memory and collectives against `gr_jax.plan`.
+"""Memory and collectives of a training step compiled for eight absent H100, against the plan.
 
     python -m experiments.scale.mesh_compile                       # data 8 x model 1, and 4 x 2
     python -m experiments.scale.mesh_compile --meshes=8x1 --blocks=2
 
-Needs the packages of kernel_compile.py. Nothing runs. The collectives are those of the compiled program, each with its
-bytes and how often it runs in a step; exit code 1 when a mesh does not compile.
+Needs the packages of kernel_compile.py. Nothing runs. The collectives are those of the compiled
+program, each with its bytes and how often it runs in a step; exit code 1 when a mesh does not
+compile.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RESULT = RESULTS / "mesh_compile.json"
 
 
 def case(data: int, model: int, blocks: int, attention: str) -> tuple[Config, Sizes]:
-    """A model of bfloat16 blocks with two heads, and its sizes: 64 rows of 256 tokens, 50,000 items."""
+    """Model of bfloat16 blocks with two heads, and its sizes: 64 rows of 256 tokens."""
     config = Config(
         data=DataConfig(max_length=200, row_length=256),
         model=ModelConfig(

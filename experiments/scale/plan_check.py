@@ -1,11 +1,12 @@
-"""The memory that `gr_jax.plan` foretells against what XLA allocates for the same training step, on a CPU.
+"""Memory that `gr_jax.plan` predicts against what XLA allocates for the same step, on a CPU.
 
-    python -m experiments.scale.plan_check                  # 32 random configs that the numbers were not fitted to
+    python -m experiments.scale.plan_check  # 32 random configs that the numbers were not fitted to
     python -m experiments.scale.plan_check --seed=4 --cases=4 --json=FILE
 
-Each config (width, heads, depth, row length, reach, loss, catalogue, dropout, remat, scan, bfloat16) is compiled from
-shapes alone; about 5 s each. Other seeds fitted the numbers in `gr_jax/planning/memory.py`. Blocks that are scanned
-(`model.scan_blocks`) are summed up apart: the compiler shares their buffers in ways that the formulas follow less well.
+Each config (width, heads, depth, row length, reach, loss, catalogue, dropout, remat, scan,
+bfloat16) is compiled from shapes alone; about 5 s each. Other seeds fitted the numbers in
+`gr_jax/planning/memory.py`. Blocks that are scanned (`model.scan_blocks`) are summed up apart: the
+compiler shares their buffers in ways that the formulas follow less well.
 """
 
 from __future__ import annotations
@@ -99,8 +100,9 @@ def describe(config: Config, sizes: Sizes) -> str:
     flags = [name for name in ("remat", "scan_blocks") if getattr(m, name)]
     flags += ["bfloat16"] * (m.compute_dtype == "bfloat16") + ["no dropout"] * (not m.dropout)
     return (
-        f"D{m.width} {m.num_blocks} blocks {m.num_heads}x{m.qk_width}/{m.v_width}, {sizes.batch_rows} rows of"
-        f" {sizes.row_length}, N {sizes.max_tokens}, {config.loss.kind}, {sizes.num_items} items {' '.join(flags)}"
+        f"D{m.width} {m.num_blocks} blocks {m.num_heads}x{m.qk_width}/{m.v_width},"
+        f" {sizes.batch_rows} rows of {sizes.row_length}, N {sizes.max_tokens}, {config.loss.kind},"
+        f" {sizes.num_items} items {' '.join(flags)}"
     ).strip()
 
 

@@ -1,11 +1,13 @@
-"""Weak scaling: the work of a device stays, the devices grow. The plan's model for H100s, and measured virtual devices.
+"""Weak scaling: the plan for 1 to 256 H100, and virtual devices of one CPU measured.
 
-    python -m experiments.scale.weak_scaling                # the plan for 1 to 256 H100: results/weak_scaling.json and .png
-    python -m experiments.scale.weak_scaling --measure      # and 1 to 8 virtual devices of this machine
+    # the plan for 1 to 256 H100: results/weak_scaling.json and .png
+    python -m experiments.scale.weak_scaling
+    python -m experiments.scale.weak_scaling --measure  # and 1 to 8 virtual devices of this machine
 
-The plan is a roofline at peak rates of data sheets (NVLink inside nodes of eight, 400 Gb/s for each device between
-them): once with communication after the work and once hidden behind it. Virtual devices share the cores of one machine,
-so what is measured is the overhead of dividing the work, and no scaling: on c cores ideal time grows as devices / c.
+The plan is a roofline at peak rates of data sheets (NVLink inside nodes of eight, 400 Gb/s for each
+device between them): once with communication after the work and once hidden behind it. Virtual
+devices share the cores of one machine, so what is measured is the overhead of dividing the work,
+and no scaling: on c cores ideal time grows as devices / c.
 """
 
 from __future__ import annotations
@@ -31,16 +33,13 @@ from gr_jax.planning.plan import make_plan, with_row_wise_tables  # noqa: E402
 from gr_jax.training import sharding  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 
-USERS, ITEMS, MEAN_LENGTH = (
-    64,
-    39_064 * 256 - 1,
-    1000.0,
-)  # users of a device; 256 devices divide the rows of 10 million items
+USERS, MEAN_LENGTH = 64, 1000.0  # users of a device
+ITEMS = 39_064 * 256 - 1  # 256 devices divide the entries of 10 million items
 ROWS, LENGTH = 8, 256  # measured: rows of a device
 
 
 def planned(devices: int, row_wise: bool) -> dict:
-    """The plan of a wide model on so many H100, 64 users each, histories of up to 4096 events."""
+    """Plan of a wide model on H100s, 64 users each, histories of up to 4096 events."""
     config = Config(
         data=DataConfig(max_length=4096, row_length=4096),
         model=ModelConfig(
@@ -71,7 +70,7 @@ def planned(devices: int, row_wise: bool) -> dict:
 
 
 def measured(devices: int, steps: int) -> dict:
-    """Median time of a step of a small model on so many virtual devices, 8 rows of 256 tokens each."""
+    """Median time of a step of a small model on virtual devices, 8 rows of 256 tokens each."""
     config = Config(
         data=DataConfig(max_length=200, row_length=LENGTH),
         model=ModelConfig(width=64, num_blocks=2, num_heads=2, qk_width=32, v_width=32),
@@ -170,7 +169,8 @@ def main() -> int:
         print(f"{p['tables']:22} {p['devices']:4} H100: {about}")
     for m in record["measured"]:
         print(
-            f"{m['devices']:4} virtual: {1e3 * m['step_s']:9.1f} ms, {m['tokens_per_second']:,.0f} tokens/s"
+            f"{m['devices']:4} virtual: {1e3 * m['step_s']:9.1f} ms,"
+            f" {m['tokens_per_second']:,.0f} tokens/s"
         )
     keep(args.json, record)
     draw(record, Path(args.json).with_suffix(".png"))

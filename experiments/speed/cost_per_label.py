@@ -1,26 +1,30 @@
-"""Cost of a label: generative training (a label at every event) against impression-level training of the same encoder.
+"""Cost of a label: a label at every event against a sequence for each label, the same encoder.
 
-    python -m experiments.speed.cost_per_label                    # n = 64 to 1024, 9 minutes on 2 busy cores
+    python -m experiments.speed.cost_per_label  # n = 64 to 1024, 9 minutes on 2 busy cores
     python -m experiments.speed.cost_per_label --plot_only        # the figure again, from the JSON
 
-A user has n events and n labels. Generative training reads the n events once, with a label at each. Training on
-impressions reads, for each label, the events up to it: n sequences of 1 to n events with one label each. The encoder
-(two HSTU blocks, ranking head, BCE), the labels and what each of them may see are the same, so the ratio of the cost
-per label is what reading the history once saves: between n/2 (where the cost of a sequence is linear in its length)
-and n/3 (where it is quadratic). Zhai et al. 2024, section 2.3.
+A user has n events and n labels. Generative training reads the n events once, with a label at each.
+Training on impressions reads, for each label, the events up to it: n sequences of 1 to n events
+with one label each. The encoder (two HSTU blocks, ranking head, BCE), the labels and what each of
+them may see are the same, so the ratio of the cost per label is what reading the history once
+saves: between n/2 (where the cost of a sequence is linear in its length) and n/3 (where it is
+quadratic). Zhai et al. 2024, section 2.3.
 
 Per label are given
   formula   FLOPs by `gr_jax.models.flops.train_flops`, causal pairs, over all n prefixes;
-  xla       FLOPs counted by XLA's cost analysis of the compiled loss and gradient, attention `reference` (dense: no
-            loops, whose bodies it would count once), over the sampled prefixes;
-  wall      seconds of the compiled loss and gradient with the attention that trains here, over the sampled prefixes;
+  xla       FLOPs counted by XLA's cost analysis of the compiled loss and gradient, attention
+            `reference` (dense: no loops, whose bodies it would count once), over the sampled
+            prefixes;
+  wall      seconds of the compiled loss and gradient with the attention that trains here, over the
+            sampled prefixes;
   cpu       the same in seconds of all cores: what other programs on the machine disturb least.
 On CPU the attention works in chunks of 64 tokens, so that prefixes below 64 cost as much as 64.
 
-Sampled: not all n prefixes, but `--prefixes` lengths, the middles of as many equal parts of 1 to n (4 of them put the
-quadratic cost 1.6 % too low, the linear one right). A step holds as many sequences of one length as fit into `--tokens`
-tokens, without padding. Steps of both kinds take turns in every round, so that a slow spell of the machine meets both;
-the median over the rounds counts.
+Sampled: not all n prefixes, but `--prefixes` lengths, the middles of equal parts of 1 to n
+(4 of them put the quadratic cost 1.6 % too low, the linear one right). A step holds as many
+sequences of one length as fit into `--tokens` tokens, without padding. Steps of both kinds take
+turns in every round, so that a slow spell of the machine meets both; the median over the rounds
+counts.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ MODEL = ModelConfig(
 
 
 def make_step(max_length: int, attention: str, *, last_only: bool) -> tuple[Callable, dict]:
-    """Loss and gradient of a batch with labels at every event or at the last of each row alone, and parameters."""
+    """Loss and gradient of a batch, labels at every event or the last of a row, and parameters."""
     config = dataclasses.replace(MODEL, attention=attention)
     graphdef, init = functional(config, num_items=NUM_ITEMS, max_length=max_length, num_tasks=1)
 
@@ -100,7 +104,7 @@ def prefix_lengths(n: int, count: int) -> list[int]:
 
 
 class Timer:
-    """Steps of one shape, compiled, and what they took per sequence: seconds of the clock and of the cores."""
+    """Compiled steps of one shape, and their wall and CPU seconds per sequence."""
 
     def __init__(self, max_length: int, length: int, tokens: int, *, last_only: bool):
         self.rows = max(1, tokens // length)
@@ -211,7 +215,8 @@ def main() -> None:
         }
         result = {
             "command": command_line(),
-            "machine": f"{os.cpu_count()} CPU cores, load average {os.getloadavg()[1]:.1f} over the last 5 minutes",
+            "machine": f"{os.cpu_count()} CPU cores, load average {os.getloadavg()[1]:.1f}"
+            " over the last 5 minutes",
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
             "model": dataclasses.asdict(MODEL),
             "exponent_of_n_in_the_ratio": {

@@ -1,15 +1,17 @@
-"""Bytes of activations that a layer keeps of a token, HSTU against a Transformer: XLA's buffer assignment for an H100.
+"""Bytes that a layer of HSTU or a Transformer keeps of a token, by XLA's buffers for an H100.
 
     python -m experiments.speed.memory             # about 4 minutes; results/memory.json
     python -m experiments.speed.memory --figure    # draws results/memory.png of it
-    python -m experiments.speed.memory --quick     # two depths, width 128: to see that it runs; no results are kept
+    # two depths, width 128: to see that it runs; no results are kept
+    python -m experiments.speed.memory --quick
 
-Forward and gradients of a stack of blocks with dropout are compiled for an H100 that is not there, at several depths:
-what the temporary memory grows by for a layer more is what a layer keeps. The paper counts 14 d for HSTU and 33 d for a
-Transformer (section 3.3, appendix), d being the width, heads together as wide, and 16-bit activations.
-HSTU's attention is the kernel `pallas_triton`; that of the Transformer (SASRec's block, feed-forward 4 d) is computed
-again in the backward pass, so that no [L, L] array is kept, as with a flash kernel. Needs the packages of
-kernel_compile.py; nothing runs.
+Forward and gradients of a stack of blocks with dropout are compiled for an H100 that is not there,
+at several depths: what the temporary memory grows by for a layer more is what a layer keeps. The
+paper counts 14 d for HSTU and 33 d for a Transformer (section 3.3, appendix), d being the width,
+heads together as wide, and 16-bit activations. HSTU's attention is the kernel `pallas_triton`; that
+of the Transformer (SASRec's block, feed-forward 4 d) is computed again in the backward pass, so
+that no [L, L] array is kept, as with a flash kernel. Needs the packages of kernel_compile.py;
+nothing runs.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from gr_jax.planning import compiled_step  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 
 RESULT = RESULTS / "memory.json"
-ROWS, LENGTH, HEADS = 256, 256, 4  # so many tokens that sums of weights are small beside them
+ROWS, LENGTH, HEADS = 256, 256, 4  # tokens enough for sums of weights to be small beside them
 PAPER = {"hstu": 14, "transformer": 33}  # bytes of a token and layer, in widths
 BUDGETS = (16, 40, 80)  # GB of a device
 TOKENS = 131_072  # of a device, for the deepest model
@@ -93,7 +95,8 @@ def measure(
 ) -> dict:
     """Temporary bytes by depth, and the slope for a token in bytes and in widths.
 
-    Recomputed layers keep so little that the block at work is most of a shallow stack: those are taken twice as deep.
+    Recomputed layers keep so little that the block at work is most of a shallow stack: those are
+    taken twice as deep.
     """
     depths = tuple(2 * depth for depth in depths) if remat else depths
     config = config_of(kind, width, dtype)
@@ -121,13 +124,13 @@ def parameters(kind: str, width: int) -> int:
 
 
 def deepest(case: dict, budget: float) -> int:
-    """Layers that fit: kept activations, and 16 bytes a parameter (float32, its gradient, two moments)."""
+    """Layers that fit: kept activations, and 16 bytes a parameter (with gradient and moments)."""
     layer = TOKENS * case["bytes_of_a_token_and_layer"] + 16 * case["parameters_of_a_layer"]
     return int((budget - TOKENS * case["fixed_bytes_of_a_token"]) // layer)
 
 
 def draw(cases: list[dict], path: Path) -> None:
-    """Temporary bytes of a token against depth, and bytes of a token and layer beside the paper's count."""
+    """Draw temporary bytes of a token by depth, and of a layer beside the paper's count."""
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     shown = [case for case in cases if case["dtype"] == "bfloat16"]
     for case, colour in zip(shown, ("C0", "C0", "C1", "C1"), strict=True):
@@ -175,8 +178,9 @@ def main() -> None:
             case["deepest"] = {f"{budget} GB": deepest(case, budget * 1e9) for budget in BUDGETS}
             cases.append(case)
             print(
-                f"{kind:12} {dtype:9} {'recomputed' if remat else 'kept':10} {case['in_widths']:6.1f} d a token and"
-                f" layer (paper {PAPER[kind]} d), straight to {case['worst_fit']:.1%}; deepest {case['deepest']}",
+                f"{kind:12} {dtype:9} {'recomputed' if remat else 'kept':10}"
+                f" {case['in_widths']:6.1f} d a token and layer (paper {PAPER[kind]} d),"
+                f" straight to {case['worst_fit']:.1%}; deepest {case['deepest']}",
                 flush=True,
             )
     if not args.quick:

@@ -1,22 +1,26 @@
-"""A training step with row-wise tables against one with dense AdamW: time and memory by the size of the table.
+"""Time and memory of a training step with row-wise tables or dense AdamW, by size of the table.
 
     python -m experiments.speed.sparse_step                        # 0.1, 1 and 10 million rows
-    python -m experiments.speed.sparse_step --rows=695763          # the catalogue of Amazon Books alone
-    python -m experiments.speed.sparse_step --interleaved          # times alone, all sizes in one process in turn
-    python -m experiments.speed.sparse_step --table                # the same of the table's part of the step
-    python -m experiments.speed.sparse_step --figure               # table and figure from the results
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.speed.sparse_step --meshes
+    python -m experiments.speed.sparse_step --rows=695763  # the catalogue of Amazon Books alone
+    # times alone, all sizes interleaved in one process
+    python -m experiments.speed.sparse_step --interleaved
+    python -m experiments.speed.sparse_step --table  # the same of the table's part of the step
+    python -m experiments.speed.sparse_step --figure  # table and figure from the results
+    export XLA_FLAGS=--xla_force_host_platform_device_count=8
+    python -m experiments.speed.sparse_step --meshes
 
-A step is that of configs/amazon.py:books (4 blocks of 4 heads, width 64, 512 negatives for each 32 tokens,
-loss.kind=group) on 128 users whose lengths are those of Amazon Books, items drawn by a power law: the whole step from
-ids to updated parameters, batches ready on the device. Each case runs in its own process, for its peak memory, which
-is that of making the first parameters; temporaries are those of XLA's `memory_analysis`. --interleaved takes one step
-of each case in turn, so that a slow spell of the machine meets all, and tells times alone; the smallest dense table is
-the cost of the model without one. --table does that with the same batches and negatives but no model: rows are looked
-up, their gradients (of a sum of squares) are made and the table is updated, so that what the rules differ in is seen.
+A step is that of configs/amazon.py:books (4 blocks of 4 heads, width 64, 512 negatives for each 32
+tokens, loss.kind=group) on 128 users whose lengths are those of Amazon Books, items drawn by a
+power law: the whole step from ids to updated parameters, batches ready on the device. Each case
+runs in its own process, for its peak memory, which is that of making the first parameters;
+temporaries are those of XLA's `memory_analysis`. --interleaved takes one step of each case after another,
+so that a slow spell of the machine meets all, and reports times alone; the smallest dense table is
+the cost of the model without one. --table does that with the same batches and negatives but no
+model: rows are looked up, their gradients (of a sum of squares) are made and the table is updated,
+so that what the rules differ in is seen.
 
---meshes trains 50 small steps on every shape of mesh over 1, 2, 4 and 8 virtual devices, dense and sparse, and tells
-the largest relative difference of a loss from one device.
+--meshes trains 50 small steps on every shape of mesh over 1, 2, 4 and 8 virtual devices, dense and
+sparse, and prints the largest relative difference of a loss from one device.
 """
 
 from __future__ import annotations
@@ -64,7 +68,7 @@ from gr_jax.training.tables.update import descend
 
 RESULT = RESULTS / "sparse_step.json"
 RULES = ("dense", "rowwise_adamw", "rowwise_adagrad")
-BATCHES = 4  # different ones, in turn
+BATCHES = 4  # different ones, used in a circle
 
 
 def books_config(rule: str) -> Config:
@@ -85,7 +89,7 @@ def log_of(config: Config, items: int) -> Dataset:
 
 
 def table_step(_: Any, optimizer: Optimizer, config: Config, items: int) -> Any:
-    """A step down the sum of squares of all rows that a batch of retrieval names, with their negatives."""
+    """Step down the sum of squares of all entries that a batch names, with its negatives."""
 
     def objective(params: dict, batch: Batch, negatives: Any, _: Any) -> tuple[jax.Array, dict]:
         table, named = (
@@ -150,7 +154,7 @@ IN_TURN = (
 
 
 def interleave(steps: int, *, table_alone: bool) -> None:
-    """One step of each case in turn; adds medians, and ratios to the dense step before, to the results."""
+    """Time interleaved steps of all cases; keep medians, and ratios to the dense step before."""
     keep_freed_memory()
     key, runs = jax.random.key(1), []
     for rule, rows in sorted(
@@ -221,7 +225,8 @@ def compare(sizes: list[int], rounds: int, steps: int) -> None:
                     sys.exit(done.stderr)
                 runs[rule].append(json.loads(done.stdout.splitlines()[-1]))
                 print(
-                    f"{rows:>11,} rows  round {number + 1}  {rule:16} {runs[rule][-1]['ms']:8.1f} ms",
+                    f"{rows:>11,} rows  round {number + 1}  {rule:16}"
+                    f" {runs[rule][-1]['ms']:8.1f} ms",
                     flush=True,
                 )
         for rule, results in runs.items():
@@ -260,7 +265,8 @@ def show() -> None:
         )
         print(f" | {c['temporary_mib']:,.0f} | {c['peak_rss_mib']:,.0f} |")
     print(
-        "\n| rows | rule | ms/step, interleaved | least | dense / this |\n| --- | --- | --- | --- | --- |"
+        "\n| rows | rule | ms/step, interleaved | least | dense / this |"
+        "\n| --- | --- | --- | --- | --- |"
     )
     for c in found["interleaved"]["cases"]:
         ratio = f"{c['times_faster']:.1f}" if "times_faster" in c else "-"

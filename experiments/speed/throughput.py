@@ -1,12 +1,14 @@
-"""Training users/s by length, depth and batch: HSTU against a Transformer, whole steps on the device that is here.
+"""Training users/s of HSTU and a Transformer by length, depth and batch, whole steps.
 
-    python -m experiments.speed.throughput            # about 10 minutes on 2 CPU cores; results/throughput.json and .png
+    # about 10 minutes on 2 CPU cores; results/throughput.json and .png
+    python -m experiments.speed.throughput
     python -m experiments.speed.throughput --quick    # the smallest cases; no results are kept
 
-Both have width 64 and two heads; the Transformer is SASRec's block with a feed-forward layer of 256, and attention in
-plain XLA. Histories fill their rows, batches are ready on the device, and the loss shares 128 negatives among 64
-tokens, so that the blocks are most of the step. HSTU computes relative position and time bias besides, which the
-Transformer has not. Two steps of each case in turn, the second timed, medians; a ratio is that of neighbours in time.
+Both have width 64 and two heads; the Transformer is SASRec's block with a feed-forward layer of
+256, and attention in plain XLA. Histories fill their rows, batches are ready on the device, and the
+loss shares 128 negatives among 64 tokens, so that the blocks are most of the step. HSTU computes
+relative position and time bias besides, which the Transformer has not. Two steps of each case in
+turn, the second timed, medians; a ratio is that of neighbours in time.
 """
 
 from __future__ import annotations
@@ -54,8 +56,9 @@ def batch_of(length: int, users: int) -> Batch:
 
 
 def measure(cases: list[tuple[str, int, int, int]], rounds: int) -> list[dict]:
-    """Median step of both models in each case, in turn."""
-    keep_freed_memory()  # as training does: else a step pays for the pages that a larger one before it gave back
+    """Median step of both models in each case, interleaved."""
+    # As training does: else a step pays for the pages that a larger one before it gave back.
+    keep_freed_memory()
     key, runs = jax.random.key(0), []
     for sweep, length, depth, users in cases:
         for name, model in MODELS.items():
@@ -137,12 +140,15 @@ def main() -> None:
     args = parser.parse_args()
     rows = measure(list(CASES[:2] if args.quick else CASES), 2 if args.quick else args.rounds)
     for row in rows:
-        about = f"{row['sweep']:7} {row['length']:5} {row['blocks']} blocks {row['users']:4} users {row['model']:12}"
+        about = f"{row['sweep']:7} {row['length']:5} {row['blocks']} blocks"
+        about += f" {row['users']:4} users {row['model']:12}"
         print(
-            f"{about} {row['ms']:8.1f} ms {row['users_per_second']:8.1f} users/s {row['transformer_over_hstu']:.2f}x"
+            f"{about} {row['ms']:8.1f} ms {row['users_per_second']:8.1f} users/s"
+            f" {row['transformer_over_hstu']:.2f}x"
         )
     if not args.quick:
-        device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, load {os.getloadavg()[1]:.1f}"
+        device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores,"
+        device += f" load {os.getloadavg()[1]:.1f}"
         made = {
             "command": command_line(),
             "device": device,
