@@ -4,7 +4,7 @@ from experiments import tables
 
 
 def test_every_table_is_up_to_date():
-    assert tables.outdated() == [], "run python experiments/tables.py"
+    assert tables.outdated() == [], "run python -m experiments.tables"
 
 
 def test_a_figure_changed_by_hand_is_found():
