@@ -1,4 +1,6 @@
-"""Writes the tables of results into README.md and experiments/README.md, from the JSON in experiments/results.
+"""Write the tables of results into README.md and the pages of docs/ and experiments/.
+
+They are made from the JSON in experiments/results.
 
     python -m experiments.tables            # writes them
     python -m experiments.tables --check    # only tells which are out of date; exits with 1 if any is
@@ -18,7 +20,14 @@ from collections.abc import Callable, Sequence
 from experiments.common.results import RESULTS, ROOT, by_seed, read
 from experiments.kernels import kernel_bench
 
-FILES = ("README.md", "experiments/README.md")
+FILES = [
+    "README.md",
+    *(
+        str(page.relative_to(ROOT))
+        for room in ("docs", "experiments")
+        for page in sorted((ROOT / room).rglob("*.md"))
+    ),
+]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # HR@10 and NDCG@10 of Zhai et al. 2024, table 4; on Beauty of HSTU's authors there is none.
 PAPER = {
