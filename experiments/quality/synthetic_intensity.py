@@ -114,8 +114,8 @@ def oracle(world: World, records: slice) -> dict[str, float]:
         count[row, (world.own == world.category[:, n, None]).argmax(1)] += 1
         if n not in JUDGED:
             continue
-        # Items of a category are equally likely: the k best are those of the best categories, in the
-        # order of probability an item.
+        # Items of a category are equally likely: the k best are those of the best categories, by
+        # probability an item.
         each = next_category(world.prior, world.alpha, count)[records]
         size = world.released[records, None]
         best = -np.sort(-each, axis=1)

@@ -13,7 +13,7 @@ A step is that of configs/amazon.py:books (4 blocks of 4 heads, width 64, 512 ne
 tokens, loss.kind=group) on 128 users whose lengths are those of Amazon Books, items drawn by a
 power law: the whole step from ids to updated parameters, batches ready on the device. Each case
 runs in its own process, for its peak memory, which is that of making the first parameters;
-temporaries are those of XLA's `memory_analysis`. --interleaved takes one step of each case after another,
+temporaries are those of XLA's `memory_analysis`. --interleaved interleaves steps of all cases,
 so that a slow spell of the machine meets all, and reports times alone; the smallest dense table is
 the cost of the model without one. --table does that with the same batches and negatives but no
 model: rows are looked up, their gradients (of a sum of squares) are made and the table is updated,
