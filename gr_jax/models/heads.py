@@ -30,11 +30,11 @@ class RankingHead(nnx.Module):
         return self.output(widen(jax.nn.silu(self.hidden(x))))
 
 
-def is_regression(tasks: tuple[str, ...]) -> tuple[bool, ...]:
+def are_regressions(tasks: tuple[str, ...]) -> tuple[bool, ...]:
     """True for each task that predicts a number instead of a probability."""
     return tuple(task == "rating" for task in tasks)
 
 
 def predictions(logits: Float[Array, "*T Y"], tasks: tuple[str, ...]) -> Float[Array, "*T Y"]:
     """The probability of each task, or the number itself where the task is a regression."""
-    return jnp.where(np.array(is_regression(tasks)), logits, jax.nn.sigmoid(logits))
+    return jnp.where(np.array(are_regressions(tasks)), logits, jax.nn.sigmoid(logits))

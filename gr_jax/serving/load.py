@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.embeddings import table_rows
-from gr_jax.models.heads import is_regression
+from gr_jax.models.heads import are_regressions
 from gr_jax.models.layers import l2_normalise
 from gr_jax.serving import index as indices
 from gr_jax.serving import ranker
@@ -103,7 +103,7 @@ def _encoder(run: Run, params: dict, cache_mb: int | float) -> CachedEncoder | E
 def _ranker(
     run: Run, params: dict, cache_mb: int | float
 ) -> CachedRanker | ranker.ImpressionRanker:
-    is_number = np.array(is_regression(run.scheme.tasks))
+    is_number = np.array(are_regressions(run.scheme.tasks))
     block = ranker.block_of(run.dataset.num_items)
     sizes: dict[str, Any] = {"max_length": run.config.data.max_length, "block": block}
     if run.config.model.kind == "dlrm":
