@@ -39,6 +39,7 @@ USERS = 4  # users of one call
 PIECES = (8, 2, 1)  # tokens that one call appends: a history is appended without padding
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 Micro = tuple[int, int, int]  # user, first candidate, size of the micro-batch
 
 
@@ -237,9 +238,7 @@ class QueryScorer:
                 "this is a ranking model: it scores candidates, and has no vector of a history"
             )
 
-        def encode(
-            params: dict, batch: Batch, caches: tuple[KvCache, ...]
-        ) -> Float[Array, "R D"]:
+        def encode(params: dict, batch: Batch, caches: tuple[KvCache, ...]) -> Float[Array, "R D"]:
             model, cache = nnx.merge(graphdef, params), kv_cache.stack(caches)
             hidden = kv_cache.peek(model, batch, cache, implementation=settings.implementation)
             return model.vectors(hidden)[:, 0]
@@ -368,9 +367,9 @@ class CandidateScorer:
         _in_threads(run, self.histories.lengths)
 
 
-def _grouped(things: Iterable[T], key: Callable[[T], Hashable]) -> list[tuple[Hashable, list[T]]]:
+def _grouped(things: Iterable[T], key: Callable[[T], K]) -> list[tuple[K, list[T]]]:
     """The things by key, in the order of the keys' first appearance."""
-    groups: dict[Hashable, list[T]] = {}
+    groups: dict[K, list[T]] = {}
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)
     return list(groups.items())

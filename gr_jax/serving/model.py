@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, TypeVar, cast, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, cast, overload
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -16,7 +16,6 @@ from gr_jax.serving.history import AtTime, Event, HistoryReader, RawEvent, Reque
 from gr_jax.serving.query import Answerer, Cache, Query, Scored
 
 RawId = str | int
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +161,11 @@ class TrainedModel:
             )
 
         if not _is_list_of_requests(history, at_time):
-            return self.answer([ask(history, cast(AtTime, at_time), cast(RawId | None, user))])[0]
-        times, users = _each(at_time, history, "at_time"), _each(user, history, "user")
+            return self.answer([ask(history, cast("AtTime", at_time), cast("RawId | None", user))])[
+                0
+            ]
+        times: Sequence[AtTime] = _each(at_time, history, "at_time")
+        users: Sequence[RawId | None] = _each(user, history, "user")
         return self.answer([ask(*one) for one in zip(history, times, users, strict=True)])
 
     @overload
@@ -213,9 +215,10 @@ class TrainedModel:
             return self.query(history, at_time=at_time, user=user, task=task, candidates=ids)
 
         if not _is_list_of_requests(history, at_time):
-            time, name = cast(AtTime, at_time), cast(RawId | None, user)
+            time, name = cast("AtTime", at_time), cast("RawId | None", user)
             return self.answer([ask(history, time, name, candidates)])[0]
-        times, users = _each(at_time, history, "at_time"), _each(user, history, "user")
+        times: Sequence[AtTime] = _each(at_time, history, "at_time")
+        users: Sequence[RawId | None] = _each(user, history, "user")
         nested = len(candidates) > 0 and isinstance(candidates[0], (list, tuple))
         lists = candidates if nested else [candidates] * len(history)
         lists = _each(list(lists), history, "candidates")
@@ -305,9 +308,7 @@ class TrainedModel:
         self, *, max_queries: int = 32, max_k: int = 100, max_candidates: int = 1024
     ) -> None:
         """Compile everything that calls up to these sizes need, so that none of them waits for it."""
-        self.answerer.warm_up(
-            max_queries=max_queries, max_k=max_k, max_candidates=max_candidates
-        )
+        self.answerer.warm_up(max_queries=max_queries, max_k=max_k, max_candidates=max_candidates)
         # Read now and not at the first request:
         _ = self._by_popularity, self.dataset.catalogue.item_ids([""])
 
@@ -329,10 +330,10 @@ def _is_list_of_requests(history: Sequence, at_time: AtTime | Sequence[AtTime]) 
     return is_batch(history) or isinstance(at_time, (list, tuple))
 
 
-def _each(value: T | Sequence[T], histories: Sequence, name: str) -> Sequence[T]:
+def _each(value: object, histories: Sequence, name: str) -> Sequence:
     """The value for each history: one for all, or a list of as many."""
     if not isinstance(value, (list, tuple)):
-        return [cast(T, value)] * len(histories)
+        return [value] * len(histories)
     if len(value) != len(histories):
         raise RequestError(f"{name}: {len(value)} of them for {len(histories)} histories")
     return value

@@ -239,7 +239,8 @@ class ImpressionPredictor:
         """The questions of the owners about the items, padded to a block."""
         missing = self.block - len(item)
         row = np.pad(owner, (0, missing))
-        return Impressions(
+        return dataclasses.replace(
+            questions,
             item=np.pad(item, (0, missing)),
             feature=None if questions.feature is None else questions.feature[row],
             history_item=questions.history_item[row],

@@ -125,7 +125,9 @@ class Retriever:
         best = [i for i, query in enumerate(queries) if query.candidates is None]
         if best:
             found |= zip(best, self._search([queries[i] for i in best], vectors[best]), strict=True)
-        scored = [(i, query.candidates) for i, query in enumerate(queries) if i not in found]
+        scored = [
+            (i, query.candidates) for i, query in enumerate(queries) if query.candidates is not None
+        ]
         if scored:
             width = max(1, *(len(ids) for _, ids in scored))
             items = np.stack([np.pad(ids, (0, width - len(ids))) for _, ids in scored])

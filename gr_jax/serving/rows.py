@@ -7,8 +7,10 @@ fed with piece by piece, and what candidates are made from; tokens have no other
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -89,7 +91,7 @@ class RowMaker:
         asked = []
         for row, (n, items) in enumerate(zip(before, candidates, strict=True)):
             token = cut(batch, row, n, n + 1)
-            tokens = _map(lambda x, m=len(items): np.repeat(x, m, axis=1), token)
+            tokens = _map(functools.partial(np.repeat, repeats=len(items), axis=1), token)
             side = None if features is None else features[items][None]
             asked.append(dataclasses.replace(tokens, item=items[None], side=side))
         return rows, asked
@@ -152,7 +154,7 @@ def nbytes(row: Batch) -> int:
 
 def _map(function: Callable[..., np.ndarray], *rows: Batch) -> Batch:
     """The inputs of rows as `function` of each field."""
-    fields: dict[str, np.ndarray] = {}
+    fields: dict[str, Any] = {}
     for name in INPUTS:
         values = [getattr(row, name) for row in rows]
         if values[0] is not None:
