@@ -74,7 +74,7 @@ class RowMaker:
         The last token asks about `History.at_time`.
         """
         batch, count = self.padded(histories, with_asked=False)
-        return [cut(batch, row, 0, n) for row, n in enumerate(count)]
+        return [cut(batch, row, 0, n) for row, n in enumerate(count.tolist())]
 
     def with_candidates(
         self, histories: Sequence[History], candidates: Sequence[Items]
@@ -86,10 +86,10 @@ class RowMaker:
         batch, count = self.padded(histories, with_asked=True)
         # The event asked about is its item alone: the token of its action does not exist yet.
         before = count - self.scheme.tokens_per_event
-        rows = [cut(batch, row, 0, n) for row, n in enumerate(before)]
+        rows = [cut(batch, row, 0, n) for row, n in enumerate(before.tolist())]
         features = self.dataset.catalogue.item_features
         asked = []
-        for row, (n, items) in enumerate(zip(before, candidates, strict=True)):
+        for row, (n, items) in enumerate(zip(before.tolist(), candidates, strict=True)):
             token = cut(batch, row, n, n + 1)
             tokens = _map(functools.partial(np.repeat, repeats=len(items), axis=1), token)
             side = None if features is None else features[items][None]

@@ -29,7 +29,7 @@ def rows_of(dataset, spans, kind: str):
 
 
 def whole(batch, count) -> list[Batch]:
-    return [rows.cut(batch, row, 0, n) for row, n in enumerate(count)]
+    return [rows.cut(batch, row, 0, n) for row, n in enumerate(count.tolist())]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -42,7 +42,7 @@ def test_rows_of_a_log_come_back_from_their_pieces(kind, seed):
         return
     pieces = [
         rows.join(rows.piece(row, 0, n // 2), rows.piece(row, n // 2, n))
-        for row, n in zip(whole(batch, count), count, strict=True)
+        for row, n in zip(whole(batch, count), count.tolist(), strict=True)
     ]
     again = rows.stack(pieces, num_rows=len(pieces), row_length=ROOM)
     for name in rows.INPUTS:
@@ -67,7 +67,7 @@ def test_the_last_event_of_a_log_as_a_candidate_gets_the_logits_of_training(kind
         )
         last = count - scheme(kind).tokens_per_event  # column of the last event's item
         entries = scorer.histories.compute(whole(batch, last))
-        candidates = [rows.cut(batch, row, n, n + 1) for row, n in enumerate(last)]
+        candidates = [rows.cut(batch, row, n, n + 1) for row, n in enumerate(last.tolist())]
         for row, found in enumerate(scorer.score(entries, candidates)):
             np.testing.assert_allclose(found[0], logits[row, last[row]], atol=1e-5, rtol=1e-5)
 
