@@ -1,4 +1,4 @@
-"""Writes a trained run's program and parameters to its workdir, to be served without the model's code.
+"""Write a model's program and parameters to its workdir, to be served without its code.
 
     python -m gr_jax.export --workdir=runs/ml_1m
     python -m gr_jax.serve --workdir=runs/ml_1m --exported
@@ -11,26 +11,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from gr_jax import cli
-from gr_jax.serving.export import export
+from gr_jax.serving.export.write import export
 from gr_jax.training.metrics_log import say
 
 
 def main(argv: list[str]) -> int:
-    """Exports the run that the command line names."""
+    """Export the run that the command line names."""
     flags: dict[str, cli.Flag] = {
         "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
         "prepared": (
             str,
             "",
-            "folder of the prepared dataset, where it is not where the run had it",
+            "folder of the prepared dataset, if it has moved since the training",
         ),
     }
     args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
     folder = export(args.workdir, prepared=args.prepared)
     size = sum(file.stat().st_size for file in folder.iterdir())
-    say(
-        f"{folder}: {size / 1e6:.1f} MB; next: python -m gr_jax.serve --workdir={args.workdir} --exported"
-    )
+    command = f"python -m gr_jax.serve --workdir={args.workdir} --exported"
+    say(f"{folder}: {size / 1e6:.1f} MB; next: {command}")
     return 0
 
 

@@ -1,11 +1,11 @@
-"""What a user of the log would take next, by a trained run.
+"""Recommend items to a user of the log, by a trained model.
 
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 -k 10
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --json
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --seen=true    # what users take again and again
 
-The history is all that the log has of the user, and none of it is recommended again, unless the run was judged so
-(`evaluate.exclude=none`) or --seen says so.
+The history is all events of the user in the log. Its items are not recommended again, unless the run
+was evaluated so (`evaluate.exclude=none`) or --seen says so.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gr_jax.training.metrics_log import say, table
 
 
 def main(argv: list[str]) -> int:
-    """Prints the best items for a user as a table or as JSON."""
+    """Print the best items for a user as a table or as JSON."""
     flags: dict[str, cli.Flag] = {
         "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
         "user": (str, cli.REQUIRED, "raw id of a user of the log"),
-        "k": (int, 10, "how many items; -k 10 is the same"),
+        "k": (int, 10, "number of items; -k 10 is the same"),
         "at_time": (
             str,
             "",
@@ -41,20 +41,20 @@ def main(argv: list[str]) -> int:
         "prepared": (
             str,
             "",
-            "folder of the prepared dataset, where it is not where the run had it",
+            "folder of the prepared dataset, if it has moved since the training",
         ),
         "seen": (
             ("judged", "true", "false"),
             "judged",
-            "whether items of the history may come; judged = as in evaluate.exclude",
+            "true lets items of the history come; judged = as in evaluate.exclude",
         ),
         "json": (bool, False, "print JSON"),
     }
     args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
-    loaded = load(args.workdir, prepared=args.prepared)
-    history = loaded.history(args.user)
+    model = load(args.workdir, prepared=args.prepared)
+    history = model.history(args.user)
     exclude_seen = {"judged": None, "true": False, "false": True}[args.seen]
-    answer = loaded.recommend(
+    answer = model.recommend(
         history,
         args.k,
         moment(args.at_time),
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> int:
         exclude_seen=exclude_seen,
     )
     if args.json:
-        told = {"user": args.user, "events": len(history), **dataclasses.asdict(answer)}
-        say(json.dumps(told, indent=2, ensure_ascii=False))
+        found = {"user": args.user, "events": len(history), **dataclasses.asdict(answer)}
+        say(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         say(f"user {args.user}, {len(history):,} events\n\n{as_table(answer)}")
     return 0

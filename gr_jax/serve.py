@@ -2,30 +2,30 @@
 
     python -m gr_jax.serve --workdir=runs/ml_1m --port=8000
 
-Then http://127.0.0.1:8000/ shows the page, /docs the interface. /healthz answers 200 once everything is compiled; the
-programs stay in the workdir, for the next start.
-Ctrl-C and SIGTERM answer what has arrived and stop.
+Then http://127.0.0.1:8000/ shows the page, /docs the interface. /healthz answers 200 once everything
+is compiled; the programs are kept in the user's cache folder, for the next start.
+Ctrl-C and SIGTERM answer the requests that have arrived and stop.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.util
 from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.config import ConfigError
-from gr_jax.serving import compile_cache
-from gr_jax.serving.exported import load_exported
-from gr_jax.serving.http.limits import CACHE_MB, Limits
+from gr_jax.serving import CACHE_MB, compile_cache
+from gr_jax.serving.export.read import load_exported
+from gr_jax.serving.http.limits import Limits
 from gr_jax.serving.index import BACKENDS
-from gr_jax.serving.model import TrainedModel
 
 GRACE = 20  # seconds that a shutdown waits for requests
 
 
 def main(argv: list[str]) -> int:
-    """Loads the run, then serves until a signal."""
+    """Load the run, then serve until a signal."""
     flags: dict[str, cli.Flag] = {
         "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
         "host": (str, "127.0.0.1", "address to listen on; 0.0.0.0 = all"),
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         "prepared": (
             str,
             "",
-            "folder of the prepared dataset, where it is not where the run had it",
+            "folder of the prepared dataset, if it has moved since the training",
         ),
         "exported": (
             bool,
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         "cache_mb": (
             float,
             CACHE_MB,
-            "memory for what was computed of histories, MiB; 0 keeps none",
+            "memory for cached histories, MiB; 0 keeps none",
         ),
         "max_batch": (int, Limits.batch, "requests computed together, at most 32"),
         "max_wait_ms": (
@@ -61,23 +61,21 @@ def main(argv: list[str]) -> int:
         if not importlib.util.find_spec(package):
             raise ConfigError(f"serving needs the package {package}: pip install 'gr-jax[serve]'")
     limits = limits_of(args)
-    compile_cache.keep(args.workdir)
+    compile_cache.keep()
     if args.exported:
-        loaded = load_exported(args.workdir, prepared=args.prepared, index=args.index)
+        model = load_exported(args.workdir, prepared=args.prepared, index=args.index)
     else:
         from gr_jax.serving.load import load
 
-        loaded = load(
-            args.workdir, prepared=args.prepared, index=args.index, cache_mb=args.cache_mb
-        )
+        model = load(args.workdir, prepared=args.prepared, index=args.index, cache_mb=args.cache_mb)
     import uvicorn
 
     from gr_jax.serving.http.server import make_app
 
-    print(described(loaded))
+    print(model.description())
     print(f"serving  http://{args.host}:{args.port}/", flush=True)
     uvicorn.run(
-        make_app(loaded, limits),
+        make_app(model, limits),
         host=args.host,
         port=args.port,
         log_level="warning",
@@ -86,11 +84,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def limits_of(args) -> Limits:
-    """The limits that the flags ask for.
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits that the flags set.
 
     Raises:
-      ConfigError: a limit that cannot be.
+      ConfigError: a limit that is not allowed.
     """
     for name in ("max_batch", "max_k", "max_candidates", "max_body"):
         if getattr(args, name) < 1:
@@ -107,14 +105,6 @@ def limits_of(args) -> Limits:
     return dataclasses.replace(
         Limits(), **sizes, wait_ms=args.max_wait_ms, body_bytes=args.max_body
     )
-
-
-def described(loaded: TrainedModel) -> str:
-    """What is served, in a line."""
-    items = f"{loaded.dataset.num_items:,} items"
-    if loaded.tasks:
-        return f"ranking  {items}, tasks {', '.join(loaded.tasks)}"
-    return f"retrieval  {items}, index built in {loaded.index.seconds:.2f} s"
 
 
 if __name__ == "__main__":

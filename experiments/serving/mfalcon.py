@@ -31,6 +31,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
-from gr_jax.serving.history_tokens import Tokens
-from gr_jax.serving.m_falcon import Candidates, Scorer
+from gr_jax.serving import rows as row_tools
+from gr_jax.serving.m_falcon import CandidateScorer, Settings
 
 ITEMS, CHECKED = 10_000, 16
 FULL = dict(
@@ -107,59 +108,63 @@ def flops_per_second() -> float:
     return 2 * 1024**3 / seconds(lambda: product(a).block_until_ready(), at_least=10)
 
 
-def history(n: int) -> Tokens:
-    """Random items with random actions, some minutes apart."""
+def history(n: int) -> Batch:
+    """A row of random items with random actions, some minutes apart."""
     rng = np.random.default_rng(n)
-    times = np.cumsum(rng.integers(1, 1000, n)).astype(np.int32)
-    return Tokens(
-        rng.integers(1, ITEMS + 1, n).astype(np.int32),
-        times,
-        1 + 2 * rng.integers(0, 2, n).astype(np.int32),
-    )
-
-
-def asked(tokens: Tokens, m: int) -> Candidates:
-    """m random candidates, a minute after the last event."""
-    item = np.random.default_rng(m).integers(1, ITEMS + 1, m).astype(np.int32)
-    return Candidates(item, int(tokens.time[-1]) + 60, action=3)
-
-
-def whole_rows(tokens: Tokens, given: Candidates, rows: int, *, together: bool) -> Batch:
-    """The history in each row, and behind it one of the candidates, or all of them as such."""
-    n, m = len(tokens), len(given.item) if together else 1
-    items = given.item[None] if together else given.item[:rows, None]
-    behind = lambda past, values: np.concatenate([np.tile(past, (rows, 1)), values], 1).astype(
-        np.int32
-    )
-    same = lambda value: np.full((rows, m), value)
-    times = behind(tokens.time, same(given.time))
-    assert tokens.action is not None
+    times = np.cumsum(rng.integers(1, 1000, n)).astype(np.int32)[None]
     fields: dict[str, Any] = dict(
-        item=behind(tokens.item, items),
+        item=rng.integers(1, ITEMS + 1, (1, n)).astype(np.int32),
         time=times,
         query_time=times,
-        position=behind(np.arange(n), same(n)),
-        segment=np.ones_like(times),
-        action=behind(tokens.action, same(given.action)),
-        target=behind(np.zeros(n), same(1)) != 0 if together else None,
+        position=np.arange(n, dtype=np.int32)[None],
+        segment=np.ones((1, n), np.int32),
+        action=1 + 2 * rng.integers(0, 2, (1, n)).astype(np.int32),
     )
     return Batch(**fields)
 
 
-def naive_seconds(rank: Callable, params: dict, tokens: Tokens) -> float:
+def asked(tokens: Batch, m: int) -> Batch:
+    """A row of m random candidates, a minute after the last event."""
+    item = np.random.default_rng(m).integers(1, ITEMS + 1, (1, m)).astype(np.int32)
+    same = lambda value: np.full((1, m), value, np.int32)
+    time = same(tokens.time[0, -1] + 60)
+    fields: dict[str, Any] = dict(
+        item=item,
+        time=time,
+        query_time=time,
+        position=same(row_tools.length(tokens)),
+        segment=same(1),
+        action=same(3),
+    )
+    return Batch(**fields)
+
+
+def whole_rows(tokens: Batch, given: Batch, rows: int, *, together: bool) -> Batch:
+    """The history in each row, and behind it one of the candidates, or all of them as such."""
+    n, m = row_tools.length(tokens), row_tools.length(given)
+    if together:
+        whole = row_tools.join(tokens, given)
+        return replace(whole, target=jnp.arange(n + m)[None] >= n)
+    each = [row_tools.join(tokens, row_tools.piece(given, i, i + 1)) for i in range(rows)]
+    return row_tools.stack(each, num_rows=rows, row_length=n + 1)
+
+
+def naive_seconds(rank: Callable, params: dict, tokens: Batch) -> float:
     """Seconds per candidate of one forward each, by calls of one or of four: the faster."""
     batches = [whole_rows(tokens, asked(tokens, rows), rows, together=False) for rows in (1, 4)]
     return min(seconds(lambda b=b: np.asarray(rank(params, b))) / len(b.item) for b in batches)
 
 
-def append_seconds(scorer: Scorer, tokens: Tokens) -> float:
+def append_seconds(scorer: CandidateScorer, tokens: Batch) -> float:
     """Seconds to append one token to a cached history, until it is written."""
     count, times = 20, []
-    entry = scorer.history([tokens[: -count - 1]])[0]
-    for at in range(len(tokens) - count - 1, len(tokens)):
+    n = row_tools.length(tokens)
+    (entry,) = scorer.histories.compute([row_tools.piece(tokens, 0, n - count - 1)])
+    for end in range(n - count, n + 1):
+        longer = row_tools.piece(tokens, 0, end)
         start = time.perf_counter()
-        entry = scorer.append(entry, tokens[at : at + 1], in_place=True)
-        jax.block_until_ready(entry.cached)
+        entry = scorer.histories.extend(entry, longer, in_place=True)
+        jax.block_until_ready(entry.cache)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])  # the first compiles
 
@@ -167,7 +172,7 @@ def append_seconds(scorer: Scorer, tokens: Tokens) -> float:
 def measure(config: ModelConfig, n: int, sizes: dict, rate: float) -> tuple[list[dict], dict]:
     """Results of a history of n tokens: one for each b and m, and those of no b and m."""
     graphdef, init = make_model(
-        config, ModelSizes(ITEMS, max_length=n + 1, num_actions=1, tasks=("liked",))
+        config, ModelSizes(ITEMS, max_length=n + 1, num_actions=1, tasks=("rating",))
     )
     params, tokens = init(jax.random.key(0)), history(n)
     rank = jax.jit(lambda params, batch: nnx.merge(graphdef, params).rank(batch))
@@ -175,11 +180,11 @@ def measure(config: ModelConfig, n: int, sizes: dict, rate: float) -> tuple[list
     few = asked(tokens, CHECKED)
     expected = np.asarray(rank(params, whole_rows(tokens, few, 1, together=True)))[0, -CHECKED:]
 
-    def scorer_of(b: int) -> Scorer:
-        return Scorer(graphdef, params, micro_batches=(b,), buckets=(n,))
+    def scorer_of(b: int) -> CandidateScorer:
+        return CandidateScorer(graphdef, params, Settings(micro_batches=(b,), lengths=(n,)))
 
     once = scorer_of(1)
-    encode = seconds(lambda: jax.block_until_ready(once.history([tokens])[0].cached))
+    encode = seconds(lambda: jax.block_until_ready(once.histories.compute([tokens])[0].cache))
     shared = {
         "n": n,
         "encode_ms": 1e3 * encode,
@@ -190,7 +195,7 @@ def measure(config: ModelConfig, n: int, sizes: dict, rate: float) -> tuple[list
     rows = []
     for b in sizes["b"]:
         scorer = scorer_of(b)
-        (entry,) = scorer.history([tokens])
+        (entry,) = scorer.histories.compute([tokens])
         error = float(np.abs(scorer.score([entry], [few])[0] - expected).max())
         for m in sizes["m"]:
             given = asked(tokens, m)
@@ -198,7 +203,9 @@ def measure(config: ModelConfig, n: int, sizes: dict, rate: float) -> tuple[list
                 lambda scorer=scorer, entry=entry, given=given: scorer.score([entry], [given])
             )
             cold = seconds(
-                lambda scorer=scorer, given=given: scorer.score(scorer.history([tokens]), [given])
+                lambda scorer=scorer, given=given: scorer.score(
+                    scorer.histories.compute([tokens]), [given]
+                )
             )
             row = {"n": n, "b": b, "m": m, "cached_ms": 1e3 * cached, "cold_ms": 1e3 * cold}
             row |= {"naive_ms": 1e3 * naive * m, "error": error}

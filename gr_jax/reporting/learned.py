@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gr_jax.data.dataset import Dataset
-from gr_jax.serving.load import ready
+from gr_jax.serving.load import trained_model
 from gr_jax.serving.model import Item, TrainedModel
 from gr_jax.training.trained import open_trained
 from pallas_kernels.bucket_ranges import bucket_limits
@@ -66,7 +66,7 @@ def look(workdir: Path) -> Learned:
     # Those that were trained: the item table of `params` has a row for each item, whatever the vocabulary.
     size = sum(a.size for a in jax.tree.leaves(run.planned_state().params))
     span = run.dataset.meta["time_max"] - run.dataset.meta["time_min"]
-    model = ready(run, params)
+    model = trained_model(run, params)
     samples = tuple(_sample(model, user) for user in typical_users(run.dataset))
     return Learned(size, bias_of(params, span), samples)
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gr_jax.config import Config, ConfigError, files
-from gr_jax.training.dataset_identity import FILE
+from gr_jax.data.dataset_identity import FILE
 
 Points = tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]  # steps, values
 

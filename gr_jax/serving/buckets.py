@@ -1,4 +1,4 @@
-"""Shapes that are compiled: requests are padded to the next one, so that no request waits for a compilation."""
+"""Shapes that are compiled: requests are padded to the next, so that none waits for a compiler."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ ROWS = (1, 8, 32)  # queries or histories of one call of a program
 SHORTEST = 64  # tokens
 
 
-def lengths(most: int) -> tuple[int, ...]:
-    """Powers of two from 64 up to three quarters of `most`, and `most` rounded up to a multiple of 8."""
-    last = -(-most // 8) * 8
+def lengths(longest: int) -> tuple[int, ...]:
+    """Powers of two from 64 to three quarters of `longest`, and `longest` rounded up to 8s."""
+    last = -(-longest // 8) * 8
     powers = (SHORTEST << i for i in range(max(1, last.bit_length())))
     return (*(size for size in powers if 4 * size <= 3 * last), last)
 
@@ -35,19 +35,19 @@ def power_of_four(size: int, *, least: int) -> int:
     return least
 
 
-def powers_of_four(least: int, most: int) -> Iterator[int]:
-    """`least`, 4 * `least`, .. to the first that is at least `most`."""
+def powers_of_four(least: int, largest: int) -> Iterator[int]:
+    """`least`, 4 * `least`, .. to the first that is at least `largest`."""
     yield least
-    while least < most:
+    while least < largest:
         least *= 4
         yield least
 
 
-def rows_up_to(most: int) -> tuple[int, ...]:
-    """The numbers of rows that calls of up to `most` rows use."""
-    return tuple(rows for rows in ROWS if rows <= fitting(ROWS, min(most, ROWS[-1])))
+def rows_up_to(count: int) -> tuple[int, ...]:
+    """The numbers of rows that calls of up to `count` rows use."""
+    return tuple(rows for rows in ROWS if rows <= fitting(ROWS, min(count, ROWS[-1])))
 
 
-def parts(count: int, most: int = ROWS[-1]) -> Iterator[slice]:
-    """Slices of at most `most` that cover `count` things."""
-    return (slice(start, min(start + most, count)) for start in range(0, count, most))
+def parts(count: int, size: int = ROWS[-1]) -> Iterator[slice]:
+    """Slices of at most `size` that cover `count` things."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

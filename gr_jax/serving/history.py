@@ -1,22 +1,21 @@
-"""Requests -> sequences: histories in the ids of the raw log become the tokens that the model was trained on.
+"""Requests -> histories -> events, in the ids and columns of the dataset.
 
-The tokens are made by `data.tokens.fill_rows`, from a small dataset in memory that holds the histories of the request
-and, as a last event, the one that is asked about. Nothing of how events become tokens is written a second time.
+The tokenizer of training makes the tokens (`serving.rows`), from events that hold the histories of
+a request and, last in each, the event that is asked about.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
 from gr_jax.config import Config
-from gr_jax.data.batches import packing, tokenizer
-from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches import packing
 from gr_jax.data.batches.sequences import Spans
 from gr_jax.data.dataset import Dataset, Events
 from gr_jax.data.log import actions
@@ -26,18 +25,21 @@ LAST_TIME = 4_102_444_800
 NAMED = 5  # unknown ids that an error names
 
 AtTime = int | float | Literal["now"] | None
+Action = str | Iterable[str] | None  # names of the log's actions; one name may stand alone
+# (item, unix seconds[, actions]) in raw ids
+RawEvent = tuple[str | int, int | float] | tuple[str | int, int | float, Action]
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered, told in one line."""
+    """A request that cannot be answered; the message is one line."""
 
 
 class Event(NamedTuple):
-    """Something that a user took, in the ids of the raw log."""
+    """An event of the log, in raw ids."""
 
-    item: str | int
-    time: int | float  # unix seconds
-    action: Any = ()  # what happened: names of the log's actions; one name may stand alone
+    item: str
+    time: int  # unix seconds
+    action: tuple[str, ...] = ()  # names of the log's actions that happened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,7 @@ class History:
     item: Int32[np.ndarray, " n"]  # item ids, 1 to X
     time: Int64[np.ndarray, " n"]  # unix seconds
     action: Int32[np.ndarray, " n"]  # bits, bit i = dataset.catalogue.actions[i]
-    user: int  # index in the dataset, whose attributes and series are known; -1 = nobody
+    user: int  # index in the dataset, whose features and series are known; -1 = none
     at_time: int  # unix seconds
     skipped: int  # events whose item the catalogue does not have
 
@@ -56,7 +58,7 @@ class History:
 
     @property
     def key(self) -> Hashable:
-        """What a cache knows the user by: the user of the log, else the first event."""
+        """The key of the user in a cache: the user of the log, else the first event."""
         if self.user >= 0 or not len(self):
             return self.user
         return int(self.item[0]), int(self.time[0])
@@ -64,7 +66,7 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class HistoryReader:
-    """Reads what users of a trained run send."""
+    """Reads the histories and candidates that users of a trained model send."""
 
     dataset: Dataset
     always: int  # bits of the actions that every event of the log has
@@ -76,23 +78,24 @@ class HistoryReader:
         return cls(dataset, sum(1 << dataset.catalogue.actions.index(name) for name in names))
 
     def history(
-        self, events: Sequence, *, at_time: AtTime = None, user: str | int | None = None
+        self, events: Sequence[RawEvent], *, at_time: AtTime = None, user: str | int | None = None
     ) -> History:
         """Reads a sequence of (item, unix time) or (item, unix time, action), in any order.
 
         Args:
           events: events; an item that the catalogue does not have is skipped and counted.
-          at_time: unix seconds of the moment asked about; None = the last event's, or the last of the log without
-            events; "now" = the present.
-          user: raw id of a user of the log whose attributes hold for this history; None or unknown = no attributes.
+          at_time: unix seconds of the moment asked about; None = the last event's, or the last of
+            the log without events; "now" = the present.
+          user: raw id of a user of the log whose features hold for this history; None or unknown =
+            no features.
 
         Raises:
-          RequestError: an event that is none, an action that the log does not have, times that cannot be.
+          RequestError: a malformed event, an action that the log does not have, or impossible times.
         """
-        given = [_event(event) for event in events]
-        ids = self.dataset.catalogue.item_ids([event.item for event in given])
-        times = np.array([_seconds(event.time, "an event's time") for event in given], np.int64)
-        bits = np.array([self.bits(event.action) for event in given], np.int32)
+        given = [_parts(event) for event in events]
+        ids = self.dataset.catalogue.item_ids([item for item, _, _ in given])
+        times = np.array([_seconds(time, "an event's time") for _, time, _ in given], np.int64)
+        bits = np.array([self.bits(action) for _, _, action in given], np.int32)
         known = np.flatnonzero(ids)
         order = known[np.argsort(times[known], kind="stable")]
         last = int(times.max()) if len(times) else int(self.dataset.meta["time_max"])
@@ -101,21 +104,23 @@ class HistoryReader:
         return History(ids[order], times[order], bits[order], index, asked, len(given) - len(known))
 
     def of_log(self, user: str | int, *, at_time: AtTime = None) -> History:
-        """All that the log has of a user, as `history` reads `events_of(user)`.
+        """All events of a user in the log, as `history` reads `events_of(user)`.
 
         Raises:
           ConfigError: the log has no such user. RequestError: as `history`.
         """
-        dataset, index = self.dataset, self.dataset.catalogue.user_index(user)
-        span = slice(int(dataset.events.offsets[index]), int(dataset.events.offsets[index + 1]))
-        item, times = dataset.events.item[span], dataset.events.timestamp[span]
-        bits = (
-            np.zeros(len(item), np.int32)
-            if dataset.events.action is None
-            else dataset.events.action[span]
-        )
+        index = self.dataset.catalogue.user_index(user)
+        item, times, bits = self._columns_of(index)
         asked = self._asked(at_time, int(times[-1]), has_events=True)
         return History(item, times, bits, index, asked, skipped=0)
+
+    def _columns_of(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Items, times and action bits of a user of the log."""
+        events = self.dataset.events
+        span = slice(int(events.offsets[index]), int(events.offsets[index + 1]))
+        item = events.item[span]
+        bits = np.zeros(len(item), np.int32) if events.action is None else events.action[span]
+        return item, events.timestamp[span], bits
 
     def _asked(self, at_time: AtTime, last: int, *, has_events: bool) -> int:
         if at_time is None:
@@ -127,8 +132,8 @@ class HistoryReader:
             )
         return asked
 
-    def bits(self, action: Any) -> int:
-        """The bits of named actions, with those that always happen."""
+    def bits(self, action: Action) -> int:
+        """The bits of named actions, and of those that always happen."""
         bits = self.always
         for name in (action,) if isinstance(action, str) else action or ():
             if name not in self.dataset.catalogue.actions:
@@ -157,26 +162,18 @@ class HistoryReader:
         Raises:
           ConfigError: the log has no such user.
         """
-        dataset, index = self.dataset, self.dataset.catalogue.user_index(user)
-        span = slice(int(dataset.events.offsets[index]), int(dataset.events.offsets[index + 1]))
-        bits = (
-            [0] * (span.stop - span.start)
-            if dataset.events.action is None
-            else dataset.events.action[span].tolist()
-        )
+        catalogue = self.dataset.catalogue
+        item, times, bits = self._columns_of(catalogue.user_index(user))
         names = [
-            tuple(name for i, name in enumerate(dataset.catalogue.actions) if b >> i & 1)
-            for b in bits
+            tuple(name for i, name in enumerate(catalogue.actions) if b >> i & 1)
+            for b in bits.tolist()
         ]
-        raw, times = (
-            dataset.catalogue.raw_items(dataset.events.item[span]),
-            dataset.events.timestamp[span].tolist(),
-        )
-        return [Event(*event) for event in zip(raw, times, names, strict=True)]
+        events = zip(catalogue.raw_items(item), times.tolist(), names, strict=True)
+        return [Event(*event) for event in events]
 
 
 def is_batch(histories: Sequence) -> bool:
-    """Whether this is a list of histories and not one history."""
+    """True for a list of histories, False for one history."""
     if not len(histories):
         return False
     first = histories[0]
@@ -185,43 +182,25 @@ def is_batch(histories: Sequence) -> bool:
     )
 
 
-def one_a_row(
-    histories: Sequence[History],
-    dataset: Dataset,
-    scheme: tokenizer.TokenScheme,
-    *,
-    max_length: int,
-    with_asked: bool,
-    num_rows: int = 0,
-    room: Callable[[int], int] = int,
-) -> tuple[Batch, Int[np.ndarray, " B"]]:
-    """Padded rows with one history each, and the tokens of each; arguments as those of `sequences`.
-
-    `num_rows`: at least as many as histories, 0 = just as many; `room`: tokens of the longest -> length of a row.
-    """
-    made, spans = sequences(histories, dataset, max_length=max_length, with_asked=with_asked)
-    count, number = tokenizer.token_counts(made, spans, scheme=scheme), len(histories)
-    layout: dict[str, Any] = {
-        "num_rows": num_rows or number,
-        "row_length": room(int(count.max())),
-        "scheme": scheme,
-    }
-    return tokenizer.fill_rows(
-        made, spans, np.arange(number), np.zeros(number, np.int64), **layout
-    ), count
+def warm_up_history(dataset: Dataset) -> History:
+    """A history of one event of item 1, for a warm-up."""
+    time, one = dataset.meta["time_max"], np.ones(1, np.int32)
+    return History(one, np.full(1, time, np.int64), np.zeros(1, np.int32), -1, time, 0)
 
 
 def sequences(
     histories: Sequence[History], dataset: Dataset, *, max_length: int, with_asked: bool
 ) -> tuple[Dataset, Spans]:
-    """A dataset of one user per history whose last event is the one asked about, and the visible part of each.
+    """A dataset of one user per history, and the visible part of each.
+
+    The last event of each user is the one asked about.
 
     Args:
-      histories: what was read; without `with_asked` none is empty.
-      dataset: of the run, for all that is known of items and users.
-      max_length: most events of the history that are visible.
-      with_asked: whether the event asked about is part of the sequences (ranking), or only follows them (retrieval).
-        Its item is 1: the caller replaces it.
+      histories: histories; without `with_asked` none is empty.
+      dataset: of the run, with the features of items and users.
+      max_length: max events of a history that are visible.
+      with_asked: True if the event asked about is part of the sequences (ranking); else it only
+        follows them (retrieval). Its item is 1: the caller replaces it.
     """
     lengths = np.array([len(history) for history in histories])
     offsets = np.concatenate([[0], np.cumsum(lengths + 1)]).astype(np.int64)
@@ -254,7 +233,7 @@ def sequences(
 
 
 def _known(dataset: Dataset, user: Int[np.ndarray, " B"]) -> dict[str, Any]:
-    """What the dataset knows of each user; zeros and no entries where it is -1."""
+    """Features and series of each user; zeros and no entries for user -1."""
     is_user, index, known = user >= 0, np.maximum(user, 0), {}
     if dataset.events.user_features is not None:
         known["user_features"] = np.where(
@@ -273,18 +252,17 @@ def _known(dataset: Dataset, user: Int[np.ndarray, " B"]) -> dict[str, Any]:
     return known
 
 
-def _event(event: Any) -> Event:
+def _parts(event: object) -> tuple[str | int, object, Action]:
+    """Item, time and actions of a raw event."""
     if not isinstance(event, (list, tuple)) or len(event) not in (2, 3):
         raise RequestError(
             f"an event is (item, unix time) or (item, unix time, action), not {event!r}"[:200]
         )
-    return Event(*event)
+    return event[0], event[1], event[2] if len(event) == 3 else ()
 
 
-def _seconds(value: Any, what: str) -> int:
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
-        value, bool
-    )
-    if not is_number or not 0 <= value <= LAST_TIME:  # NaN is not either
+def _seconds(value: object, what: str) -> int:
+    is_number = isinstance(value, (int, float, np.integer, np.floating))
+    if not is_number or isinstance(value, bool) or not 0 <= value <= LAST_TIME:  # nor NaN
         raise RequestError(f"{what} is {value!r}: expected unix seconds, 0 to {LAST_TIME}"[:200])
     return int(value)

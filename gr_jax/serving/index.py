@@ -17,10 +17,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 from gr_jax.config import ConfigError
 from gr_jax.serving import buckets
 
-# items scored at once: scores and masks of [Q, CHUNK] are the most that is in memory
+# items scored at once: scores and masks are [Q, CHUNK], the largest arrays in memory
 CHUNK = 65_536
 MANY = 1024  # candidates from which on queries are scored one by one
-FEWEST = 16  # the smallest k that is compiled
+MIN_K = 16  # the smallest k that is compiled
 BACKENDS = ("exact", "faiss")
 
 Ids = Int32[np.ndarray, " _"]
@@ -30,7 +30,7 @@ Ids = Int32[np.ndarray, " _"]
 class Index(Protocol):
     """Items by the dot product of their unit vectors with that of a query."""
 
-    seconds: float  # that building it took
+    seconds: float  # to build it
 
     def search(
         self,
@@ -44,7 +44,7 @@ class Index(Protocol):
 
         Args:
           queries: unit vectors.
-          k: how many; where fewer are left, ids are 0 and scores -inf at the end.
+          k: number of items; if fewer are left, ids are 0 and scores -inf at the end.
           removed: item ids that are left out, for each query.
           allowed: item ids that alone may come, for each query; None = every item.
         """
@@ -56,12 +56,14 @@ class Index(Protocol):
         """Scores of given items."""
         ...
 
-    def warm_up(self, *, most: int, most_candidates: int, most_queries: int) -> None:
-        """Compiles `search` up to k = `most`, and `scores` up to `most_candidates` items, for up to so many queries."""
+    def warm_up(self, *, max_k: int, max_candidates: int, max_queries: int) -> None:
+        """Compile `search` up to k = `max_k`, and `scores` up to `max_candidates` items."""
         ...
 
 
-def build(vectors: Any, *, num_items: int, backend: str = "exact") -> Index:
+def build(
+    vectors: Float[Array | np.ndarray, "rows D"], *, num_items: int, backend: str = "exact"
+) -> Index:
     """The index of items 1 to `num_items`; row i of `vectors` is the unit vector of item i.
 
     Raises:
@@ -74,9 +76,11 @@ def build(vectors: Any, *, num_items: int, backend: str = "exact") -> Index:
 
 
 class ExactIndex:
-    """Scores every item; the vectors stay on the device."""
+    """An index that scores every item; the vectors stay on the device."""
 
-    def __init__(self, vectors: Float[Any, "rows D"], *, num_items: int, chunk: int = CHUNK):
+    def __init__(
+        self, vectors: Float[Array | np.ndarray, "rows D"], *, num_items: int, chunk: int = CHUNK
+    ):
         """Row i of `vectors` is the unit vector of item i; row 0 and rows above `num_items` do not matter."""
         start = time.perf_counter()
         self.num_items = num_items
@@ -107,9 +111,13 @@ class ExactIndex:
         return ids, scores
 
     def _search(
-        self, queries: np.ndarray, k: int, removed: Any, allowed: Any
+        self,
+        queries: np.ndarray,
+        k: int,
+        removed: Sequence[Ids] | None,
+        allowed: Sequence[Ids | None] | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        count, width = len(queries), buckets.power_of_four(k, least=FEWEST)
+        count, width = len(queries), buckets.power_of_four(k, least=MIN_K)
         rows = buckets.fitting(buckets.ROWS, count)
         padded = np.pad(queries, [(0, rows - count), (0, 0)])
         best = np.full((rows, width), -np.inf, np.float32), np.zeros((rows, width), np.int32)
@@ -121,15 +129,19 @@ class ExactIndex:
         return np.where(np.isneginf(scores), 0, ids), scores
 
     def _left_out(
-        self, first: int, count: int, removed: Any, allowed: Any
+        self,
+        first: int,
+        count: int,
+        removed: Sequence[Ids] | None,
+        allowed: Sequence[Ids | None] | None,
     ) -> Bool[np.ndarray, "Q chunk"]:
-        """Which items of a chunk no query, or this one, may have."""
+        """True for the items of a chunk that a query must not get."""
         last = first + self.chunk
         mask = np.zeros((count, self.chunk), bool)
         for q in range(count):
-            if allowed is not None and allowed[q] is not None:
+            if allowed is not None and (only := allowed[q]) is not None:
                 mask[q] = True
-                mask[q, _inside(allowed[q], first, last)] = False
+                mask[q, _inside(only, first, last)] = False
             if removed is not None:
                 mask[q, _inside(removed[q], first, last)] = True
         mask[:, max(0, self.num_items + 1 - first) :] = True
@@ -143,7 +155,7 @@ class ExactIndex:
         """Scores of given items."""
         width = buckets.power_of_four(items.shape[1], least=buckets.SHORTEST)
         out = np.zeros(items.shape, np.float32)
-        for part in buckets.parts(len(queries), _most_rows(width)):
+        for part in buckets.parts(len(queries), _max_rows(width)):
             count = part.stop - part.start
             rows = buckets.fitting(buckets.ROWS, count)
             q = np.pad(queries[part], [(0, rows - count), (0, 0)])
@@ -151,26 +163,26 @@ class ExactIndex:
             out[part] = np.asarray(_pick(q, self.vectors, ids))[:count, : items.shape[1]]
         return out
 
-    def warm_up(self, *, most: int, most_candidates: int, most_queries: int) -> None:
-        """Compiles `search` up to k = `most`, and `scores` up to `most_candidates` items, for up to so many queries."""
+    def warm_up(self, *, max_k: int, max_candidates: int, max_queries: int) -> None:
+        """Compile `search` up to k = `max_k`, and `scores` up to `max_candidates` items."""
         width = self.vectors.shape[1]
-        for rows in buckets.rows_up_to(most_queries):
+        for rows in buckets.rows_up_to(max_queries):
             queries = np.zeros((rows, width), np.float32)
-            for k in buckets.powers_of_four(FEWEST, min(most, self.num_items)):
+            for k in buckets.powers_of_four(MIN_K, min(max_k, self.num_items)):
                 self.search(queries, min(k, self.num_items))
-            for m in buckets.powers_of_four(buckets.SHORTEST, most_candidates):
-                if rows <= _most_rows(m):
+            for m in buckets.powers_of_four(buckets.SHORTEST, max_candidates):
+                if rows <= _max_rows(m):
                     self.scores(queries, np.ones((rows, m), np.int32))
 
 
 class FaissIndex:
-    """An approximate search by a graph (HNSW); what it misses is the price of not scoring every item.
+    """An approximate index: a graph (HNSW), so that a search scores few items and may miss some.
 
     Searches with an allow list are exact: they look at few items.
     """
 
     def __init__(self, exact: ExactIndex, *, neighbours: int = 32, effort: int = 128):
-        """`neighbours`: edges of a node; `effort`: nodes that a search keeps in sight, at least k."""
+        """`neighbours`: edges of a node; `effort`: nodes that a search keeps in view."""
         if not importlib.util.find_spec("faiss"):
             raise ConfigError(
                 "index='faiss' needs the package faiss-cpu: pip install 'gr-jax[faiss]'"
@@ -198,8 +210,8 @@ class FaissIndex:
         """As `Index.search`, but approximate."""
         if allowed is not None and any(x is not None for x in allowed):
             return self.exact.search(queries, k, removed=removed, allowed=allowed)
-        most = max((len(x) for x in removed), default=0) if removed is not None else 0
-        wanted = min(k + most, self.num_items)
+        most_removed = max((len(x) for x in removed), default=0) if removed is not None else 0
+        wanted = min(k + most_removed, self.num_items)
         parameters = self._parameters(efSearch=max(self._effort, wanted))
         found_scores, found = self._graph.search(
             np.ascontiguousarray(queries), wanted, params=parameters
@@ -207,7 +219,7 @@ class FaissIndex:
         ids = np.zeros((len(queries), k), np.int32)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         for q in range(len(queries)):
-            item = found[q] + 1  # faiss says -1 where it found no more
+            item = found[q] + 1  # faiss gives -1 where it found no more
             keep = item > 0 if removed is None else (item > 0) & ~np.isin(item, removed[q])
             kept = np.flatnonzero(keep)[:k]
             ids[q, : len(kept)], scores[q, : len(kept)] = item[kept], found_scores[q, kept]
@@ -219,9 +231,9 @@ class FaissIndex:
         """As `ExactIndex.scores`."""
         return self.exact.scores(queries, items)
 
-    def warm_up(self, *, most: int, most_candidates: int, most_queries: int) -> None:
+    def warm_up(self, *, max_k: int, max_candidates: int, max_queries: int) -> None:
         """As `ExactIndex.warm_up`."""
-        self.exact.warm_up(most=most, most_candidates=most_candidates, most_queries=most_queries)
+        self.exact.warm_up(max_k=max_k, max_candidates=max_candidates, max_queries=max_queries)
 
 
 @functools.partial(jax.jit, static_argnames="chunk")
@@ -235,15 +247,14 @@ def _merge(
     *,
     chunk: int,
 ) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
-    """The best of the items so far and of those of a chunk that are not masked."""
+    """The best of the items so far and of the items of a chunk that are not masked."""
     items = jax.lax.dynamic_slice_in_dim(vectors, first, chunk)
     # Full float32, as the evaluation ranks: a GPU would round the factors, and near ties decide ranks.
     scores = jnp.matmul(queries, items.T, precision=jax.lax.Precision.HIGHEST)
     scores = jnp.concatenate([best_scores, jnp.where(mask, -jnp.inf, scores)], 1)
     ids = jnp.broadcast_to(first + jnp.arange(chunk, dtype=jnp.int32), mask.shape)
-    top, place = jax.lax.top_k(
-        scores, best_scores.shape[1]
-    )  # of equal scores the first: the smaller id
+    # of equal scores the first: the smaller id
+    top, place = jax.lax.top_k(scores, best_scores.shape[1])
     return top, jnp.take_along_axis(jnp.concatenate([best_ids, ids], 1), place, axis=1)
 
 
@@ -255,7 +266,7 @@ def _pick(
     return jnp.einsum("qd,qmd->qm", queries, vectors[ids], precision=jax.lax.Precision.HIGHEST)
 
 
-def _most_rows(candidates: int) -> int:
+def _max_rows(candidates: int) -> int:
     """Queries that are scored together: their candidates' vectors are in memory at once."""
     return buckets.ROWS[-1] if candidates <= MANY else buckets.ROWS[0]
 

@@ -1,29 +1,24 @@
-"""`gr_jax.load`: the best checkpoint of a workdir, with its programs, as something that answers."""
+"""`gr_jax.load`: the best checkpoint of a workdir, with its programs, as a model that answers."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.batch import Batch, Impressions
 from gr_jax.models.embeddings import table_rows
-from gr_jax.models.heads import are_regressions
-from gr_jax.models.layers import l2_normalise
-from gr_jax.serving import index as indices
-from gr_jax.serving import ranker
-from gr_jax.serving.cached_encoder import CachedEncoder
-from gr_jax.serving.cached_ranker import CachedRanker
-from gr_jax.serving.encoder import Encoder
+from gr_jax.serving import CACHE_MB, index, ranker
+from gr_jax.serving.cache import CachedEncoder, CachedPredictor
 from gr_jax.serving.history import HistoryReader
-from gr_jax.serving.http.limits import CACHE_MB
-from gr_jax.serving.model import TrainedModel, judged_with_repeats
+from gr_jax.serving.m_falcon import MICRO_BATCHES, CandidateScorer, QueryScorer, Settings
+from gr_jax.serving.model import TrainedModel, evaluated_with_repeats
+from gr_jax.serving.retriever import Encoder, Retriever
+from gr_jax.serving.rows import RowMaker
 from gr_jax.training import sharding
 from gr_jax.training.run import Run
 from gr_jax.training.trained import open_trained
@@ -40,80 +35,74 @@ def load(
 
     Args:
       workdir: folder of a run of `python -m gr_jax.train`.
-      prepared: folder of the prepared dataset, where it is not where the run had it.
+      prepared: folder of the prepared dataset, if it has moved since the training.
       index: retrieval: "exact", or "faiss" for an approximate search.
-      cache_mb: memory for what was computed of histories, in MiB; 0 keeps none.
+      cache_mb: memory for cached histories, in MiB; 0 keeps none.
 
     Raises:
-      ConfigError: the folder holds no run with a checkpoint, or what it holds is damaged.
+      ConfigError: the folder holds no run with a checkpoint, or its files are damaged.
     """
-    run, params = open_trained(
-        Path(workdir), prepared=str(prepared) if prepared else "", one_device=True
-    )
-    return ready(run, params, index=index, cache_mb=cache_mb)
+    prepared = str(prepared) if prepared else ""
+    run, params = open_trained(Path(workdir), prepared=prepared, one_device=True)
+    return trained_model(run, params, index_backend=index, cache_mb=cache_mb)
 
 
-def ready(
-    run: Run, params: dict, *, index: str = "exact", cache_mb: int | float = CACHE_MB
+def trained_model(
+    run: Run, params: dict, *, index_backend: str = "exact", cache_mb: int | float = CACHE_MB
 ) -> TrainedModel:
-    """As `load`, of a run that is open and its parameters."""
-    reader = HistoryReader.of(run.config, run.dataset)
-    parts: dict[str, Any] = {"encoder": None, "items": None, "rank": None}
+    """As `load`, of an open run and its parameters."""
+    max_bytes = int(cache_mb * 2**20)
     if run.scheme.tasks:
-        parts["rank"] = _ranker(run, params, cache_mb)
+        answerer = _ranker(run, params, max_bytes)
     else:
-        vectors = l2_normalise(params["embeddings"]["item_table"])
-        parts["items"] = indices.build(vectors, num_items=run.dataset.num_items, backend=index)
-        parts["encoder"] = _encoder(run, params, cache_mb)
-    return TrainedModel(
-        run.dataset,
-        reader,
-        **parts,
-        tasks=run.scheme.tasks,
-        repeats=judged_with_repeats(run.config),
-    )
+        answerer = _retriever(run, params, index_backend, max_bytes)
+    reader = HistoryReader.of(run.config, run.dataset)
+    repeats = evaluated_with_repeats(run.config)
+    return TrainedModel(run.dataset, reader, answerer, repeats=repeats)
 
 
 def last_vectors(
-    graphdef: nnx.GraphDef, params: Any, batch: Batch, last: Int[Array, " R"]
+    graphdef: nnx.GraphDef, params: dict, batch: Batch, last: Int[Array, " R"]
 ) -> Float[Array, "R D"]:
-    """Retrieval: what comes after the last token of each row."""
+    """Retrieval: the vector at the last token of each row."""
     vectors = nnx.merge(graphdef, params).encode(batch)
     return jnp.take_along_axis(vectors, last[:, None, None], axis=1)[:, 0]
 
 
 def predictions(
-    graphdef: nnx.GraphDef, params: Any, batch: Any, *, tasks: tuple[str, ...]
+    graphdef: nnx.GraphDef, params: dict, batch: Batch | Impressions
 ) -> Float[Array, "*T Y"]:
-    """Ranking: the probability of each task at each token, or the number where the task is one."""
+    """Ranking: the predictions of each task at each token or impression."""
     model = nnx.merge(graphdef, params)
     return model.predictions(model.rank(batch))
 
 
-def _encoder(run: Run, params: dict, cache_mb: int | float) -> CachedEncoder | Encoder:
-    max_length = run.config.data.max_length
-    if run.config.model.kind == "hstu" and cache_mb:
-        parts = run.graphdef, params, run.dataset, run.scheme
-        return CachedEncoder(*parts, max_length=max_length, cache_bytes=int(cache_mb * 2**20))
-    encode = jax.jit(functools.partial(last_vectors, run.graphdef))
-    encode = sharding.on_mesh(run.mesh, encode)
-    return Encoder(encode, params, run.dataset, run.scheme, max_length=max_length)
+def _retriever(run: Run, params: dict, index_backend: str, max_bytes: int) -> Retriever:
+    vectors = nnx.merge(run.graphdef, params).item_vectors()
+    items = index.build(vectors, num_items=run.dataset.num_items, backend=index_backend)
+    maker = RowMaker(run.dataset, run.scheme, run.config.data.max_length)
+    if run.config.model.kind == "hstu" and max_bytes:
+        scorer = QueryScorer(run.graphdef, params)
+        return Retriever(CachedEncoder(scorer, maker, max_bytes=max_bytes), items)
+    encode = sharding.on_mesh(run.mesh, jax.jit(functools.partial(last_vectors, run.graphdef)))
+    return Retriever(Encoder(functools.partial(encode, params), maker), items)
 
 
-def _ranker(
-    run: Run, params: dict, cache_mb: int | float
-) -> CachedRanker | ranker.ImpressionRanker:
-    is_number = np.array(are_regressions(run.scheme.tasks))
-    block = ranker.block_of(run.dataset.num_items)
-    sizes: dict[str, Any] = {"max_length": run.config.data.max_length, "block": block}
+def _ranker(run: Run, params: dict, max_bytes: int) -> ranker.Ranker:
+    num_items, max_length = run.dataset.num_items, run.config.data.max_length
+    block = ranker.block_size(num_items)
     if run.config.model.kind == "dlrm":
-        rank = jax.jit(functools.partial(predictions, run.graphdef, tasks=run.scheme.tasks))
-        parts = sharding.on_mesh(run.mesh, rank), params, run.dataset, run.scheme
-        return ranker.ImpressionRanker(
-            *parts, **sizes, table_rows=table_rows(run.dataset.num_items)
+        predict = jax.jit(functools.partial(predictions, run.graphdef))
+        predictor = ranker.ImpressionPredictor(
+            functools.partial(sharding.on_mesh(run.mesh, predict), params),
+            RowMaker(run.dataset, run.scheme, max_length),
+            block=block,
+            table_rows=table_rows(num_items),
         )
-    squash = lambda x: np.where(is_number, x, 1 / (1 + np.exp(-x))).astype(np.float32)
-    budget = int(cache_mb * 2**20)
-    return CachedRanker(
-        run.graphdef, params, run.dataset, run.scheme, **sizes, cache_bytes=budget, squash=squash
-    )
+    else:
+        sizes = tuple(sorted({min(size, block) for size in MICRO_BATCHES}))
+        scorer = CandidateScorer(run.graphdef, params, Settings(micro_batches=sizes))
+        # A training sequence of `max_length` events includes the one that is asked about.
+        maker = RowMaker(run.dataset, run.scheme, max_length - 1)
+        predictor = CachedPredictor(scorer, maker, max_bytes=max_bytes)
+    return ranker.Ranker(predictor, run.scheme.tasks, num_items=num_items, block=block)

@@ -1,16 +1,18 @@
-"""M-FALCON: many candidates against cached histories, in micro-batches (Zhai et al. 2024, section 3.4, algorithm 1).
+"""M-FALCON: many candidates against cached histories, in micro-batches.
 
-    scorer = Scorer(graphdef, params)                      # of `models.recommender.make_model`
-    entries = scorer.history([tokens_of_a, tokens_of_b])   # one forward over each history, kept on the device
-    entries[0] = scorer.append(entries[0], new_tokens)     # delta forward
-    scores = scorer.score(entries, [candidates_of_a, candidates_of_b])
+    scorer = CandidateScorer(graphdef, params)            # of `models.recommender.make_model`
+    entries = scorer.histories.compute([row_a, row_b])    # one forward over each history
+    entries[0] = scorer.histories.extend(entries[0], longer_row_a)    # delta forward
+    predictions = scorer.score(entries, [candidates_of_a, candidates_of_b])
 
-`scores[u]` is what one forward over history and all candidates of user u gives, up to rounding: whatever the sizes of
-the micro-batches, the order of the candidates, who else is in the call, and in how many pieces the history came. The
-programs are compiled once for each (bucket of history lengths, micro-batch, rows): `warm_up` does that in advance.
+`predictions[u]` is what one forward over history and all candidates of user u gives, up to
+rounding: whatever the sizes of the micro-batches, the order of the candidates, who else is in the
+call, and in how many pieces the history came. Histories and candidates are rows (`serving.rows`).
+Programs are compiled once for each (bucket of history lengths, micro-batch, rows of a call):
+`warm_up` does that in advance. Source: Zhai et al. 2024, section 3.4, algorithm 1.
 
-Ranking: a candidate is a token behind the history. Retrieval: the last event's token asks about the candidates' time,
-and a score is the dot product of its vector with the item's, over the temperature, as in training.
+In ranking a candidate is a token behind the history (`CandidateScorer`). In retrieval the last
+event's token is peeked at, since its bias counts from the time asked about (`QueryScorer`).
 """
 
 from __future__ import annotations
@@ -18,408 +20,361 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32
 
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models import kv_cache
 from gr_jax.models.kv_cache import KvCache
-from gr_jax.models.layers import l2_normalise
 from gr_jax.models.recommender import Recommender
-from gr_jax.serving.buckets import lengths
-from gr_jax.serving.history_tokens import Tokens, to_rows
+from gr_jax.serving import buckets, rows
 
 MICRO_BATCHES = (16, 128, 512)
-ROWS = 4  # users of one call
+USERS = 4  # users of one call
 PIECES = (8, 2, 1)  # tokens that one call appends: a history is appended without padding
 
-
-@dataclasses.dataclass(frozen=True)
-class Candidates:
-    """What one user may be shown, at one moment."""
-
-    item: Int[np.ndarray, " M"]  # item ids
-    time: int  # seconds since the first event of the history, as in its tokens
-    side: Int[np.ndarray, "M F"] | None = None  # feature values of the items
-    action: int = 0  # of the candidate tokens: in the stream "sum" the action of the last event, as 1 + 2 * bits
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+Micro = tuple[int, int, int]  # user, first candidate, size of the micro-batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A history and what is kept of it on the device: in retrieval of all tokens but the last, else of all."""
+    """A history and the keys and values of its final tokens on the device."""
 
-    tokens: Tokens
-    cached: KvCache  # of one row
+    tokens: Batch  # one row
+    cache: KvCache  # of one row
 
     @property
     def room(self) -> int:
-        """Tokens that `cached` has room for."""
-        return self.cached.time.shape[1]
+        """Tokens that `cache` has room for."""
+        return self.cache.time.shape[1]
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory, on device and host."""
-        return sum(x.nbytes for x in jax.tree.leaves(self.cached)) + self.tokens.nbytes
+        return sum(x.nbytes for x in jax.tree.leaves(self.cache)) + rows.nbytes(self.tokens)
 
 
-class Scorer:
-    """A trained sequence model with the programs that score candidates against cached histories."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Sizes of the programs."""
+
+    # dtype of cached keys and values: float32 | bfloat16; "" = the model's compute_dtype
+    storage: str = ""
+    # candidates of one call; a user's last ones go into the smallest that holds them
+    micro_batches: tuple[int, ...] = MICRO_BATCHES
+    users: int = USERS  # of one call, at most
+    lengths: tuple[int, ...] = ()  # buckets of history lengths, ascending; () = `buckets.lengths`
+    implementation: str | None = None  # of `pallas_kernels.hstu_cached_attention`
+
+    def __post_init__(self):
+        """Raise a ValueError for sizes that cannot be."""
+        if self.storage not in ("", "float32", "bfloat16"):
+            raise ValueError(
+                f"storage={self.storage!r}: must be float32 or bfloat16,"
+                " or '' for the model's compute_dtype"
+            )
+        if self.users < 1 or not self.micro_batches or min(self.micro_batches) < 1:
+            raise ValueError(
+                f"micro_batches={self.micro_batches}, users={self.users}: must be at least 1"
+            )
+
+
+class Histories:
+    """Programs that compute the entries of histories, and extend them by new tokens.
+
+    Attributes:
+      params, tasks: of the model. max_tokens: of a history. lengths: buckets of history lengths.
+    """
 
     def __init__(
-        self,
-        graphdef: nnx.GraphDef,
-        params: dict,
-        *,
-        storage: str = "",
-        micro_batches: Sequence[int] = MICRO_BATCHES,
-        rows: int = ROWS,
-        buckets: Sequence[int] = (),
-        implementation: str | None = None,
+        self, graphdef: nnx.GraphDef, params: dict, settings: Settings, *, unfinished: int
     ):
-        """Describes the programs; each is compiled at its first use.
-
-        Args:
-          graphdef: of an HSTU `Recommender`; with a head for ranking, without for retrieval.
-          params: its parameters.
-          storage: dtype of cached keys and values: float32 | bfloat16; "" = the model's compute_dtype.
-          micro_batches: candidates of one call; a user's last ones go into the smallest that holds them.
-          rows: most users of one call.
-          buckets: lengths of history that programs are compiled for; () = `buckets.lengths`.
-          implementation: of `pallas_kernels.hstu_cached_attention`.
+        """`unfinished`: last tokens of a history that are not final yet, 1 in retrieval.
 
         Raises:
-          ValueError: not an HSTU model, or sizes that cannot be.
+          ValueError: not an HSTU model.
         """
         model = nnx.merge(graphdef, params)
-        kind = model.config.kind
-        if not isinstance(model, Recommender) or kind != "hstu":
+        if not isinstance(model, Recommender) or model.config.kind != "hstu":
             raise ValueError(
-                f"only HSTU models can be cached, here {kind!r}: score it without a cache"
+                f"only HSTU models can be cached, not {model.config.kind!r}:"
+                " score it without a cache"
             )
-        if storage not in ("", "float32", "bfloat16"):
-            raise ValueError(
-                f"storage={storage!r}: must be float32 or bfloat16, or '' for the model's compute_dtype"
-            )
-        if rows < 1 or not micro_batches or min(micro_batches) < 1:
-            raise ValueError(
-                f"micro_batches={tuple(micro_batches)}, rows={rows}: must be at least 1"
-            )
-        self.params, self.max_tokens = params, len(model.embeddings.position_table)
-        self.is_retrieval = model.head is None
-        self.micro_batches, self.rows = tuple(sorted(micro_batches)), rows
-        self.buckets = tuple(sorted(buckets)) or lengths(self.max_tokens)
-        self._num_tasks = 1 if model.head is None else model.head.output.bias.shape[0]
-        self._with_actions = model.embeddings.action_table is not None
+        self.params, self.unfinished, self.users = params, unfinished, settings.users
+        self.tasks = model.sizes.tasks
+        self.max_tokens = len(model.embeddings.position_table)
+        self.lengths = settings.lengths or buckets.lengths(self.max_tokens)
 
-        def jit(function: Callable, **options: Any) -> Callable:
-            return jax.jit(
-                lambda params, *args: function(nnx.merge(graphdef, params), *args), **options
-            )
+        def prefill(params: dict, batch: Batch) -> tuple[KvCache, ...]:
+            model = nnx.merge(graphdef, params)
+            return kv_cache.unstack(kv_cache.prefill(model, batch, storage=settings.storage)[1])
 
-        def history(model: Recommender, batch: Batch) -> tuple[KvCache, ...]:
-            return kv_cache.unstack(kv_cache.prefill(model, batch, storage=storage)[1])
+        def delta(params: dict, batch: Batch, cache: KvCache) -> KvCache:
+            model = nnx.merge(graphdef, params)
+            return kv_cache.delta(model, batch, cache, implementation=settings.implementation)[1]
 
-        def extend(model: Recommender, batch: Batch, store: KvCache) -> KvCache:
-            return kv_cache.delta(model, batch, store, implementation=implementation)[1]
+        self._prefill, self._delta = jax.jit(prefill), jax.jit(delta)
+        self._write = jax.jit(kv_cache.write, donate_argnums=0)
+        self._copy, self._grow = jax.jit(kv_cache.copy), jax.jit(kv_cache.grow, static_argnums=1)
 
-        def peek(
-            model: Recommender, batch: Batch, rows: tuple[KvCache, ...]
-        ) -> Float[Array, "R L D"]:
-            return kv_cache.peek(model, batch, kv_cache.stack(rows), implementation=implementation)
-
-        def rank(
-            model: Recommender, batch: Batch, rows: tuple[KvCache, ...]
-        ) -> Float[Array, "R L Y"]:
-            return model.logits(peek(model, batch, rows))
-
-        def encode(
-            model: Recommender, batch: Batch, rows: tuple[KvCache, ...]
-        ) -> Float[Array, "R D"]:
-            return model.vectors(peek(model, batch, rows))[:, 0]
-
-        def similarity(
-            model: Recommender, vector: Float[Array, " D"], item: Int[Array, " M"]
-        ) -> Float[Array, " M"]:
-            return (
-                l2_normalise(model.embeddings.item_table[item]) @ vector / model.config.temperature
-            )
-
-        self._history, self._rank, self._encode, self._similarity = map(
-            jit, (history, rank, encode, similarity)
-        )
-        self._extend, self._write = jit(extend), jax.jit(kv_cache.write, donate_argnums=0)
-        self._copy, self._grow = jax.jit(_copy), jax.jit(_grow, static_argnums=1)
-
-    def history(self, histories: Sequence[Tokens]) -> list[Entry]:
+    def compute(self, histories: Sequence[Batch]) -> list[Entry]:
         """Entries of whole histories, by one forward over each; several in a call.
 
         Raises:
-          ValueError: a history with more tokens than the model sees, or one of retrieval that ends with no item.
+          ValueError: a history with more tokens than the model sees, or one of retrieval that ends
+            with no item.
         """
-        final = [self._final(tokens) for tokens in histories]
-        asked = [self._asked(tokens) for tokens in histories]
+        final = [self._final(row) for row in histories]
         found: dict[int, Entry] = {}
-        for room, owners in _grouped(range(len(histories)), lambda user: self._bucket(final[user])):
-            for users in _parts(owners, self.rows):
-                rows = 1 if len(users) == 1 else self.rows
-                pieces, times = (
-                    [x[user][: final[user]] for user in users] for x in (histories, asked)
+        by_room = _grouped(range(len(histories)), lambda user: self._bucket(final[user]))
+        for room, owners in by_room:
+            for users in self.parts(owners):
+                batch = rows.stack(
+                    [rows.piece(histories[user], 0, final[user]) for user in users],
+                    num_rows=self.rows_of(users),
+                    row_length=room,
                 )
-                batch = to_rows(pieces, times, 0, num_rows=rows, row_length=room)
-                stores = self._history(self.params, batch)[: len(users)]
-                found |= {
-                    user: Entry(histories[user], store)
-                    for user, store in zip(users, stores, strict=True)
-                }
+                caches = self._prefill(self.params, batch)[: len(users)]
+                for user, cache in zip(users, caches, strict=True):
+                    found[user] = Entry(histories[user], cache)
         return [found[user] for user in range(len(histories))]
 
-    def append(self, entry: Entry, new: Tokens, *, in_place: bool = False) -> Entry:
-        """The entry of a history with some tokens more: of the old ones nothing is computed again.
+    def extend(self, entry: Entry, history: Batch, *, in_place: bool = False) -> Entry:
+        """The entry of a longer history: nothing of its first tokens is computed again.
 
         Args:
-          entry: of the history so far.
-          new: the tokens after it; times count from the first event of the whole history.
-          in_place: writes into the memory of `entry`, which cannot be used any more; saves a copy of the cache.
+          entry: of a history that `history` starts with.
+          history: the whole history.
+          in_place: write into the memory of `entry`, which cannot be used any more; saves a copy.
 
         Raises:
-          ValueError: as `history`.
+          ValueError: as `compute`.
         """
-        whole = entry.tokens + new
-        target, done = self._final(whole), self._final(entry.tokens)
-        asked, store = self._asked(whole), entry.cached
+        target, done, cache = self._final(history), self._final(entry.tokens), entry.cache
         if target > entry.room:
-            while target > store.time.shape[1]:  # bucket by bucket: one program for each
-                store = self._grow(store, self._bucket(store.time.shape[1] + 1))
+            while target > cache.time.shape[1]:  # bucket by bucket: one program for each
+                cache = self._grow(cache, self._bucket(cache.time.shape[1] + 1))
         elif not in_place and target > done:
-            store = self._copy(store)
+            cache = self._copy(cache)
         while done < target:
             size = next(size for size in PIECES if done + size <= target)
-            piece = slice(done, done + size)
-            batch = to_rows([whole[piece]], [asked[piece]], done, num_rows=1, row_length=size)
-            store, done = self._write(store, self._extend(self.params, batch, store)), done + size
-        return Entry(whole, store)
+            new = self._delta(self.params, rows.piece(history, done, done + size), cache)
+            cache, done = self._write(cache, new), done + size
+        return Entry(history, cache)
 
-    def encode(
-        self, entries: Sequence[Entry], at_time: Sequence[int]
-    ) -> Float32[np.ndarray, "B D"]:
-        """Retrieval: unit vectors that ask what comes at these times (seconds since the first event of each).
+    def warm_up(self, room: int, history: Batch) -> list[Entry]:
+        """Compile the programs of a bucket; the entries of a full history that a call can have."""
+        full = rows.repeat(history, min(room, self.max_tokens))
+        length = rows.length(full)
+        for size in (size for size in PIECES if size < length):
+            (entry,) = self.compute([rows.piece(full, 0, length - size)])
+            self.extend(entry, full, in_place=True)
+        entries = self.compute([full] * self.users)
+        single = self.compute([full])
+        cache = self._copy(single[0].cache)
+        if room < self.lengths[-1]:
+            self._grow(cache, self._bucket(room + 1))
+        return entries
+
+    def parts(self, things: list[T]) -> list[list[T]]:
+        """Parts of as many things as a call has users.
+
+        A last part of at most half a call falls into single ones, which need no padding.
+        """
+        parts = [things[lo : lo + self.users] for lo in range(0, len(things), self.users)]
+        if parts and len(parts[-1]) <= self.users // 2:
+            parts += [[thing] for thing in parts.pop()]
+        return parts
+
+    def rows_of(self, users: Sequence) -> int:
+        """Rows of a call for these users: one, or as many as a call can have."""
+        return 1 if len(users) == 1 else self.users
+
+    def caches(self, entries: Sequence[Entry]) -> tuple[KvCache, ...]:
+        """The caches of a call, the first again for rows that are not used."""
+        unused = [entries[0]] * (self.rows_of(entries) - len(entries))
+        return tuple(entry.cache for entry in (*entries, *unused))
+
+    def _final(self, row: Batch) -> int:
+        """Tokens that can be cached: those that are final."""
+        length = rows.length(row)
+        if length > self.max_tokens:
+            raise ValueError(
+                f"a history of {length} tokens: the model sees {self.max_tokens}, give the last ones"
+            )
+        if self.unfinished and length and row.item[0, -1] == 0:
+            raise ValueError("a history of retrieval ends with an item")
+        return max(0, length - self.unfinished)
+
+    def _bucket(self, tokens: int) -> int:
+        return buckets.fitting(self.lengths, tokens)
+
+
+class QueryScorer:
+    """Retrieval: unit vectors that ask what comes after cached histories."""
+
+    def __init__(self, graphdef: nnx.GraphDef, params: dict, settings: Settings | None = None):
+        """Describe the programs, each of which is compiled at its first use.
+
+        Args:
+          graphdef: of an HSTU `Recommender` without tasks.
+          params: its parameters.
+          settings: sizes of the programs.
 
         Raises:
-          ValueError: an empty history, or a model for ranking.
+          ValueError: a model of another kind.
         """
-        if not self.is_retrieval:
+        settings = settings or Settings()
+        self.histories = Histories(graphdef, params, settings, unfinished=1)
+        if self.histories.tasks:
             raise ValueError(
                 "this is a ranking model: it scores candidates, and has no vector of a history"
             )
-        if not all(len(entry.tokens) for entry in entries):
-            raise ValueError("an empty history has no vector")
-        found: list[Any] = [None] * len(entries)
-        for _, owners in _grouped(range(len(entries)), lambda user: entries[user].room):
-            for users in _parts(owners, self.rows):
-                rows = 1 if len(users) == 1 else self.rows
-                last = [entries[user].tokens[-1:] for user in users]
-                asked = [np.array([at_time[user]]) for user in users]
-                batch = to_rows(last, asked, 0, num_rows=rows, row_length=1)
-                position = np.zeros((rows, 1), np.int32)
-                position[: len(users), 0] = [len(entries[user].tokens) - 1 for user in users]
-                stores = self._stores(entries, users, rows)
-                vectors = self._encode(
-                    self.params, dataclasses.replace(batch, position=position), stores
-                )
-                for row, user in enumerate(users):
-                    found[user] = vectors[row]
-        return np.stack([np.asarray(vector) for vector in found])
 
-    def score(
-        self, entries: Sequence[Entry], candidates: Sequence[Candidates]
-    ) -> list[Float32[np.ndarray, "M Y"]]:
-        """Logits of each user's candidates: by task in ranking, of the retrieval head (Y = 1) in retrieval.
+        def encode(params: dict, batch: Batch, caches: tuple[KvCache, ...]) -> Float[Array, "R D"]:
+            model, cache = nnx.merge(graphdef, params), kv_cache.stack(caches)
+            hidden = kv_cache.peek(model, batch, cache, implementation=settings.implementation)
+            return model.vectors(hidden)[:, 0]
 
-        All calls are under way before the first result is read.
+        self._encode = jax.jit(encode)
+
+    def encode(self, entries: Sequence[Entry]) -> Float32[np.ndarray, "B D"]:
+        """Unit vectors that ask what comes next, at the `query_time` of each last token.
 
         Raises:
-          ValueError: an empty history, in retrieval.
+          ValueError: an empty history.
         """
-        items = [given.item for given in candidates]
-        whole, rest = self._micro_batches([len(item) for item in items])
-        if self.is_retrieval:
-            vectors = self.encode(entries, [given.time for given in candidates])
-            done = [
-                (
-                    [(user, lo, size)],
-                    self._similarities(vectors[user], _padded(items[user][lo:], size)),
-                )
-                for user, lo, size in (*whole, *rest)
-            ]
-        else:
-            done = [
-                (part, self._scores(entries, candidates, part))
-                for part in ([piece] for piece in whole)
-            ]
-            for _, group in _grouped(rest, lambda piece: (entries[piece[0]].room, piece[2])):
-                done += [
-                    (part, self._scores(entries, candidates, part))
-                    for part in _parts(group, self.rows)
-                ]
-        found = [np.zeros((len(item), self._num_tasks), np.float32) for item in items]
-        for part, values in done:
-            values = np.asarray(values)
-            for row, (user, lo, size) in enumerate(part):
-                found[user][lo : lo + size] = values[row, : len(items[user]) - lo]
-        return found
+        ends = [rows.length(entry.tokens) for entry in entries]
+        if not all(ends):
+            raise ValueError("an empty history has no vector")
+        done = []
+        for _, owners in _grouped(range(len(entries)), lambda user: entries[user].room):
+            for users in self.histories.parts(owners):
+                last = [rows.piece(entries[u].tokens, ends[u] - 1, ends[u]) for u in users]
+                batch = rows.stack(last, num_rows=self.histories.rows_of(users), row_length=1)
+                caches = self.histories.caches([entries[user] for user in users])
+                done.append((users, self._encode(self.histories.params, batch, caches)))
+        found: dict[int, np.ndarray] = {}  # filled when all calls are under way
+        for users, vectors in done:
+            found |= zip(users, np.asarray(vectors), strict=False)
+        return np.stack([found[user] for user in range(len(entries))])
 
-    def warm_up(
-        self, tokens: Tokens, candidates: Candidates | None = None, *, buckets: Sequence[int] = ()
-    ) -> None:
-        """Compiles the programs of these buckets (() = all) by running them, several at a time.
+    def warm_up(self, history: Batch) -> None:
+        """Compile every program by running it, several buckets at a time.
+
+        `history`: any history that is not empty, for the fields of its tokens.
+        """
+
+        def run(room: int) -> None:
+            entries = self.histories.warm_up(room, history)
+            for count in {1, len(entries)}:
+                self.encode(entries[:count])
+
+        _in_threads(run, self.histories.lengths)
+
+
+class CandidateScorer:
+    """Ranking: predictions for candidates of cached histories, in micro-batches."""
+
+    def __init__(self, graphdef: nnx.GraphDef, params: dict, settings: Settings | None = None):
+        """Describe the programs, each of which is compiled at its first use.
 
         Args:
-          tokens: any history that is not empty, for what its tokens hold.
-          candidates: any one candidate; None, in retrieval, warms up `encode` and not `score`.
+          graphdef: of an HSTU `Recommender` with tasks.
+          params: its parameters.
+          settings: sizes of the programs.
+
+        Raises:
+          ValueError: a model of another kind.
         """
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(
-                pool.map(
-                    lambda room: self._warm_up(room, tokens, candidates), buckets or self.buckets
-                )
-            )
+        settings = settings or Settings()
+        self.histories = Histories(graphdef, params, settings, unfinished=0)
+        self.micro_batches = tuple(sorted(settings.micro_batches))
 
-    def _warm_up(self, room: int, tokens: Tokens, candidates: Candidates | None) -> None:
-        length = min(room, self.max_tokens)
-        full = tokens
-        while len(full) < length:
-            full = (full + full)[:length]
-        for users in {1, self.rows}:
-            entries = self.history([full] * users)
-            if candidates is None:
-                self.encode(entries, [0] * users)
-            else:
-                for many in self._some(candidates, users):
-                    self.score(entries, [many] * users)
-        for size in [size for size in PIECES if size < length]:
-            self.append(self.history([full[:-size]])[0], full[-size:], in_place=True)
-        store = self._copy(self.history([full])[0].cached)
-        if room < self.buckets[-1]:
-            self._grow(store, self._bucket(room + 1))
+        def predict(
+            params: dict, batch: Batch, caches: tuple[KvCache, ...]
+        ) -> Float[Array, "R L Y"]:
+            model, cache = nnx.merge(graphdef, params), kv_cache.stack(caches)
+            hidden = kv_cache.peek(model, batch, cache, implementation=settings.implementation)
+            return model.predictions(model.logits(hidden))
 
-    def _some(self, one: Candidates, users: int) -> list[Candidates]:
-        """For each size of micro-batch as many candidates as make a call of it."""
-        found = []
-        for smaller, size in zip((0, *self.micro_batches), self.micro_batches, strict=False):
-            n = (
-                size if users == 1 else smaller + 1
-            )  # full micro-batches of several users are never one call
-            pick = lambda x, n=n: None if x is None else np.repeat(x[:1], n, 0)
-            found.append(dataclasses.replace(one, item=pick(one.item), side=pick(one.side)))
+        self._predict = jax.jit(predict)
+
+    def score(
+        self, entries: Sequence[Entry], candidates: Sequence[Batch]
+    ) -> list[Float32[np.ndarray, "M Y"]]:
+        """Predictions for each user's candidates, by task.
+
+        Args:
+          entries: of the histories.
+          candidates: a row for each history: tokens that would come after it, all at one time.
+        """
+        counts = [rows.length(row) for row in candidates]
+        done = []  # all calls are under way before the first result is read
+        for part in self._calls(entries, counts):
+            pieces = [
+                rows.piece(candidates[user], lo, min(lo + size, counts[user]))
+                for user, lo, size in part
+            ]
+            num_rows = self.histories.rows_of(part)
+            batch = rows.stack(pieces, num_rows=num_rows, row_length=part[0][2])
+            caches = self.histories.caches([entries[user] for user, _, _ in part])
+            done.append((part, self._predict(self.histories.params, batch, caches)))
+
+        num_tasks = len(self.histories.tasks)
+        found = [np.zeros((count, num_tasks), np.float32) for count in counts]
+        for part, values in done:
+            for (user, lo, size), row in zip(part, np.asarray(values), strict=False):
+                found[user][lo : lo + size] = row[: counts[user] - lo]
         return found
 
-    def _scores(
-        self, entries: Sequence[Entry], candidates: Sequence[Candidates], part: Sequence[tuple]
-    ) -> Array:
-        """Logits [rows, size, Y] of micro-batches of one size, of users whose entries have equal room."""
-        size, rows = part[0][2], 1 if len(part) == 1 else self.rows
-        names = ("item", "time", "position", "segment")
-        fields: dict[str, Any] = {name: np.zeros((rows, size), np.int32) for name in names}
-        if self._with_actions:
-            fields["action"] = np.zeros((rows, size), np.int32)
-        for row, (user, lo, _) in enumerate(part):
-            given = candidates[user]
-            fields["item"][row] = _padded(given.item[lo:], size)
-            fields["time"][row], fields["position"][row] = given.time, len(entries[user].tokens)
-            fields["segment"][row, : len(given.item) - lo] = 1
-            if self._with_actions:
-                fields["action"][row] = given.action
-            if given.side is not None:
-                side = fields.setdefault(
-                    "side", np.zeros((rows, size, given.side.shape[1]), np.int32)
-                )
-                side[row] = _padded(given.side[lo:], size)
-        stores = self._stores(entries, [user for user, _, _ in part], rows)
-        return self._rank(self.params, Batch(**fields, query_time=fields["time"]), stores)
+    def _calls(self, entries: Sequence[Entry], counts: Sequence[int]) -> list[list[Micro]]:
+        """Micro-batches by call: full ones alone, those of the last candidates several at a time.
 
-    def _similarities(self, vector: np.ndarray, item: np.ndarray) -> Array:
-        return self._similarity(self.params, vector, item)[None, :, None]
-
-    def _stores(
-        self, entries: Sequence[Entry], users: Sequence[int], rows: int
-    ) -> tuple[KvCache, ...]:
-        """The caches of these users, the first again for rows that are not used."""
-        return tuple(entries[user].cached for user in (*users, *[users[0]] * (rows - len(users))))
-
-    def _micro_batches(self, counts: Sequence[int]) -> tuple[list[tuple], list[tuple]]:
-        """(user, first candidate, size) of full micro-batches of the largest size, and of each user's last ones."""
-        most, whole, rest = self.micro_batches[-1], [], []
+        Those of one call have one size, and histories with equal room.
+        """
+        largest, whole, rest = self.micro_batches[-1], [], []
         for user, count in enumerate(counts):
-            whole += [(user, lo, most) for lo in range(0, count - most + 1, most)]
-            if left := count % most:
-                rest.append(
-                    (user, count - left, next(size for size in self.micro_batches if size >= left))
-                )
-        return whole, rest
+            whole += [[(user, lo, largest)] for lo in range(0, count - largest + 1, largest)]
+            if left := count % largest:
+                rest.append((user, count - left, buckets.fitting(self.micro_batches, left)))
+        for _, group in _grouped(rest, lambda piece: (entries[piece[0]].room, piece[2])):
+            whole += self.histories.parts(group)
+        return whole
 
-    def _final(self, tokens: Tokens) -> int:
-        """How many tokens can be cached: in retrieval all but the last, whose time bias is of the time asked about."""
-        if len(tokens) > self.max_tokens:
-            raise ValueError(
-                f"a history of {len(tokens)} tokens: the model sees {self.max_tokens}, give the last ones"
-            )
-        if not self.is_retrieval or not len(tokens):
-            return len(tokens)
-        if tokens.item[-1] == 0:
-            raise ValueError("a history of retrieval ends with an item")
-        return len(tokens) - 1
+    def warm_up(self, history: Batch, candidate: Batch) -> None:
+        """Compile every program by running it, several buckets at a time.
 
-    def _asked(self, tokens: Tokens) -> np.ndarray:
-        return tokens.asked_times() if self.is_retrieval else tokens.time
+        Args:
+          history: any history that is not empty, for the fields of its tokens.
+          candidate: any one candidate.
+        """
 
-    def _bucket(self, tokens: int) -> int:
-        """The smallest bucket that holds so many tokens."""
-        fitting = [bucket for bucket in self.buckets if bucket >= tokens]
-        if not fitting:
-            raise ValueError(
-                f"a history of {tokens} tokens is longer than the largest bucket, {self.buckets[-1]}"
-            )
-        return fitting[0]
+        def run(room: int) -> None:
+            entries = self.histories.warm_up(room, history)
+            for smaller, size in zip((0, *self.micro_batches), self.micro_batches, strict=False):
+                # Full micro-batches of several users are never one call.
+                for count, users in ((size, 1), (smaller + 1, len(entries))):
+                    self.score(entries[:users], [rows.repeat(candidate, count)] * users)
+
+        _in_threads(run, self.histories.lengths)
 
 
-def _grouped(things: Sequence | range, key: Callable) -> list[tuple[Any, list]]:
+def _grouped(things: Iterable[T], key: Callable[[T], K]) -> list[tuple[K, list[T]]]:
     """The things by key, in the order of the keys' first appearance."""
-    groups: dict[Any, list] = {}
+    groups: dict[K, list[T]] = {}
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)
     return list(groups.items())
 
 
-def _parts(things: list, size: int) -> list[list]:
-    """Parts of `size` things; a last part of at most half that many falls into single ones, which need no padding."""
-    parts = [things[lo : lo + size] for lo in range(0, len(things), size)]
-    if parts and len(parts[-1]) <= size // 2:
-        parts += [[thing] for thing in parts.pop()]
-    return parts
-
-
-def _padded(values: np.ndarray, size: int) -> np.ndarray:
-    """The first `size` values, with zeros behind them where there are fewer."""
-    filled = np.zeros((size, *values.shape[1:]), np.int32)
-    filled[: len(values[:size])] = values[:size]
-    return filled
-
-
-def _copy(store: KvCache) -> KvCache:
-    """The same in new memory."""
-    return jax.tree.map(jnp.copy, store)
-
-
-def _grow(store: KvCache, room: int) -> KvCache:
-    """The cache with room for more tokens."""
-    wider = lambda x, axis: jnp.pad(
-        x, [(0, room - x.shape[n] if n == axis else 0) for n in range(x.ndim)]
-    )
-    keys, values = (tuple(wider(x, 2) for x in layers) for layers in (store.k, store.v))
-    return KvCache(keys, values, wider(store.time, 1), store.length)
+def _in_threads(function: Callable[[int], None], values: Sequence[int]) -> None:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(function, values))

@@ -12,12 +12,13 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from gr_jax.config import Config, ConfigError, DataConfig, files
+from gr_jax.data import dataset_identity
 from gr_jax.data.batches.tokenizer import TokenScheme, token_scheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.log.preparation import prepare
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
-from gr_jax.training import dataset_identity, processes, sharding, state
+from gr_jax.training import processes, sharding, state
 from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.optimizer import Optimizer, make_optimizer
 from gr_jax.training.tables import admission

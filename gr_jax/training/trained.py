@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from gr_jax.config import ConfigError, MeshConfig, files
-from gr_jax.training import dataset_identity
+from gr_jax.data import dataset_identity
 from gr_jax.training.checkpoint import Checkpoints
 from gr_jax.training.run import Run, open_run
 from gr_jax.training.tables.admission import catalogue_maker

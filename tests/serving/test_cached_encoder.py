@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gr_jax
-from gr_jax.serving.cached_encoder import CachedEncoder
-from gr_jax.serving.encoder import Encoder
+from gr_jax.serving.cache import CachedEncoder
+from gr_jax.serving.retriever import Encoder
 
 VISIBLE, EVENTS = 8, 14  # of the run: events that the model sees, events of a user
 
@@ -23,7 +23,7 @@ def models(workdir: Path):
 def cached(retrieval):
     """The run with an empty cache."""
     model = models(retrieval)[0]
-    model.encoder.cache.clear()
+    model.answerer.encoder.cache.clear()
     return model
 
 
@@ -43,18 +43,22 @@ CALL = st.lists(
 @given(calls=st.lists(CALL, min_size=1, max_size=5))
 def test_whatever_was_asked_before_a_vector_is_that_of_a_whole_encode(retrieval, calls):
     model, plain = models(retrieval)
-    assert isinstance(model.encoder, CachedEncoder) and isinstance(plain.encoder, Encoder)
-    model.encoder.cache.clear()
+    assert isinstance(model.answerer.encoder, CachedEncoder) and isinstance(
+        plain.answerer.encoder, Encoder
+    )
+    model.answerer.encoder.cache.clear()
     for call in calls:
         histories = [read(model, *asked) for asked in call]
-        np.testing.assert_allclose(model.encoder(histories), plain.encoder(histories), atol=1e-5)
+        np.testing.assert_allclose(
+            model.answerer.encoder(histories), plain.answerer.encoder(histories), atol=1e-5
+        )
 
 
 def test_new_events_are_appended_until_the_window_of_visible_events_moves(cached):
     def after(events: int, wait: int = 0) -> tuple[int, int, int]:
-        before = cached.encoder.cache.counters
-        cached.encoder([read(cached, 7, 0, events, wait)])
-        now = cached.encoder.cache.counters
+        before = cached.answerer.encoder.cache.counters
+        cached.answerer.encoder([read(cached, 7, 0, events, wait)])
+        now = cached.answerer.encoder.cache.counters
         return now.misses - before.misses, now.hits - before.hits, now.appended - before.appended
 
     assert after(4) == (1, 0, 0)
@@ -70,6 +74,6 @@ def test_users_of_no_log_are_known_by_their_first_event(cached):
     for events in (3, 4, 5):
         cached.recommend(log[:events])
     cached.recommend(log[1:5])
-    counters = cached.encoder.cache.counters
+    counters = cached.answerer.encoder.cache.counters
     assert counters.entries == 2
-    assert cached.cache is cached.encoder.cache
+    assert cached.cache is cached.answerer.encoder.cache

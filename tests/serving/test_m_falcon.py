@@ -9,16 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax.data.batches.batch import Batch
-from gr_jax.models.layers import l2_normalise
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
-from gr_jax.serving.history_tokens import Tokens, of_rows
-from gr_jax.serving.m_falcon import Candidates, Scorer
+from gr_jax.serving import rows
+from gr_jax.serving.m_falcon import CandidateScorer, Entry, Histories, QueryScorer, Settings
 from tests.models.ranking_batch import (
     ACTIONS,
     ITEMS,
     SIDES,
-    TASK_NAMES,
     TASKS,
     VALUES,
     one_per_row,
@@ -34,7 +32,8 @@ SPLITS = ((2, 6), (4,), (1, MOST))  # sizes of micro-batches
 @functools.cache
 def model_of(tasks: int):
     """Structure and params with biases large enough to matter; without tasks a model for retrieval."""
-    sizes = ModelSizes(ITEMS, N, ACTIONS, VALUES, TASK_NAMES[:tasks])
+    # Of a regression the predictions are the logits.
+    sizes = ModelSizes(ITEMS, N, ACTIONS, VALUES, ("rating",) * tasks)
     graphdef, init = make_model(SMALL, sizes)
     leaves, tree = jax.tree.flatten(init(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -43,24 +42,29 @@ def model_of(tasks: int):
 
 
 @functools.cache
-def scorer_of(tasks: int, micro_batches: tuple[int, ...], **options) -> Scorer:
-    return Scorer(*model_of(tasks), micro_batches=micro_batches, rows=2, buckets=BUCKETS, **options)
+def ranking_scorer(micro_batches: tuple[int, ...], **options) -> CandidateScorer:
+    settings = Settings(micro_batches=micro_batches, users=2, lengths=BUCKETS, **options)
+    return CandidateScorer(*model_of(TASKS), settings)
+
+
+@functools.cache
+def retrieval_scorer() -> QueryScorer:
+    return QueryScorer(*model_of(0), Settings(users=2, lengths=BUCKETS))
 
 
 @functools.cache
 def one_pass(tasks: int):
     graphdef, params = model_of(tasks)
-    how = (
-        (lambda model, batch: model.rank(batch))
-        if tasks
-        else (lambda model, batch: model.encode(batch))
-    )
-    return functools.partial(
-        jax.jit(lambda params, batch: how(nnx.merge(graphdef, params), batch)), params
-    )
+
+    @jax.jit
+    def run(params, batch):
+        model = nnx.merge(graphdef, params)
+        return model.rank(batch) if tasks else model.encode(batch)
+
+    return functools.partial(run, params)
 
 
-def ranking_user(rng, length: int, count: int) -> tuple[Tokens, Candidates, np.ndarray]:
+def ranking_user(rng, length: int, count: int) -> tuple[Batch, Batch, np.ndarray]:
     """A history, candidates, and the logits of one forward over both."""
     sequence = random_sequence(rng, contexts=2, events=N, candidates=0)[:length]
     last = max((t["time"] for t in sequence), default=0)
@@ -68,162 +72,171 @@ def ranking_user(rng, length: int, count: int) -> tuple[Tokens, Candidates, np.n
     shared = dict(time=last + 50, query_time=last + 50, position=length, target=1, action=action)
     tails = random_sequence(rng, contexts=0, events=1, candidates=count)
     tail = [t | shared for t in tails[len(tails) - count :]]
-    batch = one_per_row([sequence + tail], (1, N + MOST))
+    batch = jax.tree.map(np.asarray, one_per_row([sequence + tail], (1, N + MOST)))
     logits = np.asarray(one_pass(TASKS)(batch))[0, length : length + count]
-    chosen = [np.array([t[name] for t in tail], np.int32) for name in ("item", "side")]
-    candidates = Candidates(chosen[0], last + 50, chosen[1].reshape(count, SIDES), action)
-    return of_rows(jax.tree.map(np.asarray, batch), [length])[0], candidates, logits
+    return rows.cut(batch, 0, 0, length), rows.cut(batch, 0, length, length + count), logits
 
 
-def retrieval_user(rng, length: int, count: int) -> tuple[Tokens, Candidates, np.ndarray]:
-    """The same in retrieval: a feature value, then items with their actions, each asking about the time of the next."""
+def retrieval_user(rng, length: int, count: int) -> tuple[Batch, np.ndarray, np.ndarray]:
+    """A history of retrieval, items, and the items' similarity to the last vector of one forward.
+
+    The history is a feature value, then items with their actions, each asking about the time of the
+    next.
+    """
     time = np.cumsum(rng.integers(0, 10**5, length + 1)).astype(np.int32)
     item, action = rng.integers(1, ITEMS + 1, length), 1 + 2 * rng.integers(0, 2**ACTIONS, length)
     item[0] = action[0] = item[length // 2] = action[length // 2] = 0
     item[-1] = 7
-    side, feature = rng.integers(0, VALUES + 1, (length, SIDES)), np.where(item == 0, 3, 0)
-    tokens = Tokens(
-        *(
-            x.astype(np.int32)
-            for x in (item, time[:-1], action, feature, side * (item > 0)[:, None])
-        )
-    )
-    fields = {
-        f: np.zeros((1, N + MOST, *getattr(tokens, f).shape[1:]), np.int32)
-        for f in dataclasses.asdict(tokens)
-    }
-    for name, values in fields.items():
-        values[0, :length] = getattr(tokens, name)
-    asked, index = np.zeros((1, N + MOST), np.int32), np.arange(N + MOST)[None]
-    for i in range(length):
+    asked = time[:-1].copy()
+    for i in np.flatnonzero(item):
         following = [j for j in range(i + 1, length) if item[j]]
-        asked[0, i] = time[i] if item[i] == 0 else time[following[0]] if following else time[-1]
-    segment = (index < length).astype(np.int32)
-    vector = one_pass(0)(
-        Batch(**fields, query_time=asked, position=index * segment, segment=segment)
-    )[0, length - 1]
-    chosen = rng.integers(1, ITEMS + 1, count).astype(np.int32)
-    table = l2_normalise(model_of(0)[1]["embeddings"]["item_table"])
-    logits = np.asarray(table[chosen] @ vector / SMALL.temperature).reshape(count, 1)
-    return tokens, Candidates(chosen, int(time[-1])), logits
-
-
-@pytest.mark.parametrize(
-    ("tasks", "user", "shortest"), [(TASKS, ranking_user, 0), (0, retrieval_user, 1)]
-)
-@settings(max_examples=20, deadline=None)
-@given(data=st.data())
-def test_scores_are_those_of_one_pass_for_any_users_micro_batches_and_appends(
-    tasks, user, shortest, data
-):
-    draw = data.draw
-    rng = np.random.default_rng(draw(st.integers(0, 999), label="seed"))
-    scorer = scorer_of(tasks, draw(st.sampled_from(SPLITS), label="micro-batches"))
-    sizes = st.tuples(st.integers(shortest, N), st.integers(0, MOST))
-    people = [
-        user(rng, *size) for size in draw(st.lists(sizes, min_size=1, max_size=3), label="users")
-    ]
-    cuts = [draw(st.integers(0, len(tokens)), label="first forward") for tokens, _, _ in people]
-    if tasks == 0:  # a history of retrieval ends with an item
-        pairs = zip(cuts, people, strict=True)
-        cuts = [
-            cut if cut == 0 or tokens.item[cut - 1] else len(tokens)
-            for cut, (tokens, _, _) in pairs
-        ]
-    entries = scorer.history(
-        [tokens[:cut] for cut, (tokens, _, _) in zip(cuts, people, strict=True)]
+        asked[i] = time[following[0]] if following else time[-1]
+    fields = dict(
+        item=item,
+        time=time[:-1],
+        query_time=asked,
+        position=np.arange(length),
+        segment=np.ones(length),
+        action=action,
+        side=rng.integers(0, VALUES + 1, (length, SIDES)) * (item > 0)[:, None],
+        feature=np.where(item == 0, 3, 0),
     )
-    for number, (tokens, _, _) in enumerate(people):
+    row = Batch(**{name: values[None].astype(np.int32) for name, values in fields.items()})
+    padded = rows.stack([row], num_rows=1, row_length=N + MOST)
+    vector = np.asarray(one_pass(0)(padded))[0, length - 1]
+    chosen = rng.integers(1, ITEMS + 1, count)
+    return row, chosen, item_vectors()[chosen] @ vector
+
+
+def item_vectors() -> np.ndarray:
+    graphdef, params = model_of(0)
+    return np.asarray(nnx.merge(graphdef, params).item_vectors())
+
+
+def entries_in_pieces(histories: Histories, whole: list[Batch], draw) -> list[Entry]:
+    """The entries of whole histories, by a first forward and appends of any sizes."""
+
+    def end(row: Batch, n: int) -> int:
+        """n, or more where a history of retrieval would not end with an item."""
+        while histories.unfinished and 0 < n and not row.item[0, n - 1]:
+            n += 1
+        return n
+
+    cuts = [end(row, draw(st.integers(0, rows.length(row)), label="first")) for row in whole]
+    entries = histories.compute([rows.piece(row, 0, n) for row, n in zip(whole, cuts, strict=True)])
+    for number, row in enumerate(whole):
         done = cuts[number]
-        while done < len(tokens):
-            size = draw(st.integers(1, len(tokens) - done), label="append")
-            while tasks == 0 and not tokens.item[done + size - 1]:
-                size += 1
+        while done < rows.length(row):
+            done = end(row, draw(st.integers(done + 1, rows.length(row)), label="append"))
             in_place = draw(st.booleans(), label="in place")
-            entries[number] = scorer.append(
-                entries[number], tokens[done : done + size], in_place=in_place
-            )
-            done += size
-    scores = scorer.score(entries, [candidates for _, candidates, _ in people])
-    for found, (_, candidates, expected) in zip(scores, people, strict=True):
-        assert found.shape == (len(candidates.item), max(tasks, 1))
-        np.testing.assert_allclose(
-            found, expected, atol=1e-5 / (SMALL.temperature if tasks == 0 else 1), rtol=1e-5
-        )
+            longer = rows.piece(row, 0, done)
+            entries[number] = histories.extend(entries[number], longer, in_place=in_place)
+    return entries
+
+
+SEED = st.integers(0, 999)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data(), seed=SEED, micro_batches=st.sampled_from(SPLITS))
+def test_predictions_are_those_of_one_pass_for_any_users_micro_batches_and_appends(
+    data, seed, micro_batches
+):
+    rng, scorer = np.random.default_rng(seed), ranking_scorer(micro_batches)
+    sizes = st.tuples(st.integers(0, N), st.integers(0, MOST))
+    users = data.draw(st.lists(sizes, min_size=1, max_size=3), label="users")
+    people = [ranking_user(rng, *size) for size in users]
+    entries = entries_in_pieces(scorer.histories, [row for row, _, _ in people], data.draw)
+    found = scorer.score(entries, [candidates for _, candidates, _ in people])
+    for predictions, (_, candidates, expected) in zip(found, people, strict=True):
+        assert predictions.shape == (rows.length(candidates), TASKS)
+        np.testing.assert_allclose(predictions, expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data(), seed=SEED)
+def test_query_vectors_are_those_of_one_pass_for_any_users_and_appends(data, seed):
+    rng, scorer = np.random.default_rng(seed), retrieval_scorer()
+    sizes = st.tuples(st.integers(1, N), st.integers(1, MOST))
+    users = data.draw(st.lists(sizes, min_size=1, max_size=3), label="users")
+    people = [retrieval_user(rng, *size) for size in users]
+    entries = entries_in_pieces(scorer.histories, [row for row, _, _ in people], data.draw)
+    for vector, (_, items, expected) in zip(scorer.encode(entries), people, strict=True):
+        np.testing.assert_allclose(item_vectors()[items] @ vector, expected, atol=1e-5)
 
 
 def test_an_append_leaves_the_old_entry_as_it_was_unless_it_may_write_to_it():
-    scorer, rng = scorer_of(TASKS, SPLITS[1]), np.random.default_rng(5)
-    tokens, candidates, _ = ranking_user(rng, 9, 4)
-    (entry,) = scorer.history([tokens[:8]])
+    scorer, rng = ranking_scorer(SPLITS[1]), np.random.default_rng(5)
+    row, candidates, _ = ranking_user(rng, 9, 4)
+    (entry,) = scorer.histories.compute([rows.piece(row, 0, 8)])
     before = scorer.score([entry], [candidates])[0]
-    scorer.append(entry, tokens[8:])
+    scorer.histories.extend(entry, row)
     np.testing.assert_array_equal(scorer.score([entry], [candidates])[0], before)
 
 
-def test_bfloat16_storage_halves_the_keys_and_values_and_moves_scores_little():
-    exact, half = scorer_of(TASKS, SPLITS[1]), scorer_of(TASKS, SPLITS[1], storage="bfloat16")
-    tokens, candidates, expected = ranking_user(np.random.default_rng(6), N, MOST)
-    entries = [scorer.history([tokens])[0] for scorer in (exact, half)]
-    size = [sum(x.nbytes for x in (*entry.cached.k, *entry.cached.v)) for entry in entries]
+def test_bfloat16_storage_halves_the_keys_and_values_and_moves_predictions_little():
+    exact, half = ranking_scorer(SPLITS[1]), ranking_scorer(SPLITS[1], storage="bfloat16")
+    row, candidates, expected = ranking_user(np.random.default_rng(6), N, MOST)
+    entries = [scorer.histories.compute([row])[0] for scorer in (exact, half)]
+    size = [sum(x.nbytes for x in (*entry.cache.k, *entry.cache.v)) for entry in entries]
     assert size[1] * 2 == size[0]
     error = np.abs(half.score(entries[1:], [candidates])[0] - expected).max()
     assert 0 < error < 0.03 * np.abs(expected).max()
 
 
 def test_each_program_is_compiled_once_for_a_bucket_and_a_micro_batch():
-    scorer = Scorer(*model_of(TASKS), micro_batches=(4,), rows=2, buckets=BUCKETS)
+    scorer = CandidateScorer(*model_of(TASKS), Settings("", (4,), users=2, lengths=BUCKETS))
     rng = np.random.default_rng(7)
     for _ in range(3):
         people = [
             ranking_user(rng, int(rng.integers(0, N + 1)), int(rng.integers(1, MOST)))
             for _ in range(2)
         ]
-        entries = scorer.history([tokens for tokens, _, _ in people])
+        entries = scorer.histories.compute([row for row, _, _ in people])
         scorer.score(entries, [candidates for _, candidates, _ in people])
     limit = len(BUCKETS) * 2  # one user, two users
-    assert scorer._history._cache_size() <= limit and scorer._rank._cache_size() <= limit
+    assert scorer.histories._prefill._cache_size() <= limit
+    assert scorer._predict._cache_size() <= limit
 
 
-def test_mistakes_are_told():
-    graphdef, params = model_of(TASKS)
+def test_mistakes_are_reported():
     with pytest.raises(ValueError, match="storage='float16'"):
-        Scorer(graphdef, params, storage="float16")
+        Settings(storage="float16")
     with pytest.raises(ValueError, match="must be at least 1"):
-        Scorer(graphdef, params, micro_batches=(0, 3))
-    sasrec = make_model(
-        dataclasses.replace(SMALL, kind="sasrec", swiglu_width=0), ModelSizes(ITEMS, N)
-    )
-    with pytest.raises(ValueError, match="only HSTU models can be cached, here 'sasrec'"):
-        Scorer(sasrec[0], sasrec[1](jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    tokens = ranking_user(rng, N, 0)[0]
-    with pytest.raises(ValueError, match=f"a history of {2 * N} tokens: the model sees {N}"):
-        scorer_of(TASKS, SPLITS[0]).history([tokens + tokens])
-    asks = retrieval_user(rng, 4, 0)[0]
-    with pytest.raises(ValueError, match="a history of retrieval ends with an item"):
-        scorer_of(0, SPLITS[0]).history([asks[:1]])
-    with pytest.raises(ValueError, match="an empty history has no vector"):
-        scorer_of(0, SPLITS[0]).encode(scorer_of(0, SPLITS[0]).history([asks[:0]]), [0])
+        Settings(micro_batches=(0, 3))
+    config = dataclasses.replace(SMALL, kind="sasrec", swiglu_width=0)
+    sasrec, init = make_model(config, ModelSizes(ITEMS, N))
+    with pytest.raises(ValueError, match="only HSTU models can be cached, not 'sasrec'"):
+        QueryScorer(sasrec, init(jax.random.key(0)))
     with pytest.raises(ValueError, match="this is a ranking model"):
-        scorer_of(TASKS, SPLITS[0]).encode([], [])
+        QueryScorer(*model_of(TASKS))
+    rng = np.random.default_rng(0)
+    row = ranking_user(rng, N, 0)[0]
+    with pytest.raises(ValueError, match=f"a history of {2 * N} tokens: the model sees {N}"):
+        ranking_scorer(SPLITS[0]).histories.compute([rows.join(row, row)])
+    queries, asks = retrieval_scorer(), retrieval_user(rng, 4, 1)[0]
+    with pytest.raises(ValueError, match="a history of retrieval ends with an item"):
+        queries.histories.compute([rows.piece(asks, 0, 1)])
+    with pytest.raises(ValueError, match="an empty history has no vector"):
+        queries.encode(queries.histories.compute([rows.piece(asks, 0, 0)]))
 
 
 def test_a_warm_up_leaves_nothing_to_compile():
-    scorer = Scorer(*model_of(TASKS), micro_batches=(4,), rows=2, buckets=BUCKETS)
-    tokens, candidates, _ = ranking_user(np.random.default_rng(8), 6, 1)
-    scorer.warm_up(tokens, candidates)
+    scorer = CandidateScorer(*model_of(TASKS), Settings("", (4,), users=2, lengths=BUCKETS))
+    row, candidates, _ = ranking_user(np.random.default_rng(8), 10, 1)
+    scorer.warm_up(row, candidates)
+    histories = scorer.histories
     programs = (
-        scorer._history,
-        scorer._rank,
-        scorer._extend,
-        scorer._write,
-        scorer._copy,
-        scorer._grow,
+        histories._prefill,
+        histories._delta,
+        histories._write,
+        histories._copy,
+        histories._grow,
+        scorer._predict,
     )
     sizes = [program._cache_size() for program in programs]
-    entries = scorer.history([tokens, tokens])
-    entries[0] = scorer.append(entries[0], tokens[:2])
-    entries[1] = scorer.append(entries[1], tokens[:3])  # into the next bucket
+    entries = histories.compute([rows.piece(row, 0, 6)] * 2)
+    entries[0] = histories.extend(entries[0], rows.piece(row, 0, 8))
+    entries[1] = histories.extend(entries[1], rows.piece(row, 0, 9))  # into the next bucket
     scorer.score(entries, [candidates] * 2)
     assert [program._cache_size() for program in programs] == sizes

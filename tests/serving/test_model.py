@@ -169,9 +169,7 @@ def predictions(loaded, workdir, users: int) -> tuple[list, list]:
     from gr_jax.training.trained import open_trained
 
     run, params = open_trained(workdir)
-    predict = jax.jit(
-        lambda batch: load.predictions(run.graphdef, params, batch, tasks=run.scheme.tasks)
-    )
+    predict = jax.jit(lambda batch: load.predictions(run.graphdef, params, batch))
     low = int(np.quantile(run.dataset.events.timestamp, 0.3))
     rows = ranking_rows.label_rows(
         run.dataset, run.config, run.scheme, low, 2**40, device_multiple=1
@@ -244,14 +242,14 @@ def test_a_score_does_not_depend_on_the_other_candidates_or_users(ranker):
 
 def test_a_history_that_grew_is_answered_from_the_cache_as_from_its_first_event(ranker, ranking):
     log = ranker.history("u5")
-    before = ranker.ranker.cache.counters
+    before = ranker.cache.counters
     fresh = gr_jax.load(ranking, cache_mb=0)
     for length in (3, 4, 6, 6):
         at_time = log[length].time
         grown = ranker.score(log[:length], ["i1", "i2"], at_time=at_time, user="u5")
         anew = fresh.score(log[:length], ["i1", "i2"], at_time=at_time, user="u5")
         np.testing.assert_allclose([i.score for i in grown], [i.score for i in anew], atol=1e-5)
-    after, nothing = ranker.ranker.cache.counters, fresh.ranker.cache.counters
+    after, nothing = ranker.cache.counters, fresh.cache.counters
     assert (
         after.misses - before.misses <= 2 and after.hits - before.hits >= 2
     )  # a series entry may come in between

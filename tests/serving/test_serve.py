@@ -15,7 +15,6 @@ import pytest
 
 from gr_jax import serve
 from gr_jax.config import ConfigError
-from gr_jax.serving import compile_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +47,9 @@ def keep_asking(url: str, told: list) -> None:
             return told.append(type(error))
 
 
-def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and_ends(retrieval):
+def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and_ends(
+    retrieval, tmp_path
+):
     port = free_port()
     flags = [
         f"--workdir={retrieval}",
@@ -59,7 +60,7 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "gr_jax.serve", *flags],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -94,7 +95,9 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
             ConnectionRefusedError,
             ConnectionResetError,
         ), told
-    assert any((retrieval / compile_cache.FOLDER).rglob("*")), "programs for the next start"
+    programs = [file for file in (tmp_path / "gr_jax" / "compiled").rglob("*") if file.is_file()]
+    assert programs, "for the next start"
+    assert not (retrieval / "compiled").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Requests that arrive together are computed together: one worker, and a bound on the wait for others."""
+"""Requests that arrive together are computed together, by one worker, after a bounded wait."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ class Busy(RuntimeError):
 
 
 class Batcher:
-    """Hands requests to one function in batches, in a thread of its own; for use inside one event loop.
+    """Batches of requests for one function, in a thread of its own; for use in one event loop.
 
     The oldest request waits at most `wait` seconds for company while the worker is free. While it computes, requests
-    gather, so that batches grow with the load and nobody waits in an idle server.
+    gather, so that batches grow with the load and no request waits in an idle server.
     """
 
     def __init__(
         self,
         answer: Callable[[list], Sequence],
         *,
-        most: int,
+        max_size: int,
         wait: float,
         room: int,
         observe: Callable[[int], None] = lambda size: None,
     ):
-        """`answer`: list of requests -> answers in order; `most`: requests of a batch; `room`: requests that may wait.
+        """`answer`: list of requests -> answers in order; `max_size`: requests of a batch; `room`: requests that may wait.
 
         `observe` is told the size of each batch.
         """
         self._answer, self._observe = answer, observe
-        self.most, self.wait, self.room = most, wait, room
+        self.max_size, self.wait, self.room = most, wait, room
         self._waiting: deque[tuple[Any, asyncio.Future, float]] = deque()
         self._news = asyncio.Event()
         self._closed = False
@@ -43,11 +43,11 @@ class Batcher:
         self._task: asyncio.Task | None = None
 
     def start(self) -> None:
-        """Begins to take requests; inside the event loop."""
+        """Begin to take requests; inside the event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def in_worker(self, function: Callable[[], Any]) -> Any:
-        """Runs a function in the worker's thread, between batches."""
+        """Run a function in the worker's thread, between batches."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, function)
 
     async def ask(self, request: Any) -> Any:
@@ -66,7 +66,7 @@ class Batcher:
         return await future
 
     async def close(self) -> None:
-        """Answers what waits, then ends."""
+        """Answer the requests that wait, then end."""
         self._closed = True
         self._news.set()
         if self._task is not None:
@@ -76,7 +76,7 @@ class Batcher:
     async def _run(self) -> None:
         while True:
             await self._gather()
-            batch = [self._waiting.popleft() for _ in range(min(self.most, len(self._waiting)))]
+            batch = [self._waiting.popleft() for _ in range(min(self.max_size, len(self._waiting)))]
             batch = [entry for entry in batch if not entry[1].done()]  # done: the client has gone
             if batch:
                 await self._compute(batch)
@@ -84,13 +84,13 @@ class Batcher:
                 return
 
     async def _gather(self) -> None:
-        """Returns when a batch is full, or its oldest request has waited long enough, or the end is near."""
+        """Wait until a batch is full, its oldest request has waited long enough, or the end is near."""
         while not self._closed:
             self._news.clear()
             patience = None
             if self._waiting:
                 patience = self._waiting[0][2] + self.wait - time.monotonic()
-                if len(self._waiting) >= self.most or patience <= 0:
+                if len(self._waiting) >= self.max_size or patience <= 0:
                     return
             try:
                 await asyncio.wait_for(self._news.wait(), patience)
@@ -102,7 +102,7 @@ class Batcher:
         requests = [request for request, _, _ in batch]
         try:
             answers = await self.in_worker(lambda: self._answer(requests))
-        except Exception as error:  # of the model: whoever asked is told, the server goes on
+        except Exception as error:  # of the model: those who asked get it, the server goes on
             for _, future, _ in batch:
                 if not future.done():
                     future.set_exception(error)

@@ -1,4 +1,4 @@
-"""What a request may cost, kept before any of it is read: the size of its body and the time it takes to arrive."""
+"""Limits of a request, and the middleware that enforces those on its body before it is read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import dataclasses
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-
-CACHE_MB = 256.0  # memory for what was computed of histories, MiB
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -30,7 +28,7 @@ class Limits:
 
 
 class BodyLimit:
-    """ASGI middleware: reads the whole body within the limits, or answers 413 or 408 with a JSON message."""
+    """ASGI middleware that reads a whole body within the limits, or answers 413 or 408 in JSON."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], *, limits: Limits):
         self.app, self.limits = app, limits
@@ -39,11 +37,11 @@ class BodyLimit:
         """One request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        most = self.limits.body_bytes
-        told = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if told.isdigit() and int(told) > most:
+        limit = self.limits.body_bytes
+        size = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if size.isdigit() and int(size) > limit:
             return await refuse(
-                send, 413, f"the body has {int(told):,} bytes, at most {most:,} are taken"
+                send, 413, f"the body has {int(size):,} bytes, at most {limit:,} are taken"
             )
         body = bytearray()
         try:
@@ -53,8 +51,8 @@ class BodyLimit:
                     if message["type"] == "http.disconnect":
                         return
                     body += message.get("body", b"")
-                    if len(body) > most:
-                        return await refuse(send, 413, f"the body has more than {most:,} bytes")
+                    if len(body) > limit:
+                        return await refuse(send, 413, f"the body has more than {limit:,} bytes")
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
@@ -70,7 +68,7 @@ class BodyLimit:
 
 
 async def refuse(send: Send, status: int, message: str) -> None:
-    """Answers with a JSON error and ends the connection."""
+    """Answer with a JSON error and end the connection."""
     body = json.dumps({"error": message}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send(

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import polars as pl
 from fastapi import Body, FastAPI, HTTPException, Query, Request
@@ -23,17 +23,13 @@ from prometheus_client import (
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import gr_jax
-from gr_jax.serving import model as answers
 from gr_jax.serving.history import RequestError
 from gr_jax.serving.http import wire
 from gr_jax.serving.http.batching import Batcher, Busy
 from gr_jax.serving.http.limits import BodyLimit, Limits
-from gr_jax.serving.model import TrainedModel
-
-if TYPE_CHECKING:
-    from gr_jax.serving.cache import (
-        HistoryCache,  # needs the model's code, which an export is served without
-    )
+from gr_jax.serving.model import Answer, TrainedModel
+from gr_jax.serving.query import Cache
+from gr_jax.serving.query import Query as CheckedQuery
 
 PAGE = Path(__file__).with_name("page.html")
 PATHS = ("/", "/recommend", "/score", "/items", "/healthz", "/metrics")
@@ -49,7 +45,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class Metrics:
-    """What the server counts, in the text format of Prometheus."""
+    """Counters of the server, in the text format of Prometheus."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
@@ -77,65 +73,61 @@ class Metrics:
         )
         self.ready = Gauge("gr_jax_ready", "1 after the warm-up", registry=self.registry)
 
-    def watch(self, cache: "HistoryCache") -> None:
-        """Tells what a cache of histories counts and holds."""
+    def watch(self, cache: Cache) -> None:
+        """Report the counters of a cache of histories."""
         for name in ("hits", "misses", "evictions", "appended", "entries", "bytes"):
             gauge = Gauge(
                 f"gr_jax_cache_{name}", f"Cached histories: {name}", registry=self.registry
             )
             gauge.set_function(lambda name=name: getattr(cache.counters, name))
 
-    def count(self, answer: answers.Answer) -> None:
-        """Adds an answer."""
+    def count(self, answer: Answer) -> None:
+        """Count an answer."""
         self.skipped.inc(answer.skipped)
         self.popular.inc(answer.source == "popularity")
 
 
 class Service:
-    """What the endpoints share: the model, its batches and its state."""
+    """The model, its batches and its state, which the endpoints share."""
 
-    def __init__(self, loaded: TrainedModel, limits: Limits):
-        self.loaded, self.limits, self.metrics, self.status = (
-            loaded,
-            limits,
-            Metrics(),
-            "warming up",
+    def __init__(self, model: TrainedModel, limits: Limits):
+        self.model, self.limits = model, limits
+        self.metrics, self.status = Metrics(), "warming up"
+        self.batcher = Batcher(
+            model.answer,
+            max_size=limits.batch,
+            wait=limits.wait_ms / 1000,
+            room=limits.queue,
+            observe=self.metrics.batch.observe,
         )
-        observe = self.metrics.batch.observe
-        sizes: dict[str, Any] = {
-            "most": limits.batch,
-            "wait": limits.wait_ms / 1000,
-            "room": limits.queue,
-        }
-        self.batcher = Batcher(loaded.answer, **sizes, observe=observe)
-        if (cache := loaded.cache) is not None:
+        if (cache := model.cache) is not None:
             self.metrics.watch(cache)
-        raw, title = loaded.dataset.catalogue.items["raw"], loaded.dataset.catalogue.items["title"]
+        raw, title = model.dataset.catalogue.items["raw"], model.dataset.catalogue.items["title"]
         text = title.fill_null("") + " " + raw
         self._catalogue = pl.DataFrame(
             {
                 "raw": raw,
                 "title": title,
                 "text": text.str.to_lowercase(),
-                "count": loaded.popularity[1:],
+                "count": model.popularity[1:],
             }
         ).sort("count", descending=True, maintain_order=True)
 
     async def warm_up(self) -> None:
-        """Compiles every bucket, then takes requests."""
+        """Compile every bucket, then take requests."""
         limits = self.limits
         sizes = {
-            "most_queries": limits.batch,
-            "most_k": limits.k,
-            "most_candidates": limits.candidates,
+            "max_queries": limits.batch,
+            "max_k": limits.k,
+            "max_candidates": limits.candidates,
         }
         try:
-            await self.batcher.in_worker(lambda: self.loaded.warm_up(**sizes))
+            await self.batcher.in_worker(lambda: self.model.warm_up(**sizes))
         except Exception:
             self.status = "failed"
             raise
-        # A full collection walks over all that jax, pydantic and the programs keep, for a third of a second in which
-        # nobody is answered; none of it is garbage.
+        # A full collection walks over all objects of jax, pydantic and the programs, for a third of
+        # a second without answers; none of them is garbage.
         gc.collect()
         gc.freeze()
         if self.status == "warming up":
@@ -143,7 +135,7 @@ class Service:
             self.metrics.ready.set(1)
 
     async def ask(self, question: wire.RecommendIn | wire.ScoreIn) -> Response:
-        """Checks a question, waits for its batch and tells the answer."""
+        """The answer to a question, which is checked and waits for its batch."""
         if self.status != "ready":
             raise Busy(f"the server is {self.status}")
         try:
@@ -153,26 +145,26 @@ class Service:
         self.metrics.count(answer)
         return JSONResponse(wire.answer_out(answer))
 
-    def _query(self, question: wire.RecommendIn | wire.ScoreIn) -> answers.Query:
-        loaded, asked = self.loaded, question.model_dump(exclude={"history"})
-        for name, most in (
+    def _query(self, question: wire.RecommendIn | wire.ScoreIn) -> CheckedQuery:
+        model, asked = self.model, question.model_dump(exclude={"history"})
+        for name, limit in (
             ("candidates", self.limits.candidates),
             ("allow", self.limits.candidates),
         ):
-            _check_size(name, asked.get(name), most)
+            _check_size(name, asked.get(name), limit)
         _check_size("deny", asked.get("deny"), self.limits.candidates)
         _check_size("history", question.history, self.limits.events)
         if asked.get("k", 1) > self.limits.k:
             raise RequestError(f"k={asked['k']}: at most {self.limits.k} items are given")
         if question.history is not None:
-            return loaded.query(
+            return model.query(
                 [(event.item, event.time, event.action) for event in question.history], **asked
             )
         if question.user is None:
             raise RequestError("give a history, or a user of the log")
-        if loaded.dataset.catalogue.user_or(question.user, -1) < 0:
+        if model.dataset.catalogue.user_or(question.user, -1) < 0:
             raise HTTPException(404, f"no user {str(question.user)[:100]!r} in the log")
-        return loaded.query(None, **asked)
+        return model.query(None, **asked)
 
     def find(self, text: str, limit: int) -> list[dict[str, Any]]:
         """Items whose title or raw id holds `text`, the most frequent first."""
@@ -186,26 +178,26 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """The JSON of /healthz."""
-        loaded = self.loaded
-        kind = "ranking" if loaded.tasks else "retrieval"
-        about = {"items": loaded.dataset.num_items, "tasks": list(loaded.tasks)}
+        model = self.model
+        kind = "ranking" if model.tasks else "retrieval"
+        about = {"items": model.dataset.num_items, "tasks": list(model.tasks)}
         actions = [
             name
-            for i, name in enumerate(loaded.dataset.catalogue.actions)
-            if not loaded.reader.always >> i & 1
+            for i, name in enumerate(model.dataset.catalogue.actions)
+            if not model.reader.always >> i & 1
         ]
         return {"status": self.status, "kind": kind, **about, "actions": actions}
 
 
-def _check_size(name: str, values: Any, most: int) -> None:
-    if values is not None and len(values) > most:
-        raise RequestError(f"{name}: {len(values):,} of them, at most {most:,} are taken")
+def _check_size(name: str, values: Sized | None, limit: int) -> None:
+    if values is not None and len(values) > limit:
+        raise RequestError(f"{name}: {len(values):,} of them, at most {limit:,} are taken")
 
 
-def make_app(loaded: TrainedModel, limits: Limits | None = None) -> FastAPI:
+def make_app(model: TrainedModel, limits: Limits | None = None) -> FastAPI:
     """The application; it warms up when it is started, and answers what waits when it is stopped."""
-    service = Service(loaded, limits or Limits())
-    shown = wire.examples(loaded)
+    service = Service(model, limits or Limits())
+    shown = wire.examples(model)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -213,7 +205,7 @@ def make_app(loaded: TrainedModel, limits: Limits | None = None) -> FastAPI:
         warming = asyncio.create_task(service.warm_up())
         yield
         service.status = "shutting down"
-        warming.cancel()  # a compilation cannot be interrupted, but nobody has to wait for it
+        warming.cancel()  # a compilation cannot be interrupted, but need not be awaited
         await asyncio.gather(warming, return_exceptions=True)
         await service.batcher.close()
 
@@ -225,7 +217,7 @@ def make_app(loaded: TrainedModel, limits: Limits | None = None) -> FastAPI:
     )
     app.state.service = service
     app.add_middleware(BodyLimit, limits=service.limits)
-    _tell_errors_as_json(app)
+    _errors_as_json(app)
     _measure(app, service.metrics)
 
     @app.post("/recommend", response_model=wire.AnswerOut, responses=ERRORS)
@@ -269,7 +261,7 @@ def make_app(loaded: TrainedModel, limits: Limits | None = None) -> FastAPI:
     return app
 
 
-def _tell_errors_as_json(app: FastAPI) -> None:
+def _errors_as_json(app: FastAPI) -> None:
     """Every error is {"error": one line}."""
 
     @app.exception_handler(RequestValidationError)
@@ -296,7 +288,7 @@ def _tell_errors_as_json(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": "internal error; the server's log tells more"}, 500)
+        return JSONResponse({"error": "internal error; see the server's log"}, 500)
 
 
 def _measure(app: FastAPI, metrics: Metrics) -> None:

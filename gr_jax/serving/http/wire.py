@@ -1,4 +1,4 @@
-"""The JSON of the server: what comes in, what goes out, and the examples that its documentation shows."""
+"""The JSON of the server: requests, answers, and the examples of its documentation."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,12 +18,12 @@ class _Strict(BaseModel):
 
 
 class EventIn(_Strict):
-    """Something that a user took."""
+    """An event of a user."""
 
     item: ItemId
     time: Seconds
     action: list[StrictStr] | StrictStr = Field(
-        [], description="names of what happened, of the log's actions"
+        [], description="names of the log's actions that happened"
     )
 
 
@@ -31,7 +31,7 @@ class _Question(_Strict):
     history: list[EventIn] | None = Field(
         None, description="events, in any order; absent: those of `user` in the log"
     )
-    user: ItemId | None = Field(None, description="a user of the log whose attributes hold")
+    user: ItemId | None = Field(None, description="a user of the log whose features hold")
     at_time: Seconds | Literal["now"] | None = Field(
         None, description="the time asked about; absent: the last event's"
     )
@@ -41,19 +41,19 @@ class _Question(_Strict):
 
 
 class RecommendIn(_Question):
-    """Asks for the k best items."""
+    """A request for the k best items."""
 
-    k: StrictInt = Field(10, ge=1, description="how many items")
+    k: StrictInt = Field(10, ge=1, description="number of items")
     exclude_seen: StrictBool | None = Field(
         None,
-        description="leave out the items of the history; absent: unless the run was judged with them",
+        description="leave out the items of the history; absent: unless the run was evaluated with them",
     )
     allow: list[ItemId] | None = Field(None, description="items that alone may come")
     deny: list[ItemId] = Field([], description="items that may not come")
 
 
 class ScoreIn(_Question):
-    """Asks how good each candidate is."""
+    """A request for scores of candidates."""
 
     candidates: list[ItemId] = Field(description="items, each of the catalogue")
 
@@ -93,17 +93,19 @@ class ItemsOut(BaseModel):
 
 
 class HealthOut(BaseModel):
-    """Whether the server is ready, and what it serves."""
+    """The state of the server, and the model that it serves."""
 
     status: Literal["ready", "warming up", "failed", "shutting down"]
     kind: Literal["retrieval", "ranking"]
     items: int
     tasks: list[str]
-    actions: list[str] = Field(description="what can happen at an event, besides what always does")
+    actions: list[str] = Field(
+        description="actions that an event can have, besides those that all events have"
+    )
 
 
 class ErrorOut(BaseModel):
-    """What was wrong, in one line."""
+    """An error, in one line."""
 
     error: str
 
@@ -114,16 +116,16 @@ def answer_out(answer: Answer) -> dict[str, Any]:
     return {"items": items, "source": answer.source, "skipped": answer.skipped}
 
 
-def examples(loaded: TrainedModel) -> dict[str, dict[str, Any]]:
+def examples(model: TrainedModel) -> dict[str, dict[str, Any]]:
     """Requests that this run can answer, for /recommend and /score: on the three most frequent items."""
-    popular = [item.item for item in loaded.recommend([], k=3)]
-    last = int(loaded.dataset.meta["time_max"])
+    popular = [item.item for item in model.recommend([], k=3)]
+    last = int(model.dataset.meta["time_max"])
     events: list[dict[str, Any]] = [
         {"item": item, "time": last - 60 * i} for i, item in enumerate(popular[:2])
     ]
-    if loaded.dataset.catalogue.actions:
-        events[0]["action"] = [loaded.dataset.catalogue.actions[-1]]
-    user = loaded.dataset.catalogue.users["raw"][0]
+    if model.dataset.catalogue.actions:
+        events[0]["action"] = [model.dataset.catalogue.actions[-1]]
+    user = model.dataset.catalogue.users["raw"][0]
     return {
         "recommend": {
             "history": {"summary": "a history", "value": {"history": events, "k": 5}},

@@ -20,7 +20,7 @@ def test_requests_that_wait_together_are_computed_together_and_answered_each():
         return [request * 10 for request in requests]
 
     async def test():
-        batcher = Batcher(answer, most=4, wait=0.001, room=100, observe=sizes.append)
+        batcher = Batcher(answer, max_size=4, wait=0.001, room=100, observe=sizes.append)
         batcher.start()
         first = asyncio.create_task(batcher.ask(0))
         await asyncio.sleep(0.05)  # the worker has it, and waits
@@ -36,7 +36,7 @@ def test_requests_that_wait_together_are_computed_together_and_answered_each():
 
 def test_a_lone_request_waits_no_longer_than_the_bound():
     async def test():
-        batcher = Batcher(lambda requests: requests, most=8, wait=0.05, room=100)
+        batcher = Batcher(lambda requests: requests, max_size=8, wait=0.05, room=100)
         batcher.start()
         start = time.monotonic()
         assert await batcher.ask("alone") == "alone"
@@ -49,7 +49,7 @@ def test_a_lone_request_waits_no_longer_than_the_bound():
 
 def test_a_full_batch_does_not_wait():
     async def test():
-        batcher = Batcher(lambda requests: requests, most=2, wait=1000.0, room=100)
+        batcher = Batcher(lambda requests: requests, max_size=2, wait=1000.0, room=100)
         batcher.start()
         assert await asyncio.gather(batcher.ask(1), batcher.ask(2)) == [1, 2]
         await batcher.close()
@@ -59,7 +59,7 @@ def test_a_full_batch_does_not_wait():
 
 def test_a_full_queue_and_a_closed_batcher_refuse():
     async def test():
-        batcher = Batcher(lambda requests: requests, most=9, wait=1000.0, room=1)
+        batcher = Batcher(lambda requests: requests, max_size=9, wait=1000.0, room=1)
         batcher.start()
         waiting = asyncio.create_task(batcher.ask(1))
         await asyncio.sleep(0)
@@ -80,7 +80,7 @@ def test_an_error_reaches_those_who_asked_and_the_next_batch_works():
         return requests
 
     async def test():
-        batcher = Batcher(answer, most=1, wait=0.0, room=9)
+        batcher = Batcher(answer, max_size=1, wait=0.0, room=9)
         batcher.start()
         with pytest.raises(RuntimeError, match="broken"):
             await batcher.ask("bad")
@@ -95,7 +95,7 @@ def test_a_client_that_has_gone_is_not_computed():
 
     async def test():
         batcher = Batcher(
-            lambda requests: seen.extend(requests) or requests, most=9, wait=0.05, room=9
+            lambda requests: seen.extend(requests) or requests, max_size=9, wait=0.05, room=9
         )
         batcher.start()
         gone = asyncio.create_task(batcher.ask("gone"))

@@ -11,7 +11,7 @@ import pytest
 import gr_jax
 from gr_jax import export
 from gr_jax.config import ConfigError
-from gr_jax.serving.exported import load_exported
+from gr_jax.serving.export.read import load_exported
 
 pytest.importorskip("flatbuffers")
 pytest.importorskip("uvicorn")
@@ -24,7 +24,7 @@ for name in ("flax", "optax", "orbax", "gr_jax.models", "gr_jax.training"):
     sys.modules[name] = None
 import uvicorn
 from gr_jax import serve
-from gr_jax.serving.exported import load_exported
+from gr_jax.serving.export.read import load_exported
 uvicorn.run = lambda app, **_: None
 assert serve.main([f"--workdir={sys.argv[1]}", "--exported"]) == 0
 loaded = load_exported(sys.argv[1])

@@ -1,0 +1,103 @@
+"""Serve from an export: its program and parameters, none of the model's or the training's code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export as jax_export
+from jaxtyping import Array
+
+from gr_jax.config import ConfigError, files
+from gr_jax.data import dataset_identity
+from gr_jax.data.batches.tokenizer import token_scheme
+from gr_jax.data.dataset import open_dataset
+from gr_jax.data.log.preparation import prepare
+from gr_jax.serving import index as indices
+from gr_jax.serving.export import (
+    FOLDER,
+    META,
+    PARAMETERS,
+    PROGRAM,
+    VERSION,
+    fields_of,
+    no_flatbuffers,
+)
+from gr_jax.serving.history import HistoryReader
+from gr_jax.serving.model import TrainedModel, evaluated_with_repeats
+from gr_jax.serving.query import Answerer
+from gr_jax.serving.ranker import Ranker, SequencePredictor
+from gr_jax.serving.retriever import Encoder, Retriever
+from gr_jax.serving.rows import RowMaker
+
+
+def load_exported(
+    workdir: str | Path, *, prepared: str | Path = "", index: str = "exact"
+) -> TrainedModel:
+    """The model of `gr_jax.load`, from the export in the workdir.
+
+    Raises:
+      ConfigError: there is no export, or it is damaged, from another version, or of another log.
+    """
+    workdir = Path(workdir)
+    meta, parameters, call = read(workdir / FOLDER)
+    config = files.read(workdir / "config.json")
+    dataset = open_dataset(prepared) if prepared else prepare(config.data)
+    dataset_identity.check(workdir, dataset)
+    scheme, max_length = token_scheme(config, dataset), config.data.max_length
+    on_device = {name: jax.device_put(parameters[name]) for name in meta["parameters"]}
+    leaves, lengths = list(on_device.values()), (meta["row_length"],)
+
+    if meta["kind"] == "rank":
+        maker, block = RowMaker(dataset, scheme, max_length - 1), meta["block"]
+        rank = lambda batch: call(leaves, fields_of(batch))
+        predictor = SequencePredictor(rank, maker, block=block, lengths=lengths)
+        answerer: Answerer = Ranker(
+            predictor, scheme.tasks, num_items=dataset.num_items, block=block
+        )
+    else:
+        encode = lambda batch, last: call(leaves, fields_of(batch), last)
+        encoder = Encoder(encode, RowMaker(dataset, scheme, max_length), lengths=lengths)
+        vectors = unit(np.asarray(on_device["embeddings/item_table"]))
+        items = indices.build(vectors, num_items=dataset.num_items, backend=index)
+        answerer = Retriever(encoder, items)
+    reader = HistoryReader.of(config, dataset)
+    return TrainedModel(dataset, reader, answerer, repeats=evaluated_with_repeats(config))
+
+
+def read(folder: Path) -> tuple[dict, dict[str, np.ndarray], Callable[..., Array]]:
+    """The facts, the parameters by name, and the compiled program of an export.
+
+    Raises:
+      ConfigError: as `load_exported`.
+    """
+    remedy = f"python -m gr_jax.export --workdir={folder.parent}"
+    if not (folder / META).is_file():
+        raise ConfigError(f"{folder}: no export here; {remedy}")
+    try:
+        meta = json.loads((folder / META).read_text())
+        version = meta["version"]
+        with np.load(folder / PARAMETERS) as file:
+            parameters = dict(file)
+        program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
+    except ImportError:
+        raise no_flatbuffers() from None
+    except Exception as error:  # zip, JSON and flatbuffers each have their own
+        raise ConfigError(f"{folder}: damaged ({type(error).__name__}); {remedy}") from None
+    if version != VERSION:
+        raise ConfigError(f"{folder}: export version {version}, this is {VERSION}; {remedy}")
+    backend = jax.default_backend()
+    if backend.replace("gpu", "cuda") not in program.platforms:
+        raise ConfigError(
+            f"{folder}: exported for {', '.join(program.platforms)}, not for {backend}"
+        )
+    return meta, parameters, jax.jit(program.call)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """x / max(|x|, 1e-6), as the model normalises."""
+    length = np.sqrt(np.square(vectors).sum(-1, keepdims=True))
+    return vectors / np.maximum(length, 1e-6)
