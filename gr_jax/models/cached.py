@@ -87,8 +87,9 @@ def delta(
     def attend(block: HstuBlock, q: Array, k: Array, v: Array) -> Array:
         (old_k, old_v), new_k, new_v = next(layers), _by_head(k, ""), _by_head(v, "")
         kept.append((new_k.astype(old_k.dtype), new_v.astype(old_v.dtype)))
-        to_new = block.attention_arguments(batch)
-        to_old = to_new if block.bias.time is None else to_new | {"key_times": cached.time}
+        to_old, to_new = (block.attention_arguments(batch) for _ in range(2))
+        if block.bias.time is not None:
+            to_old["key_times"] = cached.time
         see = functools.partial(hstu_cached_attention, q, implementation=implementation)
         of_history = see(old_k, old_v, length, positions=length + new, **to_old)
         return of_history + see(new_k, new_v, among + 1, positions=among, **to_new)
