@@ -70,12 +70,12 @@ def test_the_last_event_of_a_log_as_a_candidate_gets_the_logits_of_training(kind
         entries = scorer.history(of_rows(batch, last))
         pick = lambda name, row, batch=batch, last=last: getattr(batch, name)[row, last[row]]
         given = [
-            [pick(name, row) for name in ("item", "time", "side", "action")]
+            [pick(name, row) for name in ("item", "time", "item_features", "action")]
             for row in range(len(spans))
         ]
         candidates = [
-            Candidates(item[None], int(time), side[None], int(action))
-            for item, time, side, action in given
+            Candidates(item[None], int(time), item_features[None], int(action))
+            for item, time, item_features, action in given
         ]
         for row, found in enumerate(scorer.score(entries, candidates)):
             np.testing.assert_allclose(found[0], logits[row, last[row]], atol=1e-5, rtol=1e-5)
@@ -96,4 +96,4 @@ def test_histories_are_compared_in_all_that_they_hold():
         values[1] += 1
         changed = dataclasses.replace(tokens, **{name: values})
         assert changed.starts_with(tokens[:1]) and not changed.starts_with(tokens[:2])
-    assert not tokens.starts_with(dataclasses.replace(tokens[:2], side=None))
+    assert not tokens.starts_with(dataclasses.replace(tokens[:2], item_features=None))

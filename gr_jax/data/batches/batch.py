@@ -32,9 +32,9 @@ class Batch:
     label: Int[Array, "R L"] | None = None  # retrieval: item id to predict; 0 = none
     # 0 = tells no action; else 1 + 2 * bits, bit i = meta["actions"][i]
     action: Int[Array, "R L"] | None = None
-    side: Int[Array, "R L F"] | None = None  # feature values of the item, 0-padded
+    item_features: Int[Array, "R L F"] | None = None  # feature values of the item, 0-padded
     # value of a user attribute or slow series; 0 = the token is none
-    feature: Int[Array, "R L"] | None = None
+    user_feature: Int[Array, "R L"] | None = None
     context: Bool[Array, "R L"] | None = None  # tokens of the contextual prefix
     target: Bool[Array, "R L"] | None = None  # candidate tokens
     outcome: Float[Array, "R L Y"] | None = None  # ranking: what happened at this event, by task
@@ -47,9 +47,8 @@ class Impressions:
     """Single events with the history before each: what a ranking model without sequences trains on; padded with 0."""
 
     item: Int[Array, " B"]  # item id to judge, 1 to X; 0 = padding
-    feature: (
-        Int[Array, "B C"] | None
-    )  # user attributes in fixed places, then the latest values of slow series
+    # user attributes in fixed places, then the latest values of slow series
+    user_features: Int[Array, "B C"] | None
     history_item: Int[Array, "B N"]  # events before, oldest first; 0 = none
     history_action: Int[Array, "B N"]  # 1 + 2 * bits, as in `Batch.action`; 0 = none
     history_age: Int[Array, "B N"]  # seconds from each to the event to judge
@@ -57,7 +56,7 @@ class Impressions:
     outcome_weight: Float[Array, "B Y"]  # 1 = the outcome is a label, 0 = it is not
     # Of the whole catalogue, row = item id: a batch has far more events than a catalogue for this kind of model items.
     # feature values of each item, 0-padded, as many rows as its table
-    item_side: Int[Array, "*S rows F"] | None = None
+    catalogue_features: Int[Array, "*S rows F"] | None = None
 
 
 @jax.tree_util.register_dataclass

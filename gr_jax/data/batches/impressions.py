@@ -24,11 +24,11 @@ def fill_impressions(
     size: int,
     max_length: int,
     scheme: tokenizer.TokenScheme,
-    item_side: Any,
+    catalogue_features: Any,
 ) -> Impressions:
     """The events `event` and the at most `max_length` events before each, padded to `size` impressions.
 
-    `item_side` is handed on.
+    `catalogue_features` is handed on.
     """
     user = dataset.events.users_of(event)
     index = event[:, None] - max_length + np.arange(max_length)
@@ -48,20 +48,20 @@ def fill_impressions(
 
     return Impressions(
         item=padded(item),
-        feature=padded(_user_values(dataset, user, dataset.events.timestamp[event], scheme)),
+        user_features=padded(_user_values(dataset, user, dataset.events.timestamp[event], scheme)),
         history_item=padded(history_item),
         history_action=padded(np.where(seen, tokenizer.action_code(dataset, past), 0)),
         history_age=padded(np.where(seen, np.clip(age, 0, tokenizer.LATEST), 0)),
         outcome=padded(outcome * known),
         outcome_weight=padded(known),
-        item_side=item_side,
+        catalogue_features=catalogue_features,
     )
 
 
-def item_side_rows(dataset: Dataset, rows: int) -> Int[np.ndarray, "rows F"] | None:
+def item_feature_table(dataset: Dataset, rows: int) -> Int[np.ndarray, "rows F"] | None:
     """Feature values of every item, padded to `rows` rows; None where items have none."""
-    side = dataset.catalogue.item_features
-    return None if side is None else np.pad(side, [(0, rows - len(side)), (0, 0)])
+    table = dataset.catalogue.item_features
+    return None if table is None else np.pad(table, [(0, rows - len(table)), (0, 0)])
 
 
 def _user_values(
@@ -95,7 +95,7 @@ class ImpressionBatches:
     max_length: int  # N
     shuffled: bool
     seed: int
-    item_side: Int[np.ndarray, "rows F"] | None = None
+    catalogue_features: Int[np.ndarray, "rows F"] | None = None
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  two epochs: prefetch reaches into the next one
     def _events(self, epoch: int) -> Int[np.ndarray, " T"]:
@@ -123,16 +123,16 @@ class ImpressionBatches:
         """Batch `index` of the run: a share of its events, [B / count]."""
         epoch, k = self.locate(index)
         first, last, size = share.of(self.batch_size)
-        side = self.item_side
-        if side is not None:  # the same share of its rows
-            side = np.split(side, share.count)[share.index]
+        table = self.catalogue_features
+        if table is not None:  # the same share of its rows
+            table = np.split(table, share.count)[share.index]
         return fill_impressions(
             self.dataset,
             self._events(epoch)[k * self.batch_size + first : k * self.batch_size + last],
             size=size,
             max_length=self.max_length,
             scheme=self.scheme,
-            item_side=side,
+            catalogue_features=table,
         )
 
 
@@ -145,7 +145,7 @@ class LabelImpressionBatches:
     events: Int[np.ndarray, " T"]
     batch_size: int  # B
     max_length: int  # N
-    item_side: Int[np.ndarray, "rows F"] | None = None
+    catalogue_features: Int[np.ndarray, "rows F"] | None = None
 
     def __len__(self) -> int:
         return -(-len(self.events) // self.batch_size)
@@ -164,7 +164,7 @@ class LabelImpressionBatches:
             size=self.batch_size,
             max_length=self.max_length,
             scheme=self.scheme,
-            item_side=self.item_side,
+            catalogue_features=self.catalogue_features,
         )
         return batch, labels
 

@@ -219,15 +219,15 @@ def fill_rows(
             code[first_event] = 0
         fields["action"] = rows((tells_action, code))
     if dataset.catalogue.item_features is not None:
-        side = dataset.catalogue.item_features[item]
-        fields["side"] = rows((names_item, side), width=side.shape[1:])
+        item_features = dataset.catalogue.item_features[item]
+        fields["item_features"] = rows((names_item, item_features), width=item_features.shape[1:])
     if scheme.num_user_features or scheme.max_series:
         prefix = (
             np.zeros((0, 0))
             if dataset.events.user_features is None
             else dataset.events.user_features[spans.user]
         )
-        fields["feature"] = rows((at.entry_place, entry_value), (at.context, prefix))
+        fields["user_feature"] = rows((at.entry_place, entry_value), (at.context, prefix))
     if scheme.num_user_features:
         fields["context"] = rows((at.context, True), dtype=bool)
     return Batch(**fields)

@@ -53,9 +53,9 @@ def task(run: Run) -> Task:
             size = max(
                 impressions.impression_size(config, run.row_multiple), 1024 * run.row_multiple
             )
-            side = impressions.item_side_rows(dataset, table_rows(dataset.num_items))
+            table = impressions.item_feature_table(dataset, table_rows(dataset.num_items))
             return impressions.LabelImpressionBatches(
-                dataset, run.scheme, events, size, config.data.max_length, side
+                dataset, run.scheme, events, size, config.data.max_length, table
             )
         return ranking.label_rows(
             dataset, config, run.scheme, low, high, row_multiple=run.row_multiple
@@ -120,7 +120,7 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
             for a, b in zip(times[:-1], times[1:], strict=True)
         ]
         size = impressions.impression_size(config, multiple)
-        side = impressions.item_side_rows(dataset, table_rows(dataset.num_items))
+        table = impressions.item_feature_table(dataset, table_rows(dataset.num_items))
         plan = impressions.ImpressionBatches(
             dataset,
             run.scheme,
@@ -129,7 +129,7 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
             config.data.max_length,
             not is_stream,
             config.seed,
-            side,
+            table,
         )
         event, steps = np.concatenate(windows), plan.first_step(len(windows))
         before = np.minimum(

@@ -48,7 +48,7 @@ def written_out(dataset, spans: Spans, b: int, how: tokenizer.TokenScheme) -> li
     events = range(first, first + length)
     began = dataset.events.timestamp[first]
     since = lambda time: max(0, int(time - began))
-    out = [{"feature": value, "context": True} for value in dataset.events.user_features[user]]
+    out = [{"user_feature": value, "context": True} for value in dataset.events.user_features[user]]
     entries = range(dataset.events.series_offsets[user], dataset.events.series_offsets[user + 1])
     entries = [
         s for s in entries if dataset.events.series_time[s] <= dataset.events.timestamp[events[-1]]
@@ -59,14 +59,14 @@ def written_out(dataset, spans: Spans, b: int, how: tokenizer.TokenScheme) -> li
             s = entries.pop(0)
             time = since(dataset.events.series_time[s])
             out.append(
-                {"feature": dataset.events.series_value[s], "time": time, "query_time": time}
+                {"user_feature": dataset.events.series_value[s], "time": time, "query_time": time}
             )
         time, code = since(dataset.events.timestamp[e]), 1 + 2 * int(dataset.events.action[e])
         token = {
             "item": dataset.events.item[e],
             "time": time,
             "query_time": time,
-            "side": dataset.catalogue.item_features[dataset.events.item[e]],
+            "item_features": dataset.catalogue.item_features[dataset.events.item[e]],
         }
         if how.kind == "retrieval":
             positive = how.positive_bit < 0 or dataset.events.action[e + 1] >> how.positive_bit & 1
@@ -89,7 +89,7 @@ def written_out(dataset, spans: Spans, b: int, how: tokenizer.TokenScheme) -> li
         if how.kind in ("interleave", "paired"):
             out.append({"action": code, "time": time, "query_time": time})
         if how.kind == "paired":
-            out[-1] |= {name: token[name] for name in ("item", "side")}
+            out[-1] |= {name: token[name] for name in ("item", "item_features")}
         before = code
     return out
 
@@ -147,7 +147,7 @@ def test_what_happens_at_an_event_is_in_no_token_up_to_its_own(kind, seed):
     own = place[events == event]
     assert len(own) == 1
     row, own = divmod(int(own[0]), 16)
-    for name in ("item", "time", "query_time", "action", "side", "feature"):
+    for name in ("item", "time", "query_time", "action", "item_features", "user_feature"):
         np.testing.assert_array_equal(
             getattr(before, name)[row, : own + 1], getattr(after, name)[row, : own + 1]
         )
