@@ -36,7 +36,7 @@ import numpy as np
 import gr_jax.train
 from gr_jax.config import Config, SyntheticConfig, files
 from gr_jax.config.overrides import override_all
-from gr_jax.data.batches.stochastic_length import choose, keep_full_probability, threshold
+from gr_jax.data.batches.stochastic_length import Rule, choose, keep_full_probability, threshold
 from gr_jax.training import sharding
 from gr_jax.training.run import open_run
 from gr_jax.training.tasks import task_of
@@ -75,9 +75,7 @@ def measured(
             length,
             timestamp,
             np.arange(users),
-            max_length=max_length,
-            alpha=alpha,
-            selection=selection,  # type: ignore[arg-type]
+            rule=Rule(max_length, alpha, selection),  # type: ignore[arg-type]
             seed=0,
             epoch=epoch,
         )

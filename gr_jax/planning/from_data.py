@@ -56,10 +56,10 @@ def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
     scheme = token_scheme(config, dataset)
     if config.ranking.tasks:
         before = time_bounds(dataset.events.timestamp, config.ranking)["valid"][0]
-        rows = ranking.train_rows(dataset, config, scheme, before, row_multiple=row_multiple)
+        rows = ranking.training_batches(dataset, config, scheme, before, row_multiple=row_multiple)
     else:
         users = config.train.batch_users
-        rows = epochs.train_rows(
+        rows = epochs.retrieval_batches(
             dataset,
             config.data,
             scheme,

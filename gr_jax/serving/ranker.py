@@ -160,16 +160,17 @@ class ImpressionRanker:
         self, histories: Sequence[History], candidates: Sequence[Int32[np.ndarray, " _"]]
     ) -> list[Float32[np.ndarray, "M Y"]]:
         """Predictions for the candidates of each history, by task."""
-        made, spans = sequences(
+        events, spans = sequences(
             histories, self.dataset, max_length=self.max_length, with_asked=True
         )
-        asked = np.array(spans.last_event)
-        lists: dict[str, Any] = {
-            "size": len(asked),
-            "max_length": self.max_length,
-            "scheme": self.scheme,
-        }
-        questions = impressions.fill_impressions(made, asked, **lists, catalogue_features=None)
+        questions = impressions.fill_impressions(
+            events,
+            self.dataset.catalogue,
+            np.array(spans.last_event),
+            self.scheme,
+            size=len(spans),
+            max_length=self.max_length,
+        )
         item = np.concatenate([*candidates, np.zeros(0, np.int32)]).astype(np.int32)
         owner = np.repeat(np.arange(len(histories)), [len(items) for items in candidates])
         predictions = [np.zeros((0, len(self.scheme.tasks)), np.float32)]

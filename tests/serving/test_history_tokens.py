@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gr_jax.data.batches import tokenizer as streams
+from gr_jax.data.batches import tokenizer
+from gr_jax.data.batches.packing import Slots
 from gr_jax.models.recommender import functional
 from gr_jax.serving.history_tokens import FIELDS, Tokens, of_rows, to_rows
 from gr_jax.serving.m_falcon import Candidates, Scorer
@@ -20,10 +21,10 @@ ROOM = 16
 
 def rows_of(dataset, spans, kind: str):
     """The batch with one sequence a row, and the tokens of each."""
-    count = streams.token_counts(dataset, spans, scheme=scheme(kind))
-    place = np.arange(len(spans)), np.zeros(len(spans), np.int64)
-    shape = dict(num_rows=len(spans), row_length=ROOM)
-    return streams.fill_rows(dataset, spans, *place, **shape, scheme=scheme(kind)), count
+    events, row = dataset.events, np.arange(len(spans))
+    count = tokenizer.token_counts(events, spans, scheme(kind))
+    slots = Slots(row, 0 * row, len(spans), ROOM)
+    return tokenizer.fill_rows(events, dataset.catalogue, spans, scheme(kind), slots), count
 
 
 @pytest.mark.parametrize("seed", range(8))

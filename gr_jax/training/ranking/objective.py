@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gr_jax.config import Config, ConfigError
 from gr_jax.data.batches import impressions, ranking, streaming
-from gr_jax.data.batches.batch import Batch, Impressions
-from gr_jax.data.batches.ranking import Labels
+from gr_jax.data.batches.batch import Batch, Impressions, Labels
+from gr_jax.data.batches.ranking import LabelPlan
 from gr_jax.data.batches.sequences import Split, time_bounds
 from gr_jax.data.batches.tokenizer import outcomes
 from gr_jax.models.embeddings import table_rows
@@ -47,9 +47,9 @@ def task(run: Run) -> Task:
     names = metric_names(config.ranking.tasks)
 
     @functools.lru_cache(maxsize=2)
-    def rows_between(low: int, high: int) -> Any:
+    def rows_between(low: int, high: int) -> LabelPlan:
         if config.model.kind == "dlrm":
-            events = impressions.events_between(dataset, low, high)
+            events = impressions.events_between(dataset.events, low, high)
             size = max(
                 impressions.impression_size(config, run.row_multiple), 1024 * run.row_multiple
             )
@@ -57,7 +57,7 @@ def task(run: Run) -> Task:
             return impressions.LabelImpressionBatches(
                 dataset, run.scheme, events, size, config.data.max_length, table
             )
-        return ranking.label_rows(
+        return ranking.label_batches(
             dataset, config, run.scheme, low, high, row_multiple=run.row_multiple
         )
 
@@ -116,7 +116,7 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
     if config.model.kind == "dlrm":
         times = edges.tolist()
         windows = [
-            impressions.events_between(dataset, a, b)
+            impressions.events_between(dataset.events, a, b)
             for a, b in zip(times[:-1], times[1:], strict=True)
         ]
         size = impressions.impression_size(config, multiple)
@@ -148,11 +148,11 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
             about=about,
         )
     if is_stream:
-        plan = streaming.stream_rows(dataset, config, run.scheme, edges, row_multiple=multiple)
+        plan = streaming.stream_batches(dataset, config, run.scheme, edges, row_multiple=multiple)
         lengths, steps = plan.lengths, plan.first_step(epochs)
         what = f"{len(edges) - 1} windows, {len(lengths):,} examples"
     else:
-        plan = ranking.train_rows(
+        plan = ranking.training_batches(
             dataset, config, run.scheme, int(edges[-1]), row_multiple=multiple
         )
         spans = plan.epoch(0).spans
@@ -212,7 +212,7 @@ def make_train_step(
     return train_step
 
 
-def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
+def make_evaluator(run: Run) -> Callable[[dict, LabelPlan], dict[str, float]]:
     """`evaluate(params, rows) -> metrics` of the events that the rows judge; see `ranking_metrics.summarise`."""
     tasks = run.config.ranking.tasks
     squash = ~np.array(is_regression(tasks))
@@ -225,7 +225,7 @@ def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
 
     on_mesh = sharding.on_mesh(run.mesh, predict)
 
-    def evaluate(params: dict, rows: Any) -> dict[str, float]:
+    def evaluate(params: dict, rows: LabelPlan) -> dict[str, float]:
         predictions, judged = predict_all(lambda batch: on_mesh(params, batch), rows, run)
         return metrics.summarise(
             predictions,
@@ -240,7 +240,9 @@ def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
     return evaluate
 
 
-def predict_all(predict: Callable, rows: Any, run: Run) -> tuple[Float[np.ndarray, "T Y"], Labels]:
+def predict_all(
+    predict: Callable, rows: LabelPlan, run: Run
+) -> tuple[Float[np.ndarray, "T Y"], Labels]:
     """Predictions of all events that `rows` judge, and the events."""
 
     def predicted() -> Iterator[tuple[Array, Labels]]:
@@ -262,11 +264,11 @@ def constant_rate(run: Run, bounds: dict[Split, tuple[int, int]]) -> dict[str, f
     """Metrics on the test split of predicting the mean outcome before it for every event."""
     dataset, tasks = run.dataset, run.config.ranking.tasks
     low, high = bounds["test"]
-    past = impressions.events_between(dataset, bounds["train"][0], low)
-    event = impressions.events_between(dataset, low, high)
-    value, known = outcomes(dataset, past, tasks)
+    past = impressions.events_between(dataset.events, bounds["train"][0], low)
+    event = impressions.events_between(dataset.events, low, high)
+    value, known = outcomes(dataset.events, dataset.catalogue, past, tasks)
     mean = (value * known).sum(0) / np.maximum(known.sum(0), 1)
-    value, known = outcomes(dataset, event, tasks)
+    value, known = outcomes(dataset.events, dataset.catalogue, event, tasks)
     user = dataset.events.users_of(event)
     prediction = np.broadcast_to(mean, value.shape)
     history = event - dataset.events.offsets[user]

@@ -1,4 +1,4 @@
-"""Stochastic Length: the closed forms, what is kept, and that nothing depends on which sequences are asked together."""
+"""Stochastic Length: closed forms, kept events, and independence of the other sequences."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gr_jax.data.batches import stochastic_length
-from gr_jax.data.batches.stochastic_length import choose, keep_full_probability, threshold
+from gr_jax.data.batches.stochastic_length import Rule, keep_full_probability, threshold
 
 ALPHAS = (1.6, 1.7, 1.8, 1.9, 2.0)
 SELECTIONS = ("greedy", "random", "weighted")
@@ -18,6 +18,11 @@ SPARSITY = {
     1.9: {1024: 14.65, 2048: 16.93, 4096: 19.22, 8192: 21.55},
     2.0: {1024: 0.0, 2048: 0.0, 4096: 0.0, 8192: 0.0},
 }
+
+
+def choose(*columns, max_length, alpha, selection, **draws):
+    rule = Rule(max_length, alpha, selection)
+    return stochastic_length.choose(*columns, rule=rule, **draws)
 
 
 def ask(lengths, timestamp=None, *, user=None, gap=0, **options):
