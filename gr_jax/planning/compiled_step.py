@@ -44,8 +44,6 @@ def abstract_batch(sizes: Sizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         fields["item_features"] = of(jnp.int32, sizes.item_values)
     if sizes.contexts or sizes.max_series:
         fields["user_feature"] = of(jnp.int32)
-    if sizes.contexts:
-        fields["context"] = of(jnp.bool_)
     return fields
 
 

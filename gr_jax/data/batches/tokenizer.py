@@ -209,8 +209,6 @@ def fill_rows(
         if events.user_features is not None:
             known = events.user_features[spans.user]
         fields["user_feature"] = rows((at.entry_place, entry_value), (at.user_feature, known))
-    if scheme.num_user_features:
-        fields["context"] = rows((at.user_feature, np.ones(at.user_feature.shape, bool)))
     return Batch(**fields)
 
 
@@ -280,11 +278,11 @@ def _places(
 def _scattered(slots: Slots, *parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Rows with values at flat places, later parts over earlier ones; 0 elsewhere.
 
-    The dtype (int32, float32 or bool) and the trailing axes are those of the values.
+    The dtype (int32 or float32) and the trailing axes are those of the values.
     """
     places, values = zip(*parts, strict=True)
-    kind, shape = values[-1].dtype.kind, values[-1].shape[places[-1].ndim :]
-    dtype = {"f": np.float32, "b": bool}.get(kind, np.int32)
+    shape = values[-1].shape[places[-1].ndim :]
+    dtype = np.float32 if values[-1].dtype.kind == "f" else np.int32
     filled = np.zeros((slots.num_rows * slots.row_length, *shape), dtype)
     for place, value in parts:
         filled[place] = value
