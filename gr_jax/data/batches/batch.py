@@ -58,8 +58,8 @@ class Impressions:
     history_age: Int[Array, "B N"]  # seconds from each to the event
     outcome: Float[Array, "B Y"]  # what happened, by task
     outcome_weight: Float[Array, "B Y"]  # 1 = the outcome is a label, 0 = it is not
-    # Feature values of the whole catalogue, entry = item id, 0-padded to the size of the item table:
-    # a batch has far more events than the catalogues of this kind of model have items.
+    # Feature values of the whole catalogue, entry = item id, 0-padded to the size of its table: a
+    # batch has far more events than the catalogues of this kind of model have items.
     catalogue_features: Int[Array, "*S rows F"] | None = None
 
 

@@ -63,7 +63,7 @@ class EvaluationBatches:
         return {"history": spans.first, "visible": spans.begin, "none": end}[self.exclude], end
 
     def _pad(self, values: np.ndarray) -> Any:  # numpy, for fields that steps see as jax.Array
-        """int32 values padded with zeros to the number of queries that all batches have room for."""
+        """int32 values, 0-padded to the number of queries that all batches have room for."""
         missing = self._max_queries - len(values)
         return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)).astype(np.int32)
 

@@ -1,4 +1,4 @@
-"""Sequences -> rows: several users' sequences back to back in rows of a fixed length, never split."""
+"""Sequences -> rows: whole sequences of several users back to back in rows of a fixed length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Num
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each sequence lies: row and first column, for sequences in the order of the lengths given."""
+    """Row and first column of each sequence, in the order of the lengths given."""
 
     row: Int[np.ndarray, " B"]  # row of the sequence
     column: Int[np.ndarray, " B"]  # column of its first token
@@ -52,7 +52,7 @@ def pack(lengths: Int[np.ndarray, " B"], row_length: int) -> Packing:
         )
     order = np.argsort(-lengths, kind="stable")
     rows_with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # by free tokens
-    # Bit f is set where a row with f free tokens is open: the best fit is the lowest from `length` on.
+    # Bit f: a row with f free tokens is open; the best fit is the lowest bit set from `length` on.
     free_sizes = 0
     row, column, num_rows = [0] * len(order), [0] * len(order), 0
     for i, length in enumerate(lengths[order].tolist()):
@@ -151,7 +151,7 @@ class RowIndex:
     def between(
         self, first_row: int, last_row: int
     ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
-        """Sequences in rows first_row to last_row - 1, with their rows from first_row and columns."""
+        """Sequences of rows first_row to last_row - 1; their rows, from first_row, and columns."""
         order, sorted_rows = self._by_row
         low, high = np.searchsorted(sorted_rows, (first_row, last_row))
         chosen = order[low:high]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gr_jax.config import Config
 from gr_jax.data.batches import packing, tokenizer
@@ -14,6 +14,7 @@ from gr_jax.data.batches.sequences import Spans, label_spans, labels_between
 from gr_jax.data.dataset import Dataset
 
 
+@runtime_checkable
 class LabelPlan(Protocol):
     """The batches of a ranking evaluation, of sequences or of impressions."""
 

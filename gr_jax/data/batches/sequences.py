@@ -26,9 +26,9 @@ HELD_OUT = {"train": 3, "valid": 2, "test": 1}
 class Spans:
     """The input events of each sequence, as ranges of the flat event columns.
 
-    Event i of a sequence is flat event `begin + i`, or `kept[begin + i]` where only some events were
-    kept (Stochastic Length). In retrieval its label, and the time it asks about, are those of the
-    event after it.
+    Event i of a sequence is flat event `begin + i`, or `kept[begin + i]` where only some events
+    were kept (Stochastic Length). In retrieval its label, and the time it asks about, are those of
+    the event after it.
     """
 
     user: Int[np.ndarray, " B"]  # index of the user in the dataset
@@ -97,8 +97,8 @@ def spans(offsets: Int[np.ndarray, " B1"], split: Split, *, max_length: int) -> 
     user = np.flatnonzero(counts >= max(3, held_out + 1))
     if len(user) == 0:
         raise ConfigError(
-            f"no user has the {max(3, held_out + 1)} events that the {split} split needs: take a longer"
-            " log, or a lower data.min_events if data.filter left too little"
+            f"no user has the {max(3, held_out + 1)} events that the {split} split needs: take a"
+            " longer log, or a lower data.min_events if data.filter left too little"
         )
     end = offsets[user + 1] - held_out
     begin = np.maximum(offsets[user], end - max_length)
@@ -162,7 +162,8 @@ def label_spans(
 
     Args:
       offsets: user u owns events offsets[u] : offsets[u + 1], in time order.
-      label_from, label_to: flat index of each user's first label, and of the first event after the last.
+      label_from, label_to: flat indices of each user's first label, and of the event after the
+        last.
       max_length: N.
     """
     user = np.flatnonzero(label_to > label_from)

@@ -158,7 +158,7 @@ def _subset(
 def _weights(
     length: Int[np.ndarray, " B"], timestamp: Int[np.ndarray, " T"], sequence: Int[np.ndarray, " T"]
 ) -> Float[np.ndarray, " T"]:
-    """1 - f_i / sum_j f_j over the events of each sequence; at least 1e-30, 1 if times are equal."""
+    """1 - f_i / sum_j f_j of the events of each sequence; at least 1e-30, 1 if times are equal."""
     start = np.cumsum(length) - length
     age = timestamp[start + length - 1][sequence] - timestamp
     total = np.maximum(np.add.reduceat(age, start), 1)

@@ -215,7 +215,7 @@ def fill_rows(
 def label_places(
     events: Events, spans: Spans, scheme: TokenScheme, slots: Slots
 ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
-    """Labels of the rows of `fill_rows`: flat place of each in the rows, its event, its sequence."""
+    """Labels in the rows of `fill_rows`: flat place of each, its event and its sequence."""
     event = spans.events()
     at = _places(events, spans, event, scheme, slots)
     is_label = event >= spans.first_label()[at.owner]

@@ -239,7 +239,7 @@ def test_stochastic_length_packs_each_epoch_anew_and_computes_only_what_it_keeps
         assert tokens == rows.epoch(epoch).spans.length.sum()
         kept.append(tokens)
         for batch in batches:
-            # Items count up in the log: a label is above its item, and is the item kept after it where there is one.
+            # Items count up in the log: a label is above its item, and is the next kept, if any.
             inside = (batch.segment[:, 1:] == batch.segment[:, :-1]) & (batch.segment[:, 1:] > 0)
             assert (batch.label[:, :-1][inside] == batch.item[:, 1:][inside]).all()
             assert (batch.label[batch.segment > 0] > batch.item[batch.segment > 0]).all()

@@ -26,7 +26,7 @@ def choose(*columns, max_length, alpha, selection, **draws):
 
 
 def ask(lengths, timestamp=None, *, user=None, gap=0, **options):
-    """`choose` for sequences that lie `gap` events apart; lists of events by sequence, relative to its first."""
+    """`choose` for sequences `gap` events apart: events of each, relative to its first."""
     lengths = np.asarray(lengths)
     begin = gap + np.cumsum(lengths + gap) - lengths - gap
     if timestamp is None:
