@@ -174,7 +174,7 @@ def predictions(loaded, workdir, users: int) -> tuple[list, list]:
     )
     low = int(np.quantile(run.dataset.events.timestamp, 0.3))
     rows = ranking_rows.label_batches(
-        run.dataset, run.config, run.scheme, low, 2**40, row_multiple=1
+        run.dataset, run.config, run.scheme, low, 2**40, device_multiple=1
     )
     judged, labels = predict_all(lambda batch: predict(batch).reshape(-1, 2), rows, run)
     ours, theirs = [], []

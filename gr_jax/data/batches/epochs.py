@@ -180,7 +180,7 @@ def plan_batches(
     scheme: tokenizer.TokenScheme,
     *,
     batch_users: int,
-    row_multiple: int,
+    device_multiple: int,
     seed: int,
 ) -> TrainBatches:
     """Training batches of `spans` with `batch_users` sequences on average.
@@ -191,15 +191,15 @@ def plan_batches(
       config: max_length N, row_length L and Stochastic Length.
       scheme: how events become tokens.
       batch_users: mean sequences in a global batch.
-      row_multiple: devices that share the rows: R is a multiple, and each gets about equal work.
+      device_multiple: devices that share the rows: R is a multiple, and each gets about equal work.
       seed: of the shuffles and cuts.
     """
     counts = tokenizer.token_counts(dataset.events, spans, scheme)
     whole = packing.pack(counts, config.row_length)
     plan = TrainBatches(dataset, spans, scheme, config, whole, batch_rows=1, seed=seed)
     first = plan.epoch(0).rows.packing
-    batch_rows = packing.rows_per_batch(first, len(spans), batch_users, row_multiple)
-    return dataclasses.replace(plan, batch_rows=batch_rows, shards=row_multiple)
+    batch_rows = packing.rows_per_batch(first, len(spans), batch_users, device_multiple)
+    return dataclasses.replace(plan, batch_rows=batch_rows, shards=device_multiple)
 
 
 def retrieval_batches(
@@ -208,7 +208,7 @@ def retrieval_batches(
     scheme: tokenizer.TokenScheme = tokenizer.ITEMS,
     *,
     batch_users: int,
-    row_multiple: int = 1,
+    device_multiple: int = 1,
     seed: int = 0,
 ) -> TrainBatches:
     """Training batches of retrieval: the training part of every user. Arguments: `plan_batches`."""
@@ -219,6 +219,6 @@ def retrieval_batches(
         config,
         scheme,
         batch_users=batch_users,
-        row_multiple=row_multiple,
+        device_multiple=device_multiple,
         seed=seed,
     )

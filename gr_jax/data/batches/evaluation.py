@@ -87,7 +87,7 @@ def evaluation_batches(
     batch_users: int,
     exclude: str,
     sample: int = 0,
-    row_multiple: int = 1,
+    device_multiple: int = 1,
 ) -> EvaluationBatches:
     """The evaluation of `split`, on a fixed random sample of `sample` users; 0 = on all of them.
 
@@ -115,7 +115,7 @@ def evaluation_batches(
 
     lengths = tokenizer.token_counts(events, spans, scheme)
     rows = packing.RowIndex(packing.pack(lengths, config.row_length))
-    batch_rows = packing.rows_per_batch(rows.packing, len(spans), batch_users, row_multiple)
+    batch_rows = packing.rows_per_batch(rows.packing, len(spans), batch_users, device_multiple)
     return EvaluationBatches(
         dataset, spans, scheme, lengths, rows, config.row_length, batch_rows, exclude
     )

@@ -33,7 +33,7 @@ def training_batches(
     scheme: tokenizer.TokenScheme,
     before: int,
     *,
-    row_multiple: int,
+    device_multiple: int,
 ) -> TrainBatches:
     """Training batches in which every event before the time `before` is a label once an epoch."""
     begin = int(dataset.events.timestamp.min())
@@ -43,7 +43,7 @@ def training_batches(
         config.data,
         scheme,
         batch_users=config.train.batch_users,
-        row_multiple=row_multiple,
+        device_multiple=device_multiple,
         seed=config.seed,
     )
 
@@ -81,14 +81,14 @@ def label_batches(
     low: int,
     high: int,
     *,
-    row_multiple: int,
+    device_multiple: int,
 ) -> LabelBatches:
     """An evaluation of the events with low <= time < high."""
     data, batch_users = config.data, config.evaluate.batch_users
     spans = _spans_between(dataset, low, high, max_length=data.max_length)
     counts = tokenizer.token_counts(dataset.events, spans, scheme)
     packed = packing.pack(counts, data.row_length)
-    batch_rows = packing.rows_per_batch(packed, len(spans), batch_users, row_multiple)
+    batch_rows = packing.rows_per_batch(packed, len(spans), batch_users, device_multiple)
     rows = packing.RowIndex(packed)
     return LabelBatches(dataset, spans, rows, scheme, data.row_length, batch_rows)
 

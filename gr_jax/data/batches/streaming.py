@@ -125,7 +125,7 @@ def stream_batches(
     scheme: tokenizer.TokenScheme,
     edges: Int[np.ndarray, " W1"],
     *,
-    row_multiple: int,
+    device_multiple: int,
 ) -> StreamBatches:
     """One pass over the windows between `edges`.
 
@@ -151,7 +151,7 @@ def stream_batches(
     lengths = tokenizer.token_counts(dataset.events, spans, scheme)
     length = config.data.row_length
     batch_rows = max(1, round(train.batch_users * float(lengths.mean()) / length))
-    batch_rows = -(-batch_rows // row_multiple) * row_multiple
+    batch_rows = -(-batch_rows // device_multiple) * device_multiple
     groups, first_batch = [], [0]
     for window in np.split(np.arange(len(spans)), np.searchsorted(emitted, edges[1:-1])):
         if len(window):
@@ -167,7 +167,7 @@ def stream_batches(
         lengths,
         length,
         batch_rows,
-        row_multiple,
+        device_multiple,
     )
 
 

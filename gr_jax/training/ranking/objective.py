@@ -43,6 +43,7 @@ def task(run: Run) -> Task:
         edges = streaming.window_edges(
             dataset.events.timestamp, low, test_from, config.train.windows
         )
+    devices = run.mesh.shape["data"]
     judge = make_evaluator(run)
     names = metric_names(config.ranking.tasks)
 
@@ -50,15 +51,13 @@ def task(run: Run) -> Task:
     def rows_between(low: int, high: int) -> LabelPlan:
         if config.model.kind == "dlrm":
             events = impressions.events_between(dataset.events, low, high)
-            size = max(
-                impressions.impression_size(config, run.row_multiple), 1024 * run.row_multiple
-            )
+            size = max(impressions.impression_size(config, devices), 1024 * devices)
             table = impressions.item_feature_table(dataset, table_rows(dataset.num_items))
             return impressions.LabelImpressionBatches(
                 dataset, run.scheme, events, size, config.data.max_length, table
             )
         return ranking.label_batches(
-            dataset, config, run.scheme, low, high, row_multiple=run.row_multiple
+            dataset, config, run.scheme, low, high, device_multiple=devices
         )
 
     def validate(params: dict, epochs_done: int) -> dict[str, float] | None:
@@ -110,7 +109,7 @@ def is_regression(tasks: tuple[str, ...]) -> tuple[bool, ...]:
 
 def batches(run: Run, edges: np.ndarray) -> Batches:
     """The training batches: shuffled epochs of the events up to the last edge, or a stream of windows."""
-    config, dataset, multiple = run.config, run.dataset, run.batch_multiple
+    config, dataset, device_multiple = run.config, run.dataset, run.device_multiple
     is_stream = config.train.mode == "streaming"
     epochs = len(edges) - 1 if is_stream else config.train.epochs
     if config.model.kind == "dlrm":
@@ -119,7 +118,7 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
             impressions.events_between(dataset.events, a, b)
             for a, b in zip(times[:-1], times[1:], strict=True)
         ]
-        size = impressions.impression_size(config, multiple)
+        size = impressions.impression_size(config, device_multiple)
         table = impressions.item_feature_table(dataset, table_rows(dataset.num_items))
         plan = impressions.ImpressionBatches(
             dataset,
@@ -148,12 +147,14 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
             about=about,
         )
     if is_stream:
-        plan = streaming.stream_batches(dataset, config, run.scheme, edges, row_multiple=multiple)
+        plan = streaming.stream_batches(
+            dataset, config, run.scheme, edges, device_multiple=device_multiple
+        )
         lengths, steps = plan.lengths, plan.first_step(epochs)
         what = f"{len(edges) - 1} windows, {len(lengths):,} examples"
     else:
         plan = ranking.training_batches(
-            dataset, config, run.scheme, int(edges[-1]), row_multiple=multiple
+            dataset, config, run.scheme, int(edges[-1]), device_multiple=device_multiple
         )
         spans = plan.epoch(0).spans
         lengths, steps = plan.count(spans), plan.steps(0)
