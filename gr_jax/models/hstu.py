@@ -85,8 +85,9 @@ class HstuBlock(nnx.Module):
         if self.config.kind == "hstu_softmax":
             return softmax_attention(q, k, v, batch.segment)
         # Candidates may make a sequence longer than N. They see the history alone, so all of it has
-        # to be in reach; but the normaliser stays N, so that a score does not depend on how many
-        # candidates there are.
+        # to be in reach, but the normaliser stays N: a score does not depend on how many candidates
+        # there are. User features are plain tokens: a prefix that sees the whole history would
+        # carry it, with the labels in it, to the tokens after it in the next block.
         reach = self.max_length if batch.target is None else max(self.max_length, q.shape[1])
         attended = hstu_attention(
             q,
@@ -94,11 +95,9 @@ class HstuBlock(nnx.Module):
             v,
             batch.segment,
             max_length=reach,
+            window=self.config.window or None,
             **self.bias.arguments(self.query_times(batch), batch.time),
             targets=batch.target,
-            # No `contexts`: user features that see the whole history would carry it, with the
-            # labels in it, to the tokens after them in the next block. As the first tokens of a
-            # causal sequence they are seen by all others.
             implementation=self.config.attention or None,
         )
         if reach != self.max_length:

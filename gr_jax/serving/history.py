@@ -78,7 +78,7 @@ class HistoryReader:
         return cls(dataset, sum(1 << dataset.catalogue.actions.index(name) for name in names))
 
     def history(
-        self, events: Sequence[RawEvent], *, at_time: AtTime = None, user: str | int | None = None
+        self, events: Sequence, *, at_time: AtTime = None, user: str | int | None = None
     ) -> History:
         """Reads a sequence of (item, unix time) or (item, unix time, action), in any order.
 
@@ -190,16 +190,14 @@ def warm_up_history(dataset: Dataset) -> History:
 
 def sequences(
     histories: Sequence[History], dataset: Dataset, *, max_length: int, with_asked: bool
-) -> tuple[Dataset, Spans]:
-    """A dataset of one user per history, and the visible part of each.
-
-    The last event of each user is the one asked about.
+) -> tuple[Events, Spans]:
+    """Events of one user per history, the last one asked about, and the visible part of each.
 
     Args:
-      histories: histories; without `with_asked` none is empty.
-      dataset: of the run, with the features of items and users.
-      max_length: max events of a history that are visible.
-      with_asked: True if the event asked about is part of the sequences (ranking); else it only
+      histories: the histories of a request; without `with_asked` none is empty.
+      dataset: of the run: features and series of its users.
+      max_length: maximum visible events of a history.
+      with_asked: if true the event asked about is part of the sequences (ranking), else it only
         follows them (retrieval). Its item is 1: the caller replaces it.
     """
     lengths = np.array([len(history) for history in histories])
@@ -222,33 +220,29 @@ def sequences(
         if dataset.events.action is None
         else column("action", [0] * len(histories), np.int32),
         rating=None if dataset.events.rating is None else np.zeros(offsets[-1], np.float32),
-        **_known(dataset, user),
+        **_known(dataset.events, user),
     )
     visible = np.minimum(lengths, max_length)
     begin = asked - visible
     number = np.arange(len(histories), dtype=np.int32)
-    return Dataset(dataset.catalogue, events), Spans(
-        number, offsets[:-1], begin, (visible + with_asked).astype(np.int32)
-    )
+    length = (visible + with_asked).astype(np.int32)
+    return events, Spans(number, offsets[:-1], begin, length)
 
 
-def _known(dataset: Dataset, user: Int[np.ndarray, " B"]) -> dict[str, Any]:
-    """Features and series of each user; zeros and no entries for user -1."""
+def _known(log: Events, user: Int[np.ndarray, " B"]) -> dict[str, Any]:
+    """Columns of features and series of these users of the log; empty where a user is -1."""
     is_user, index, known = user >= 0, np.maximum(user, 0), {}
-    if dataset.events.user_features is not None:
-        known["user_features"] = np.where(
-            is_user[:, None], dataset.events.user_features[index], 0
-        ).astype(np.int32)
-    if dataset.events.series_offsets is not None:
-        assert dataset.events.series_value is not None and dataset.events.series_time is not None
-        first = dataset.events.series_offsets[index]
-        count = np.where(is_user, dataset.events.series_offsets[index + 1] - first, 0)
+    if log.user_features is not None:
+        features = np.where(is_user[:, None], log.user_features[index], 0)
+        known["user_features"] = features.astype(np.int32)
+    if log.series_offsets is not None:
+        assert log.series_value is not None and log.series_time is not None
+        first = log.series_offsets[index]
+        count = np.where(is_user, log.series_offsets[index + 1] - first, 0)
         entry = packing.token_index(first, count)
         known["series_offsets"] = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        known["series_value"], known["series_time"] = (
-            dataset.events.series_value[entry],
-            dataset.events.series_time[entry],
-        )
+        known["series_value"] = log.series_value[entry]
+        known["series_time"] = log.series_time[entry]
     return known
 
 

@@ -226,7 +226,7 @@ class TrainedModel:
 
     def query(
         self,
-        history: Sequence[RawEvent] | None,
+        history: Sequence | None,
         *,
         k: int = 10,
         at_time: AtTime = None,

@@ -205,25 +205,24 @@ class ImpressionPredictor:
     ):
         """`predict`: impressions -> [B, Y]; `table_rows`: entries of the model's item table."""
         self._predict, self.maker, self.block = predict, maker, block
-        side = impressions.item_side_rows(maker.dataset, table_rows)
-        self._side = None if side is None else jax.device_put(side)
+        features = impressions.item_feature_table(maker.dataset, table_rows)
+        self._item_features = None if features is None else jax.device_put(features)
 
     def __call__(
         self, histories: Sequence[History], candidates: Sequence[Items]
     ) -> list[Float32[np.ndarray, "M Y"]]:
         """Predictions for the candidates of each history, by task."""
         maker = self.maker
-        made, spans = sequences(
+        events, spans = sequences(
             histories, maker.dataset, max_length=maker.max_events, with_asked=True
         )
-        asked = np.array(spans.last_event)
         questions = impressions.fill_impressions(
-            made,
-            asked,
-            size=len(asked),
+            events,
+            maker.dataset.catalogue,
+            np.array(spans.last_event),
+            maker.scheme,
+            size=len(spans),
             max_length=maker.max_events,
-            scheme=maker.scheme,
-            item_side=None,
         )
         item = np.concatenate([*candidates, np.zeros(0, np.int32)]).astype(np.int32)
         owner = np.repeat(np.arange(len(histories)), [len(items) for items in candidates])
@@ -242,13 +241,15 @@ class ImpressionPredictor:
         return dataclasses.replace(
             questions,
             item=np.pad(item, (0, missing)),
-            feature=None if questions.feature is None else questions.feature[row],
+            user_features=(
+                None if questions.user_features is None else questions.user_features[row]
+            ),
             history_item=questions.history_item[row],
             history_action=questions.history_action[row],
             history_age=questions.history_age[row],
             outcome=questions.outcome[row],
             outcome_weight=questions.outcome_weight[row],
-            item_side=self._side,
+            catalogue_features=self._item_features,
         )
 
     def warm_up(self, *, max_blocks: int) -> None:

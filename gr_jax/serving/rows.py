@@ -15,16 +15,25 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
-from gr_jax.data.batches import tokenizer
+from gr_jax.data.batches import packing, tokenizer
 from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.tokenizer import TokenScheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.serving.history import History, sequences
 
 # fields that a model reads of histories and candidates
-INPUTS = ("item", "time", "query_time", "position", "segment", "action", "side", "feature")
+INPUTS = (
+    "item",
+    "time",
+    "query_time",
+    "position",
+    "segment",
+    "action",
+    "item_features",
+    "user_feature",
+)
 # those that say whether two histories are the same: the others follow from them
-CONTENT = ("item", "time", "action", "side", "feature")
+CONTENT = ("item", "time", "action", "item_features", "user_feature")
 
 Items = Int32[np.ndarray, " _"]
 
@@ -53,19 +62,12 @@ class RowMaker:
           num_rows: rows, at least as many as histories; 0 = just as many.
           room: tokens of the longest history -> length of a row.
         """
-        made, spans = sequences(
+        events, spans = sequences(
             histories, self.dataset, max_length=self.max_events, with_asked=with_asked
         )
-        count, number = tokenizer.token_counts(made, spans, scheme=self.scheme), len(histories)
-        batch = tokenizer.fill_rows(
-            made,
-            spans,
-            np.arange(number),
-            np.zeros(number, np.int64),
-            num_rows=num_rows or number,
-            row_length=room(int(count.max())),
-            scheme=self.scheme,
-        )
+        count, row = tokenizer.token_counts(events, spans, self.scheme), np.arange(len(histories))
+        slots = packing.Slots(row, 0 * row, num_rows or len(row), room(int(count.max())))
+        batch = tokenizer.fill_rows(events, self.dataset.catalogue, spans, self.scheme, slots)
         return batch, count
 
     def histories(self, histories: Sequence[History]) -> list[Batch]:
@@ -92,8 +94,8 @@ class RowMaker:
         for row, (n, items) in enumerate(zip(before.tolist(), candidates, strict=True)):
             token = cut(batch, row, n, n + 1)
             tokens = _map(functools.partial(np.repeat, repeats=len(items), axis=1), token)
-            side = None if features is None else features[items][None]
-            asked.append(dataclasses.replace(tokens, item=items[None], side=side))
+            chosen = None if features is None else features[items][None]
+            asked.append(dataclasses.replace(tokens, item=items[None], item_features=chosen))
         return rows, asked
 
 

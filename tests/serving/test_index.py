@@ -42,12 +42,12 @@ def expected(query: np.ndarray, k: int, removed, allowed) -> list[int]:
     return sorted(ids, key=lambda i: -scores[i])[:k]
 
 
-ids = st.lists(st.integers(1, ITEMS), max_k=40).map(lambda x: np.array(x, np.int32))
+ids = st.lists(st.integers(1, ITEMS), max_size=40).map(lambda x: np.array(x, np.int32))
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    asked=st.lists(st.tuples(ids, st.one_of(st.none(), ids)), min_size=1, max_k=3),
+    asked=st.lists(st.tuples(ids, st.one_of(st.none(), ids)), min_size=1, max_size=3),
     k=st.integers(1, 20),
     seed=st.integers(0, 99),
     chunked=st.booleans(),

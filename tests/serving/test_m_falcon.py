@@ -15,8 +15,8 @@ from gr_jax.serving import rows
 from gr_jax.serving.m_falcon import CandidateScorer, Entry, Histories, QueryScorer, Settings
 from tests.models.ranking_batch import (
     ACTIONS,
+    ITEM_FEATURES,
     ITEMS,
-    SIDES,
     TASKS,
     VALUES,
     one_per_row,
@@ -98,8 +98,8 @@ def retrieval_user(rng, length: int, count: int) -> tuple[Batch, np.ndarray, np.
         position=np.arange(length),
         segment=np.ones(length),
         action=action,
-        side=rng.integers(0, VALUES + 1, (length, SIDES)) * (item > 0)[:, None],
-        feature=np.where(item == 0, 3, 0),
+        item_features=rng.integers(0, VALUES + 1, (length, ITEM_FEATURES)) * (item > 0)[:, None],
+        user_feature=np.where(item == 0, 3, 0),
     )
     row = Batch(**{name: values[None].astype(np.int32) for name, values in fields.items()})
     padded = rows.stack([row], num_rows=1, row_length=N + MOST)

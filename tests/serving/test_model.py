@@ -171,7 +171,7 @@ def predictions(loaded, workdir, users: int) -> tuple[list, list]:
     run, params = open_trained(workdir)
     predict = jax.jit(lambda batch: load.predictions(run.graphdef, params, batch))
     low = int(np.quantile(run.dataset.events.timestamp, 0.3))
-    rows = ranking_rows.label_rows(
+    rows = ranking_rows.label_batches(
         run.dataset, run.config, run.scheme, low, 2**40, device_multiple=1
     )
     judged, labels = predict_all(lambda batch: predict(batch).reshape(-1, 2), rows, run)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gr_jax.data.batches import tokenizer as streams
+from gr_jax.data.batches import tokenizer
 from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.packing import Slots
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
 from gr_jax.serving import rows
@@ -22,10 +23,10 @@ ROOM = 16
 
 def rows_of(dataset, spans, kind: str):
     """The batch with one sequence a row, and the tokens of each."""
-    count = streams.token_counts(dataset, spans, scheme=scheme(kind))
-    place = np.arange(len(spans)), np.zeros(len(spans), np.int64)
-    shape = dict(num_rows=len(spans), row_length=ROOM)
-    return streams.fill_rows(dataset, spans, *place, **shape, scheme=scheme(kind)), count
+    events, row = dataset.events, np.arange(len(spans))
+    count = tokenizer.token_counts(events, spans, scheme(kind))
+    slots = Slots(row, 0 * row, len(spans), ROOM)
+    return tokenizer.fill_rows(events, dataset.catalogue, spans, scheme(kind), slots), count
 
 
 def whole(batch, count) -> list[Batch]:
@@ -75,7 +76,7 @@ def test_the_last_event_of_a_log_as_a_candidate_gets_the_logits_of_training(kind
 def test_histories_are_compared_in_all_that_they_hold():
     one = np.arange(4)[None].astype(np.int32)
     fields = {name: one + n for n, name in enumerate(rows.INPUTS)}
-    fields["side"] = np.arange(8).reshape(1, 4, 2).astype(np.int32)
+    fields["item_features"] = np.arange(8).reshape(1, 4, 2).astype(np.int32)
     row = Batch(**fields)
     piece = lambda end: rows.piece(row, 0, end)
     assert all(rows.starts_with(row, piece(end)) for end in (0, 2, 4))
@@ -87,4 +88,4 @@ def test_histories_are_compared_in_all_that_they_hold():
         values[0, 1] += 1
         changed = dataclasses.replace(row, **{name: values})
         assert rows.starts_with(changed, piece(1)) and not rows.starts_with(changed, piece(2))
-    assert not rows.starts_with(row, dataclasses.replace(piece(2), side=None))
+    assert not rows.starts_with(row, dataclasses.replace(piece(2), item_features=None))

@@ -35,7 +35,7 @@ class Batcher:
         `observe` is told the size of each batch.
         """
         self._answer, self._observe = answer, observe
-        self.max_size, self.wait, self.room = most, wait, room
+        self.max_size, self.wait, self.room = max_size, wait, room
         self._waiting: deque[tuple[Any, asyncio.Future, float]] = deque()
         self._news = asyncio.Event()
         self._closed = False
