@@ -1,23 +1,37 @@
 """Generative recommenders in JAX: HSTU retrieval and ranking on packed sequences.
 
-Dimension letters, used in every signature and einsum string:
+`gr_jax.load(workdir)` is a trained model that answers: see `gr_jax.serving.model`.
+
+Dimension letters, in every signature and einsum string:
 
     R  rows of a batch               B  users
-    L  tokens in a row               N  longest history the model sees
+    L  tokens in a row               N  maximum tokens of a sequence, the normaliser
     D  model width                   H  attention heads
     A  query and key width per head  V  value width per head
     X  items in the catalogue        K  negatives
     T  tokens                        Q  queries (users) in an evaluation batch
-    M  candidates                    S  seen items of a user
-    Y  ranking tasks                 F  feature values of an item
-    C  user attributes in a prefix   E  events of a log
+    M  candidates                    S  seen items of a user; cached tokens of a row
+    Y  ranking tasks                 F  features of an item
+    C  features of a user            E  events of a log
 
-`gr_jax.load(workdir)` makes a trained run answer: see `gr_jax.serving.model`.
+Words, one meaning each:
+
+    catalogue      items, users, their raw ids and titles, and the features of items
+    events         who took which item when; a history is the events of one user up to a moment
+    row            a packed row of tokens; a raw file has lines, a table has entries
+    token          an item, an action, an item with an action, or a feature value
+    token scheme   how events become tokens
+    candidate      an item that a ranking model predicts for, at a moment, behind a history
+    objective      retrieval or ranking
+    task           a label that ranking predicts, such as liked
+    item features  ids of values that describe an item; user features describe a user
+    vocabulary     the map from items to the entries of the item table
+    streaming      training in the order of time, each window evaluated before it is learned
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gr_jax.serving.load import load as load
@@ -25,8 +39,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    if name == "load":  # only now: a training process needs none of it
+def __getattr__(name: str) -> object:
+    if name == "load":  # imported on demand: a training process needs none of it
         from gr_jax.serving.load import load
 
         return load

@@ -3,7 +3,8 @@
     python -m gr_jax.export --workdir=runs/ml_1m
     python -m gr_jax.serve --workdir=runs/ml_1m --exported
 
-The program is portable StableHLO (`jax.export`) for CPU, NVIDIA GPU and TPU, with any number of rows.
+The program is portable StableHLO (`jax.export`) for CPU, NVIDIA GPU and TPU, with any number of
+rows.
 """
 
 from __future__ import annotations

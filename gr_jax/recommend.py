@@ -2,10 +2,10 @@
 
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 -k 10
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --json
-    python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --seen=true    # what users take again and again
+    python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --seen=true    # items come again
 
-The history is all events of the user in the log. Its items are not recommended again, unless the run
-was evaluated so (`evaluate.exclude=none`) or --seen says so.
+The history is all events of the user in the log. Its items are not recommended again, unless the
+run was evaluated so (`evaluate.exclude=none`) or --seen says so.
 """
 
 from __future__ import annotations

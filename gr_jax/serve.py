@@ -2,8 +2,8 @@
 
     python -m gr_jax.serve --workdir=runs/ml_1m --port=8000
 
-Then http://127.0.0.1:8000/ shows the page, /docs the interface. /healthz answers 200 once everything
-is compiled; the programs are kept in the user's cache folder, for the next start.
+Then http://127.0.0.1:8000/ shows the page, /docs the interface. /healthz answers 200 once all is
+compiled; the programs are kept in the user's cache folder, for the next start.
 Ctrl-C and SIGTERM answer the requests that have arrived and stop.
 """
 

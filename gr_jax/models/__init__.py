@@ -1,1 +1,1 @@
-"""Embeddings, HSTU blocks and heads, and the models to compare with. Knows nothing of files, meshes or optimizers."""
+"""Models: HSTU and its rivals, of arrays alone; no files, meshes or optimizers."""

@@ -62,7 +62,7 @@ def softmax_attention(
     rate: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "R L H V"]:
-    """Causal softmax attention inside each segment; with `key`, dropout of the weights at `rate`."""
+    """Causal softmax attention inside each segment; with `key`, dropout of its weights."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("rqha,rkha->rhqk", q, k, preferred_element_type=wide)
     scores /= math.sqrt(q.shape[-1])

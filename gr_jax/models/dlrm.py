@@ -1,7 +1,8 @@
-"""The ranking baseline without sequences of tokens: one event to judge at a time, its history pooled by attention.
+"""The ranking baseline without sequences of tokens: one event at a time, its history pooled.
 
-Deep Interest Network (Zhou et al. 2018, arXiv:1706.06978) for the history, DCN-v2 (Wang et al. 2020, arXiv:2008.13535)
-for the crosses of features, a multi-layer perceptron behind: the family of models that Zhai et al. 2024 compare with.
+Deep Interest Network (Zhou et al. 2018, arXiv:1706.06978) for the history, DCN-v2 (Wang et al.
+2020, arXiv:2008.13535) for the crosses of features, and a multi-layer perceptron: the family of models
+that Zhai et al. 2024 compare with.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ ATTENTION_WIDTH = 36  # hidden width of the activation unit, as in the paper of 
 
 
 class ActivationUnit(nnx.Module):
-    """How much a past event has to do with the candidate: a small network on both vectors and their product.
+    """Weight of a past event for the candidate: a small network on both vectors and their product.
 
-    The difference of the vectors, which DIN adds to its inputs, is a linear map of the two. The first layer is one map
-    for each input, so that the candidate is mapped once, not once for each past event.
+    The difference of the vectors, which DIN adds to its inputs, is a linear map of the two. The
+    first layer is one map for each input, so that the candidate is mapped once, not once for each
+    past event.
 
     Attributes:
       event, product, candidate: [D, hidden]; weight: [hidden, 1].
@@ -49,7 +51,7 @@ class ActivationUnit(nnx.Module):
     def __call__(
         self, event: Float[Array, "B N D"], candidate: Float[Array, "B D"]
     ) -> Float[Array, "B N"]:
-        """Weights of any sign and size: without a softmax, many related events count more than few."""
+        """Weights of any sign and size: without a softmax, many related events outweigh few."""
         candidate = candidate[:, None]
         hidden = self.event(event) + self.product(event * candidate) + self.candidate(candidate)
         return self.weight(jax.nn.silu(hidden))[..., 0]
@@ -58,10 +60,10 @@ class ActivationUnit(nnx.Module):
 class Dlrm(nnx.Module):
     """DIN pooling, DCN-v2 crosses and a perceptron side by side, one logit per task.
 
-    The input of both is the candidate, the user's features, the history pooled by attention and by its mean, and
-    counts: log1p(events) and the share of events with each action. Vectors are sums over what they are made of, with
-    one table for each kind of id: an event is item + item features + action + bucket of its age, so that the order of
-    the history does not matter beyond the ages.
+    The input of both is the candidate, the user's features, the history pooled by attention and by
+    its mean, and counts: log1p(events) and the share of events with each action. Vectors are sums
+    of their parts, with one table for each kind of id: an event is item + item features + action +
+    bucket of its age, so that the order of the history does not matter beyond the ages.
 
     Attributes:
       embeddings: tables of items, feature values and actions. age_table: [129, D].

@@ -92,7 +92,7 @@ class Swiglu(nnx.Module):
     def __call__(
         self, x: Float[Array, "R L D"], *, rate: float = 0.0, key: PRNGKeyArray | None = None
     ) -> Float[Array, "R L D"]:
-        """x plus the layer's output, in the dtype of x; with `key`, dropout of the hidden values."""
+        """x plus the layer's output, in the dtype of x; with `key`, dropout of hidden values."""
         gate, up, down = (weight.astype(x.dtype) for weight in (self.gate, self.up, self.down))
         return _swiglu(rate, x, gate, up, down, key)
 

@@ -62,7 +62,7 @@ class Recommender(nnx.Module):
         return jnp.where(batch.segment[..., None] != 0, self.vectors(self.hidden(batch, key)), 0)
 
     def rank(self, batch: Batch, *, key: PRNGKeyArray | None = None) -> Float[Array, "R L Y"]:
-        """Logits of each task at each token; only those of item and candidate tokens have a meaning.
+        """Logits of each task at each token; only those of items and candidates have a meaning.
 
         A token sees itself and the tokens of its sequence before it, but no candidate: candidates
         (`batch.target`, at the end of a sequence, all with the position that the next token would
@@ -109,7 +109,7 @@ class Recommender(nnx.Module):
         return self._scan(x, batch, keys) if config.scan_blocks else self._unroll(x, batch, keys)
 
     def _call_of(self, graphdef: nnx.GraphDef, batch: Batch) -> Callable[..., Array]:
-        """`call(params, x, key)` of a block, recomputed in the backward pass if the config says so."""
+        """`call(params, x, key)` of a block, recomputed in the backward pass if so configured."""
 
         def call(params, x, key):
             return nnx.merge(graphdef, params)(x, batch, key=key)

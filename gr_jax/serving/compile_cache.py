@@ -20,7 +20,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def keep() -> Path | None:
-    """Keep the programs that this process compiles from now on; the folder, or None if it is unsafe.
+    """Keep the programs that this process compiles from now on; the folder, None if unsafe.
 
     To be called before anything is compiled. Programs depend on the processor, so each kind has a
     folder of its own: the user's cache may be on a disk that machines share.

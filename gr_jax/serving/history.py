@@ -90,7 +90,7 @@ class HistoryReader:
             no features.
 
         Raises:
-          RequestError: a malformed event, an action that the log does not have, or impossible times.
+          RequestError: a malformed event, an action that the log does not have, impossible times.
         """
         given = [_parts(event) for event in events]
         ids = self.dataset.catalogue.item_ids([item for item, _, _ in given])

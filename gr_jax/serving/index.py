@@ -1,4 +1,4 @@
-"""The items nearest to a vector: exactly, in chunks of the catalogue, or by faiss, with the same call."""
+"""The items nearest to a vector: exactly, in chunks of the catalogue, or by faiss."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Index(Protocol):
         removed: Sequence[Ids] | None = None,
         allowed: Sequence[Ids | None] | None = None,
     ) -> tuple[Int32[np.ndarray, "Q k"], Float32[np.ndarray, "Q k"]]:
-        """The k best item ids and their scores, best first; of equal scores the smaller id comes first.
+        """The k best item ids and their scores, best first; of equal scores the smaller id first.
 
         Args:
           queries: unit vectors.
@@ -81,7 +81,7 @@ class ExactIndex:
     def __init__(
         self, vectors: Float[Array | np.ndarray, "rows D"], *, num_items: int, chunk: int = CHUNK
     ):
-        """Row i of `vectors` is the unit vector of item i; row 0 and rows above `num_items` do not matter."""
+        """Row i of `vectors` is the unit vector of item i; row 0 and those above are ignored."""
         start = time.perf_counter()
         self.num_items = num_items
         self.chunk = min(chunk, -(-(num_items + 1) // 128) * 128)
@@ -249,7 +249,7 @@ def _merge(
 ) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
     """The best of the items so far and of the items of a chunk that are not masked."""
     items = jax.lax.dynamic_slice_in_dim(vectors, first, chunk)
-    # Full float32, as the evaluation ranks: a GPU would round the factors, and near ties decide ranks.
+    # Full float32, as in evaluation: a GPU would round the factors, and near ties decide ranks.
     scores = jnp.matmul(queries, items.T, precision=jax.lax.Precision.HIGHEST)
     scores = jnp.concatenate([best_scores, jnp.where(mask, -jnp.inf, scores)], 1)
     ids = jnp.broadcast_to(first + jnp.arange(chunk, dtype=jnp.int32), mask.shape)

@@ -207,7 +207,8 @@ class Histories:
         length = rows.length(row)
         if length > self.max_tokens:
             raise ValueError(
-                f"a history of {length} tokens: the model sees {self.max_tokens}, give the last ones"
+                f"a history of {length} tokens: the model sees {self.max_tokens},"
+                " give the last ones"
             )
         if self.unfinished and length and row.item[0, -1] == 0:
             raise ValueError("a history of retrieval ends with an item")

@@ -1,4 +1,4 @@
-"""A trained model in memory: what would this user take next, and how good are these items for them."""
+"""A trained model in memory: recommendations, and scores of candidates."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TrainedModel:
     def __init__(
         self, dataset: Dataset, reader: HistoryReader, answerer: Answerer, *, repeats: bool
     ):
-        """`repeats`: True if items of the history may come again, unless a request says otherwise."""
+        """`repeats`: True if items of the history may come again, unless a request says not."""
         self.dataset, self.reader, self.answerer, self.repeats = dataset, reader, answerer, repeats
 
     @property
@@ -124,7 +124,7 @@ class TrainedModel:
         deny: Iterable[RawId] = (),
         task: str = "",
     ) -> Answer | list[Answer]:
-        """The k best items for a user with this history; a list of histories gives a list of answers.
+        """The k best items for a user with this history; a list of answers for a list of histories.
 
         An empty history is answered with the most popular items, and `Answer.source` says so.
 
@@ -307,7 +307,7 @@ class TrainedModel:
     def warm_up(
         self, *, max_queries: int = 32, max_k: int = 100, max_candidates: int = 1024
     ) -> None:
-        """Compile everything that calls up to these sizes need, so that none of them waits for it."""
+        """Compile everything that calls up to these sizes need, so that none waits for it."""
         self.answerer.warm_up(max_queries=max_queries, max_k=max_k, max_candidates=max_candidates)
         # Read now and not at the first request:
         _ = self._by_popularity, self.dataset.catalogue.item_ids([""])

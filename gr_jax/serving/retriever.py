@@ -39,7 +39,7 @@ class HistoryEncoder(Protocol):
 
 
 class Encoder:
-    """Query vectors by one compiled program for each bucket of lengths and rows; nothing is kept."""
+    """Query vectors by one program for each bucket of lengths and rows; nothing is kept."""
 
     cache = None
 

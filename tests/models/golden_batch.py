@@ -7,7 +7,7 @@ from gr_jax.data.batches.batch import Batch
 
 
 def padded_batch(item, lengths, timestamps) -> Batch:
-    """One sequence per row; `timestamps` hold the time of the request at index `length`, as the reference does.
+    """One sequence per row; `timestamps` hold the time of the request at index `length`.
 
     Args:
       item: [B, N] ids, 0-padded.

@@ -30,7 +30,7 @@ def token(**fields) -> dict:
 def random_sequence(
     rng: np.random.Generator, *, contexts: int, events: int, candidates: int
 ) -> list[dict]:
-    """Prefix, then item and action tokens with a slow series between some, then candidates with one position."""
+    """User features, item and action tokens with a slow series between some, then candidates."""
 
     def item():
         return dict(

@@ -14,7 +14,7 @@ from tests.models.golden_batch import padded_batch
 
 @pytest.fixture(params=["reference", "xla"])
 def golden_block(request, golden):
-    """The reference implementation's block: our module with its weights, its input, and its arrays."""
+    """Our block with the reference implementation's weights, its input, and its arrays."""
     g = golden("hstu_block")
     n = g["x"].shape[1]
     config = ModelConfig(

@@ -14,7 +14,9 @@ from gr_jax.config import *
 
 def get_config(variant=""):
     return Config(
-        data=DataConfig(source="csv", path={path!r}, prepared={prepared!r}, max_length=8, row_length=16),
+        data=DataConfig(
+            source="csv", path={path!r}, prepared={prepared!r}, max_length=8, row_length=16
+        ),
         model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8),
         loss=LossConfig(kind="full"),
         train=TrainConfig(epochs=2, batch_users=16, patience=0),
@@ -28,14 +30,20 @@ from gr_jax.config import *
 def get_config(variant="interleave"):
     return Config(
         data=DataConfig(
-            source="csv", path={path!r}, prepared={prepared!r}, rating_column="stars", max_length=12, row_length=48,
+            source="csv", path={path!r}, prepared={prepared!r}, rating_column="stars",
+            max_length=12, row_length=48,
             actions=("seen=1", "liked=stars>=4"), user_file="users.csv", user_features=("country",),
-            item_file="items.csv", item_features=("genres",), series=("device=device.csv",), max_series=3,
+            item_file="items.csv", item_features=("genres",),
+            series=("device=device.csv",), max_series=3,
         ),
-        model=ModelConfig(kind="dlrm" if variant == "dlrm" else "hstu", width=16, num_blocks=2, qk_width=8, v_width=8,
-                          head_width=16, hidden_widths=(16,), cross_layers=1),
-        ranking=RankingConfig(tasks=("liked", "rating"), tokens="interleave" if variant == "dlrm" else variant,
-                              valid_from=0.7, test_from=0.85),
+        model=ModelConfig(
+            kind="dlrm" if variant == "dlrm" else "hstu", width=16, num_blocks=2, qk_width=8,
+            v_width=8, head_width=16, hidden_widths=(16,), cross_layers=1,
+        ),
+        ranking=RankingConfig(
+            tasks=("liked", "rating"), tokens="interleave" if variant == "dlrm" else variant,
+            valid_from=0.7, test_from=0.85,
+        ),
         train=TrainConfig(epochs=1, batch_users=24, patience=0),
         optimizer=OptimizerConfig(learning_rate=5e-3),
         mesh=MeshConfig(data=1),
@@ -54,7 +62,7 @@ def trained(folder: Path, config: str, variant: str = "") -> Path:
 
 @pytest.fixture(scope="session")
 def retrieval(tmp_path_factory) -> Path:
-    """A retrieval run: 64 users walk through 40 items with titles, none twice, from random starts."""
+    """A retrieval run: 64 users walk through 40 items with titles from random starts."""
     folder = tmp_path_factory.mktemp("retrieval")
     rng = np.random.default_rng(0)
     lines = ["user_id,item_id,timestamp"]

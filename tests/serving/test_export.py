@@ -29,7 +29,8 @@ uvicorn.run = lambda app, **_: None
 assert serve.main([f"--workdir={sys.argv[1]}", "--exported"]) == 0
 loaded = load_exported(sys.argv[1])
 history = loaded.history("u3")[:9]
-print(*[f"{item.item} {item.score:.5f}" for item in loaded.recommend([history, history[:2]], k=4)[1]])
+items = loaded.recommend([history, history[:2]], k=4)[1]
+print(*[f"{item.item} {item.score:.5f}" for item in items])
 """
 
 

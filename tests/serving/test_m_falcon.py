@@ -31,7 +31,7 @@ SPLITS = ((2, 6), (4,), (1, MOST))  # sizes of micro-batches
 
 @functools.cache
 def model_of(tasks: int):
-    """Structure and params with biases large enough to matter; without tasks a model for retrieval."""
+    """Structure and params with biases large enough to matter; of retrieval without tasks."""
     # Of a regression the predictions are the logits.
     sizes = ModelSizes(ITEMS, N, ACTIONS, VALUES, ("rating",) * tasks)
     graphdef, init = make_model(SMALL, sizes)

@@ -37,7 +37,7 @@ def call(url: str, body: dict | None = None) -> tuple[int, dict]:
 
 
 def keep_asking(url: str, told: list) -> None:
-    """Asks until nobody listens; tells each status, or the error of a request that had no answer."""
+    """Ask until no server listens; collect each status, or the error of a request."""
     while True:
         try:
             told.append(call(f"{url}/recommend", {"user": f"u{len(told) % 20}", "k": 3})[0])

@@ -17,8 +17,9 @@ class Busy(RuntimeError):
 class Batcher:
     """Batches of requests for one function, in a thread of its own; for use in one event loop.
 
-    The oldest request waits at most `wait` seconds for company while the worker is free. While it computes, requests
-    gather, so that batches grow with the load and no request waits in an idle server.
+    The oldest request waits at most `wait` seconds for company while the worker is free. While it
+    computes, requests gather, so that batches grow with the load and no request waits in an idle
+    server.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Batcher:
         room: int,
         observe: Callable[[int], None] = lambda size: None,
     ):
-        """`answer`: list of requests -> answers in order; `max_size`: requests of a batch; `room`: requests that may wait.
+        """`answer`: requests -> answers in order; `room`: requests that may wait.
 
         `observe` is told the size of each batch.
         """
@@ -84,7 +85,7 @@ class Batcher:
                 return
 
     async def _gather(self) -> None:
-        """Wait until a batch is full, its oldest request has waited long enough, or the end is near."""
+        """Wait until a batch is full, its oldest request has waited enough, or the end is near."""
         while not self._closed:
             self._news.clear()
             patience = None

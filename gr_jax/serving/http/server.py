@@ -1,4 +1,4 @@
-"""A trained run over HTTP: /recommend, /score, /items, /healthz, /metrics, and a page at / to try it."""
+"""A trained model over HTTP: /recommend, /score, /items, /healthz, /metrics, and a page at /."""
 
 import asyncio
 import contextlib
@@ -195,7 +195,7 @@ def _check_size(name: str, values: Sized | None, limit: int) -> None:
 
 
 def make_app(model: TrainedModel, limits: Limits | None = None) -> FastAPI:
-    """The application; it warms up when it is started, and answers what waits when it is stopped."""
+    """The application; it warms up at its start and answers waiting requests at its end."""
     service = Service(model, limits or Limits())
     shown = wire.examples(model)
 

@@ -46,7 +46,7 @@ class RecommendIn(_Question):
     k: StrictInt = Field(10, ge=1, description="number of items")
     exclude_seen: StrictBool | None = Field(
         None,
-        description="leave out the items of the history; absent: unless the run was evaluated with them",
+        description="leave out the items of the history; absent: unless the run was evaluated so",
     )
     allow: list[ItemId] | None = Field(None, description="items that alone may come")
     deny: list[ItemId] = Field([], description="items that may not come")
@@ -117,7 +117,7 @@ def answer_out(answer: Answer) -> dict[str, Any]:
 
 
 def examples(model: TrainedModel) -> dict[str, dict[str, Any]]:
-    """Requests that this run can answer, for /recommend and /score: on the three most frequent items."""
+    """Requests for /recommend and /score that this model can answer, on the most frequent items."""
     popular = [item.item for item in model.recommend([], k=3)]
     last = int(model.dataset.meta["time_max"])
     events: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""The page in Chromium: a script at its end types, picks and clicks, and writes down what can be read."""
+"""The page in Chromium: a script at its end types, picks and clicks, and notes the texts."""
 
 import contextlib
 import html
@@ -24,7 +24,8 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking "
     "--disable-component-update --disable-sync --virtual-time-budget=60000"
 ).split()
 DRIVER = """
@@ -33,10 +34,12 @@ DRIVER = """
   const until = ready => new Promise(done => {
     const timer = setInterval(() => { if (ready()) { clearInterval(timer); done(); } }, 20);
   });
-  const texts = selector => [...document.querySelectorAll(selector)].map(element => element.textContent);
+  const texts = selector =>
+    [...document.querySelectorAll(selector)].map(element => element.textContent);
   const answer = () => texts("#answer .title"), told = {};
   const type = text => { $("search").value = text; $("search").dispatchEvent(new Event("input")); };
-  const press = key => $("search").dispatchEvent(new KeyboardEvent("keydown", { key, cancelable: true }));
+  const press = key =>
+    $("search").dispatchEvent(new KeyboardEvent("keydown", { key, cancelable: true }));
 
   await until(() => answer().length === 10);
   told.popular = answer();
