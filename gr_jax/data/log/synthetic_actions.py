@@ -1,18 +1,21 @@
-"""A generated log whose users act on some events: by how often they met and acted before, and how recently.
+"""A generated log whose users act on events by how often and how recently they did before.
 
-Items belong to categories; a user has a few of them and meets one at each event, minutes or days after the last.
-Whether the user then acts on it ("click") is a coin with
+Items belong to categories; a user has a few of them and meets one at each event, minutes or days
+after the last. Whether the user then acts on it ("click") is a coin with
 
-    log-odds = BASE + INTENSITY * min((met + acts) / 2, ENOUGH) / ENOUGH + RECENCY * exp(-elapsed / DECAY)
+    log-odds = BASE + INTENSITY * min((met + acts) / 2, ENOUGH) / ENOUGH + RECENCY * exp(-elapsed /
+    DECAY)
 
-where `met` is how many events of this category the user had before, `acts` how many of them were acted on, and
-`elapsed` the time since the last of them. Intensity is a count, not a share: one event in two and ten in twenty are
-the same share. Attention with softmax averages over the history and sees shares, pointwise attention adds up and
-sees counts (Zhai et al. 2024, section 3.1). What each kind of knowledge can reach is measured by
+where `met` is how many events of this category the user had before, `acts` how many of them were
+acted on, and `elapsed` the time since the last of them. Intensity is a count, not a share: one
+event in two and ten in twenty are the same share. Attention with softmax averages over the history
+and sees shares, pointwise attention adds up and sees counts (Zhai et al. 2024, section 3.1). What
+each kind of knowledge can reach is measured by
 `experiments/quality/synthetic_ranking_structure.py`.
 
-The category of an item is told by nothing but what users do. Users begin at times spread over a year, at the end of
-which the log stops: it looks the same at any time but the first weeks, so that a split by time is fair.
+The category of an item shows in nothing but what users do. Users begin at times spread over a
+year, at the end of which the log stops: it looks the same at any time but the first weeks, so that
+a split by time is fair.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ RECENCY, DECAY = (
 
 @dataclass(frozen=True)
 class World:
-    """What was generated, with what only the generator knows. Columns from `length` on are not in the log."""
+    """A generated log with its hidden state: columns from `length` on are not in the log."""
 
     item: Int[np.ndarray, "B N"]  # item id, from 1
     category: Int[np.ndarray, "B N"]  # of the item, from 0
@@ -64,7 +67,7 @@ class World:
 def probability(
     met: Int[np.ndarray, "*B"], acts: Int[np.ndarray, "*B"], recency: Float[np.ndarray, "*B"]
 ) -> Float[np.ndarray, "*B"]:
-    """Probability of acting after so many events and acts of the category, with exp(-elapsed / DECAY) = recency."""
+    """Probability of acting, by events and acts of the category and exp(-elapsed / DECAY)."""
     intensity = np.minimum((met + acts) / 2, ENOUGH) / ENOUGH
     return 1 / (1 + np.exp(-(BASE + INTENSITY * intensity + RECENCY * recency)))
 
@@ -114,7 +117,7 @@ def simulate(config: SyntheticConfig) -> World:
 
 
 def generate(config: SyntheticConfig) -> pl.DataFrame:
-    """The log, sorted by user and time: user (from 1), item (from 1), timestamp (unix seconds), click (0 or 1).
+    """The log by user and time: user and item (from 1), timestamp (unix seconds), click (0, 1).
 
     Raises:
       ConfigError: fewer items than categories.
