@@ -153,9 +153,8 @@ def _filter(run, config: DataConfig, counts: np.ndarray, scratch: Path, made: Pa
 
     def rounds(beam, pipeline):
         each = pipeline | "shards" >> beam.Create(paths) | beam.Reshuffle()
-        left = pipeline | beam.Create(
-            [(kept, 0)]
-        )  # items, and how many there were before the last round
+        # Items, and their number before the last round.
+        left = pipeline | beam.Create([(kept, 0)])
         for i in range(_ROUNDS):
             total = each | f"count {i}" >> beam.Map(_count, beam.pvalue.AsSingleton(left), k)
             total |= f"sum {i}" >> beam.CombineGlobally(_sum)
@@ -164,9 +163,8 @@ def _filter(run, config: DataConfig, counts: np.ndarray, scratch: Path, made: Pa
 
     if config.filter == "k_core":
         before = None
-        while (
-            kept.sum() != before
-        ):  # a round that leaves as many items leaves the same: it is the core
+        # A round that leaves the same number of items leaves the same items: the core.
+        while kept.sum() != before:
             kept, before = run(rounds, scratch)
 
     def last(beam, pipeline):

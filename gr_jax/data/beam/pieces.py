@@ -23,7 +23,7 @@ from gr_jax.data.log.layout import Layout
 from gr_jax.data.log.raw_files import RawFiles
 
 SIZE = 64 << 20  # bytes of text in a piece
-_ROW_BYTES = 32  # a row of a Parquet file counts as so many
+_ROW_BYTES = 32  # assumed for a row of a Parquet file
 _BLOCK = 1 << 22
 _IDS = ("user", "item")
 
@@ -49,7 +49,7 @@ class Facts:
     skipped: Counter = field(default_factory=Counter)  # reason -> bad rows left out
     # the first in the order of the log, and its place
     error: tuple[tuple[int, int], ConfigError] | None = None
-    integers: tuple[bool, bool] = (True, True)  # whether all ids of users and of items are integers
+    integers: tuple[bool, bool] = (True, True)  # True if all ids of users, of items are integers
     last_time: int | None = None  # in the unit of the log
     filled: frozenset[str] = frozenset()  # columns with a value somewhere
     items: pl.DataFrame = field(

@@ -161,9 +161,8 @@ def merge(
         for ranks_here, starts, columns in parts:
             a, b = np.searchsorted(ranks_here, (first, last))
             start, stop = int(starts[a]), int(starts[b])
-            shift = (
-                offsets[ranks_here[a:b]] - base - starts[a:b]
-            )  # of each user's events, from shard to chunk
+            # Of each user's events, from shard to chunk.
+            shift = offsets[ranks_here[a:b]] - base - starts[a:b]
             to = np.repeat(shift, np.diff(starts[a : b + 1])) + np.arange(start, stop)
             for name, column in columns.items():
                 chunk[name][to] = column[start:stop]

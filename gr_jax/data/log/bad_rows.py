@@ -168,7 +168,7 @@ def _frames(
 
 
 def _reason(layout: Layout, expected: int) -> pl.Expr:
-    """What is wrong with a row of strings, or null."""
+    """The mistake of a line of strings, or null."""
     chain = pl.when(pl.col("found") != expected).then(pl.lit("wrong number of fields"))
     for name in ("user", "item"):
         text = pl.col(name)

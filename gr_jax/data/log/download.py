@@ -27,7 +27,7 @@ def download(url: str, file: Path, *, checksum_url: str = "", progress: bool = F
       progress: show a bar, if stderr is a terminal.
 
     Raises:
-      ConfigError: no network, the site refuses, or the checksum differs; tells which file to put
+      ConfigError: no network, the site refuses, or the checksum differs; says which file to put
         where.
     """
     by_hand = f"get {url} on a machine that can and put it at {file}, or set data.path"
@@ -60,7 +60,7 @@ def _open(url: str):
 
 
 def _fetch(url: str, part: Path, *, progress: bool) -> str:
-    """Writes the content of `url` and returns its MD5."""
+    """Write the content of `url` and return its MD5."""
     md5, written = hashlib.md5(usedforsecurity=False), 0
     with _open(url) as answer, open(part, "wb") as out, _bar(progress) as advance:
         total = int(answer.headers.get("Content-Length") or 0)

@@ -1,6 +1,6 @@
 """Attributes of users and films in the files of each MovieLens release.
 
-A reader returns `raw` (the id in the log) and one column for each attribute that the file tells:
+A reader returns `raw` (the id in the log) and one column for each attribute of the file:
 of a user a string, of a film a string with "|" between several values; null = unknown.
 """
 

@@ -135,9 +135,8 @@ def check_columns(names: tuple[str, ...], layout: Layout, shown: Path) -> None:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             did_you_mean = f"; did you mean {near[0]!r}?" if near else ""
-            kind = role.partition(":")[0].replace(
-                "number", "action"
-            )  # user, item, timestamp, rating or action
+            # user, item, timestamp, rating or action
+            kind = role.partition(":")[0].replace("number", "action")
             there = ", ".join(map(repr, names))
             raise ConfigError(f"{shown}: no {kind} column {name!r}, only {there}{did_you_mean}")
 

@@ -41,9 +41,8 @@ def made_from(config: DataConfig, files: Sequence[Path]) -> dict:
     if config.filter == "none":
         del settings["min_events"]
     for name, file in (("user_features", "user_file"), ("item_features", "item_file")):
-        if not settings[file] or not (
-            settings[name] or file == "item_file"
-        ):  # an item file may tell titles alone
+        # An item file may be there for its titles alone.
+        if not settings[file] or not (settings[name] or file == "item_file"):
             del settings[file]
     for name in ("actions", "user_features", "item_features", "series"):
         settings[name] = list(settings[name])  # as JSON reads it back

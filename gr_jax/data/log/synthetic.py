@@ -43,15 +43,10 @@ DAY = 24 * 3600
 # Seconds around whole days: a habit has its hour, and 1, 2, 3, 4 elapsed days stay in separate
 # time buckets.
 DAY_JITTER = 2 * 3600
-START, START_SPREAD = (
-    1_600_000_000,
-    60 * DAY,
-)  # unix seconds of first events; users do not march in step
+START, START_SPREAD = 1_600_000_000, 60 * DAY  # first events, unix seconds; users out of step
 LENGTH_SIGMA = 0.5  # of log-normal history lengths, between these bounds
 MIN_LENGTH, MAX_LENGTH_RATIO = 5, 3  # events; times the mean
-MAX_LENGTH = int(
-    1.25 * TOPIC_ITEMS
-)  # events, of the items of two topics: shelves would run empty above
+MAX_LENGTH = int(1.25 * TOPIC_ITEMS)  # events, of two topics: shelves would run empty above
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class World:
     length: Int[np.ndarray, " B"]  # events of each user
     due: Int[np.ndarray, "B N"]  # shelf that order and time say the event comes from
     other: Int[np.ndarray, "B N"]  # shelf that would have been due under the other topic
-    same_topic: Bool[np.ndarray, "B N"]  # whether the due topic is that of the event before
+    same_topic: Bool[np.ndarray, "B N"]  # the due topic is that of the event before
     shelves: Int[np.ndarray, "shelves items"]  # item ids of each shelf
 
 
@@ -126,9 +121,8 @@ def simulate(config: SyntheticConfig) -> World:
     users, everyone = config.num_users, np.arange(config.num_users)
     num_topics = config.num_items // TOPIC_ITEMS
     ids = 1 + rng.permutation(config.num_items)  # the id of an item says nothing about its shelf
-    shelves = ids[: num_topics * TOPIC_ITEMS].reshape(
-        -1, SHELF_ITEMS
-    )  # items left over only occur as noise
+    # Items left over only occur as noise.
+    shelves = ids[: num_topics * TOPIC_ITEMS].reshape(-1, SHELF_ITEMS)
     popular = rng.permutation(ids)
     noise_cdf = np.cumsum(_zipf(config.num_items, NOISE_ZIPF))
     length = np.minimum(lengths(config, rng), MAX_LENGTH)
@@ -165,7 +159,7 @@ def _check(config: SyntheticConfig) -> None:
     if config.mean_length > MAX_LENGTH:
         raise ConfigError(
             f"data.synthetic.mean_length={config.mean_length}: must be at most {MAX_LENGTH}, "
-            "as nobody takes an item twice and two topics hold no more"
+            "as no user takes an item twice and two topics hold no more"
         )
 
 

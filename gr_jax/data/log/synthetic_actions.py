@@ -31,18 +31,13 @@ from gr_jax.data.log.synthetic import DAY, START, gaps, lengths
 
 NUM_CATEGORIES = 20
 USER_CATEGORIES = (2, 8)  # fewest and most that a user meets, each as often
-SPAN = (
-    365 * DAY
-)  # of the log, with the users' first events all over it: far more than a history lasts
+# Of the log, with the users' first events all over it: far more than a history lasts.
+SPAN = 365 * DAY
 BASE = -4.0  # log-odds of acting on a category never met
-INTENSITY, ENOUGH = (
-    8.0,
-    8,
-)  # log-odds added by so many events all acted on; more of them add nothing
-RECENCY, DECAY = (
-    3.0,
-    6 * 3600,
-)  # log-odds added by an event of the category just now, and seconds until 1/e of it
+# Log-odds added by ENOUGH events all acted on; more of them add nothing.
+INTENSITY, ENOUGH = 8.0, 8
+# Log-odds added by an event of the category just now, and seconds until 1/e of it.
+RECENCY, DECAY = 3.0, 6 * 3600
 
 
 @dataclass(frozen=True)
@@ -96,9 +91,8 @@ def simulate(config: SyntheticConfig) -> World:
 
     now = START + rng.integers(SPAN, size=users)
     acted, seen = (np.zeros((users, NUM_CATEGORIES), np.int64) for _ in range(2))
-    last = np.full(
-        (users, NUM_CATEGORIES), -np.inf
-    )  # time of the user's last event of the category
+    # Time of the user's last event of the category.
+    last = np.full((users, NUM_CATEGORIES), -np.inf)
     timestamp, acts, met, click = (np.zeros(shape, np.int64) for _ in range(4))
     recency, chance = np.zeros(shape), np.zeros(shape)
     for step in range(shape[1]):

@@ -52,7 +52,7 @@ def gunzip(file: Path, plain: Path, *, on_bad_row: str) -> int:
 
 
 def _cut_partial_line(plain: Path) -> bytes:
-    """Removes what follows the last line break, and returns it."""
+    """Cut off and return the text after the last line break."""
     with open(plain, "r+b") as file:
         end = file.seek(0, 2)
         tail = b""
