@@ -66,7 +66,9 @@ def main(argv: list[str]) -> int:
             "config.model.kind='dlrm': only steps of sequence models can be planned, not of impressions"
         )
     data, model = mesh_shape(args.config, args.devices)
-    sizes = sizes_of(args.config, items=args.items, mean_length=args.mean_length, row_multiple=data)
+    sizes = sizes_of(
+        args.config, items=args.items, mean_length=args.mean_length, device_multiple=data
+    )
     if args.compile and not memory.knows(args.config):
         found = compile_here(args.config, sizes, data, model)
         fits = found["peak"] <= USABLE * device.memory

@@ -19,13 +19,13 @@ from gr_jax.planning.sizes import Sizes
 SAMPLE = 20_000  # histories drawn where the log is not there
 
 
-def sizes_of(config: Config, *, items: int, mean_length: float, row_multiple: int) -> Sizes:
-    """The sizes of a run whose batches are shared by `row_multiple` shards.
+def sizes_of(config: Config, *, items: int, mean_length: float, device_multiple: int) -> Sizes:
+    """The sizes of a run whose batches are shared by `device_multiple` shards.
 
     Args:
       config: of the run; source="synthetic" gives the sizes itself and generates nothing.
       items, mean_length: of the catalogue and of a history in events; 0 = from the config or the data.
-      row_multiple: rows of a batch are a multiple of this.
+      device_multiple: rows of a batch are a multiple of this.
 
     Raises:
       ConfigError: neither given nor to be found.
@@ -40,7 +40,11 @@ def sizes_of(config: Config, *, items: int, mean_length: float, row_multiple: in
             )
         users = made_up.num_users if made_up else 0
         return assumed(
-            config, items=items, mean_length=mean_length, num_users=users, row_multiple=row_multiple
+            config,
+            items=items,
+            mean_length=mean_length,
+            num_users=users,
+            device_multiple=device_multiple,
         )
     prepared = Path(config.data.prepared).expanduser() / "meta.json"
     if not (config.data.prepared and prepared.is_file()) and not sources.find(config.data):
@@ -48,15 +52,15 @@ def sizes_of(config: Config, *, items: int, mean_length: float, row_multiple: in
             "no prepared dataset and no raw log: tell the sizes with --items=N --mean_length=EVENTS, or set"
             " --config.data.path"
         )
-    return measured(config, prepare(config.data), row_multiple=row_multiple)
+    return measured(config, prepare(config.data), device_multiple=device_multiple)
 
 
-def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
+def measured(config: Config, dataset: Dataset, *, device_multiple: int) -> Sizes:
     """The sizes of training on `dataset`, by its first epoch (a stream is taken as an epoch)."""
     scheme = token_scheme(config, dataset)
     if config.ranking.tasks:
         before = time_bounds(dataset.events.timestamp, config.ranking)["valid"][0]
-        rows = ranking.train_rows(dataset, config, scheme, before, row_multiple=row_multiple)
+        rows = ranking.train_rows(dataset, config, scheme, before, device_multiple=device_multiple)
     else:
         users = config.train.batch_users
         rows = epochs.train_rows(
@@ -64,7 +68,7 @@ def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
             config.data,
             scheme,
             batch_users=users,
-            row_multiple=row_multiple,
+            device_multiple=device_multiple,
             seed=config.seed,
         )
     lengths = rows.count(rows.epoch(0).spans)
@@ -89,7 +93,7 @@ def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
 
 
 def assumed(
-    config: Config, *, items: int, mean_length: float, num_users: int, row_multiple: int
+    config: Config, *, items: int, mean_length: float, num_users: int, device_multiple: int
 ) -> Sizes:
     """The sizes of training on log-normal histories of this mean length (as `data/synthetic.py`), without features."""
     rng = np.random.default_rng(config.seed)
@@ -112,11 +116,11 @@ def assumed(
         raise ConfigError(f"config.data.row_length={config.data.row_length}: must be {rule}")
     users = config.train.batch_users
     packed = packing.pack(lengths, config.data.row_length)
-    rows = -(-round(packed.num_rows * users / SAMPLE) // row_multiple) * row_multiple
+    rows = -(-round(packed.num_rows * users / SAMPLE) // device_multiple) * device_multiple
     return Sizes(
         num_items=items,
         max_tokens=max_tokens,
-        batch_rows=max(rows, row_multiple),
+        batch_rows=max(rows, device_multiple),
         row_length=config.data.row_length,
         users_per_batch=float(users),
         lengths=lengths,

@@ -2,7 +2,7 @@
 
 State and batch are exact: they are what the step is given. What the compiler adds (gradients, activations, copies)
 follows from which backend it is: the numbers below say what its buffer assignment was measured to hold, in units of a
-formula; `experiments/plan_check.py` compares the two on other configs.
+formula; `experiments/scale/plan_check.py` compares the two on other configs.
 
 T tokens of a device with padding, D width, X rows of the item table on a device; of XLA's attention, W keys in the
 windows of all chunks of queries, S pairs of a query and a key of its window.
@@ -184,7 +184,7 @@ def batch_bytes(sizes: Sizes) -> float:
         + bool(sizes.num_actions)
         + sizes.item_values
     )
-    fields += bool(sizes.contexts or sizes.max_series) + 0.25 * bool(sizes.contexts)
+    fields += bool(sizes.contexts or sizes.max_series)
     return 4.0 * sizes.tokens * fields
 
 
