@@ -5,9 +5,7 @@ from __future__ import annotations
 import optax
 
 from gr_jax.config import OptimizerConfig
-from gr_jax.training.tables.rowwise import RULES, SparseOptimizer
-
-Optimizer = optax.GradientTransformation | SparseOptimizer
+from gr_jax.training.tables.rowwise import RULES, Optimizer, RowwiseOptimizer
 
 
 def make_optimizer(config: OptimizerConfig) -> Optimizer:
@@ -22,7 +20,7 @@ def make_optimizer(config: OptimizerConfig) -> Optimizer:
     if config.table == "dense":
         return dense
     table_rate = learning_rate(config, config.table_learning_rate or config.learning_rate)
-    return SparseOptimizer(dense, RULES[config.table](config), table_rate, config.weight_decay)
+    return RowwiseOptimizer(dense, RULES[config.table](config), table_rate, config.weight_decay)
 
 
 def learning_rate(config: OptimizerConfig, rate: float) -> optax.ScalarOrSchedule:

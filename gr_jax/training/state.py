@@ -13,7 +13,6 @@ from jaxtyping import PRNGKeyArray
 
 from gr_jax.config import ShardingRules
 from gr_jax.training import sharding
-from gr_jax.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -44,21 +43,23 @@ jax.tree_util.register_pytree_with_keys(
 
 def planned(
     init_params: Callable[[PRNGKeyArray], dict],
-    optimizer: Optimizer,
+    init_opt_state: Callable[[dict], Any],
     *,
     mesh: Mesh,
     rules: ShardingRules,
     vocabulary: Any = None,
 ) -> TrainState:
     """What `create` makes of the same arguments, as shapes, dtypes and shardings alone: nothing is allocated."""
-    return placed(shapes(init_params, optimizer, vocabulary), mesh=mesh, rules=rules)
+    return placed(shapes(init_params, init_opt_state, vocabulary), mesh=mesh, rules=rules)
 
 
 def shapes(
-    init_params: Callable[[PRNGKeyArray], dict], optimizer: Optimizer, vocabulary: Any = None
+    init_params: Callable[[PRNGKeyArray], dict],
+    init_opt_state: Callable[[dict], Any],
+    vocabulary: Any = None,
 ) -> TrainState:
     """Shapes and dtypes of a state at step 0, on no devices yet."""
-    return jax.eval_shape(_initial(init_params, optimizer), jax.random.key(0), vocabulary)
+    return jax.eval_shape(_initial(init_params, init_opt_state), jax.random.key(0), vocabulary)
 
 
 def placed(unplaced: TrainState, *, mesh: Mesh | AbstractMesh, rules: ShardingRules) -> TrainState:
@@ -71,7 +72,7 @@ def placed(unplaced: TrainState, *, mesh: Mesh | AbstractMesh, rules: ShardingRu
 
 def create(
     init_params: Callable[[PRNGKeyArray], dict],
-    optimizer: Optimizer,
+    init_opt_state: Callable[[dict], Any],
     key: PRNGKeyArray,
     *,
     mesh: Mesh,
@@ -86,19 +87,19 @@ def create(
       The state, and a TrainState of NamedShardings with the same structure.
     """
     shardings = shardings_of(
-        planned(init_params, optimizer, mesh=mesh, rules=rules, vocabulary=vocabulary)
+        planned(init_params, init_opt_state, mesh=mesh, rules=rules, vocabulary=vocabulary)
     )
-    return jax.jit(_initial(init_params, optimizer), out_shardings=shardings)(
+    return jax.jit(_initial(init_params, init_opt_state), out_shardings=shardings)(
         key, vocabulary
     ), shardings
 
 
 def _initial(
-    init_params: Callable[[PRNGKeyArray], dict], optimizer: Optimizer
+    init_params: Callable[[PRNGKeyArray], dict], init_opt_state: Callable[[dict], Any]
 ) -> Callable[[PRNGKeyArray, Any], TrainState]:
     def init(key: PRNGKeyArray, vocabulary: Any) -> TrainState:
         params = init_params(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), vocabulary)
+        return TrainState(jnp.zeros((), jnp.int32), params, init_opt_state(params), vocabulary)
 
     return init
 

@@ -55,7 +55,9 @@ def start(config: Config):
     fresh = lambda key: cast_tables(init(key), config.optimizer.table_dtype)
     optimizer = make_optimizer(config.optimizer)
     key = jax.random.key(config.seed)
-    train_state, shardings = state.create(fresh, optimizer, key, mesh=mesh, rules=config.mesh.rules)
+    train_state, shardings = state.create(
+        fresh, optimizer.init, key, mesh=mesh, rules=config.mesh.rules
+    )
     step = make_train_step(graphdef, optimizer, config, num_items=ITEMS, item_log_q=None)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     return mesh, train_state, sharding.on_mesh(mesh, step)
@@ -84,9 +86,9 @@ def test_a_planned_state_is_a_fresh_one_without_its_memory():
     fresh = lambda key: cast_tables(init(key), config.optimizer.table_dtype)
     rows = {"rows": np.zeros((ITEMS, 2), np.int32)}
     made, shardings = state.create(
-        fresh, optimizer, jax.random.key(7), mesh=mesh, rules=rules, vocabulary=rows
+        fresh, optimizer.init, jax.random.key(7), mesh=mesh, rules=rules, vocabulary=rows
     )
-    planned = state.planned(fresh, optimizer, mesh=mesh, rules=rules, vocabulary=rows)
+    planned = state.planned(fresh, optimizer.init, mesh=mesh, rules=rules, vocabulary=rows)
     assert planned == state.abstract(made) and state.shardings_of(planned) == shardings
     state.free(made)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(made))

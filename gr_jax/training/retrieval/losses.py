@@ -11,46 +11,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from gr_jax.config import LossConfig
 from gr_jax.models.layers import l2_normalise
 from gr_jax.models.lookup import add_rows, take_rows
-from gr_jax.training.retrieval.negatives import sample_negatives
 
 # Logits up to this size need no row maximum: exp(40) summed over any catalogue still is a float32 number.
 _SAFE_LOGIT = 40.0
 _COLLISION = -5e4  # logit of a negative that is the positive itself: its exponential is exactly 0
-
-
-def draw_negatives(
-    key: PRNGKeyArray,
-    labels: Int[Array, "R L"],
-    weights: Float[Array, "R L"],
-    *,
-    config: LossConfig,
-    num_items: int,
-) -> Int[Array, "R G K"] | None:
-    """The negatives that the loss of `config` needs, ids of items; None for kind="full".
-
-    Raises:
-      ValueError: `config.group` does not divide L.
-    """
-    if config.kind == "full":
-        return None
-    length = labels.shape[1]
-    group = config.group if config.kind == "group" else 1
-    if length % group:
-        raise ValueError(f"loss.group={group} must divide the row length {length}")
-    return sample_negatives(
-        key,
-        labels,
-        weights,
-        groups=length // group,
-        count=config.negatives,
-        sampler=config.sampler,
-        num_items=num_items,
-    )
 
 
 def next_item_loss(

@@ -5,6 +5,38 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from gr_jax.config import LossConfig
+
+
+def draw_negatives(
+    key: PRNGKeyArray,
+    labels: Int[Array, "R L"],
+    weights: Float[Array, "R L"],
+    *,
+    config: LossConfig,
+    num_items: int,
+) -> Int[Array, "R G K"] | None:
+    """The negatives that the loss of `config` needs, ids of items; None for kind="full".
+
+    Raises:
+      ValueError: `config.group` does not divide L.
+    """
+    if config.kind == "full":
+        return None
+    length = labels.shape[1]
+    group = config.group if config.kind == "group" else 1
+    if length % group:
+        raise ValueError(f"loss.group={group} must divide the row length {length}")
+    return sample_negatives(
+        key,
+        labels,
+        weights,
+        groups=length // group,
+        count=config.negatives,
+        sampler=config.sampler,
+        num_items=num_items,
+    )
+
 
 def sample_negatives(
     key: PRNGKeyArray,

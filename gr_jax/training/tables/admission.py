@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Int, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.config import Config, VocabularyConfig
 from gr_jax.data.batches.batch import Batch, Impressions
@@ -32,7 +32,7 @@ from gr_jax.models.embeddings import table_rows
 from gr_jax.models.lookup import ambient_devices
 from gr_jax.models.vocabulary import catalogue_table, item_vectors
 from gr_jax.training import sharding
-from gr_jax.training.tables.batch_entries import FIELDS, numbered
+from gr_jax.training.tables.batch_entries import number
 
 if TYPE_CHECKING:
     from gr_jax.data.dataset import Dataset
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 # rows [X1, k]: of each item, 0 = none; seen [X1]: steps that named it; last [X1]: the number of the last of them, from
 # 1. The last two for kind="admitted" alone. X1 as of `table_rows`.
 Vocabulary = dict[str, Any]
+
+# Fields of a batch whose items are counted: what users took, and no negatives.
+COUNTED = ("item", "label", "history_item")
 
 
 def initial(config: Config, dataset: Dataset) -> Vocabulary | None:
@@ -86,36 +89,35 @@ def catalogue_params(params: dict, vocabulary: Vocabulary | None) -> dict:
     )
 
 
-def touched_rows(
-    vocabulary: Vocabulary, item: Int[Array, "S U"], size: int
-) -> tuple[Int[Array, "S V"], Int[Array, "S U k"]]:
-    """The distinct rows of items, as `touched` has them, and the places of each item's rows in these.
+def entries_of_items(
+    vocabulary: Vocabulary, item: Int[Array, "*S U"], size: int
+) -> tuple[Int[Array, "*S V"], Int[Array, "*S U k"]]:
+    """Distinct entries of items, ascending as of `renumber`, and the places of each item's entries in these.
 
-    item: ids, some beyond the catalogue, which have no row. size: rows of the table.
+    item: ids, some beyond the catalogue, which have no entry. size: entries of the table.
     """
-    row = vocabulary["rows"].at[item].get(mode="fill", fill_value=0)
-    distinct, place = numbered({"rows": row}, size, len(item))
-    return distinct, place["rows"]
+    own = vocabulary["rows"].at[item].get(mode="fill", fill_value=0)
+    distinct, place = number({"own": own}, size, len(item) if item.ndim == 2 else None)
+    return distinct, place["own"]
 
 
-def vectors_of_touched(table: Array, place: Int[Array, "S U k"]) -> Array:
-    """Vectors of the items of `touched_rows`, [U, D] or [S, U, D], from the rows that were looked up."""
-    return (
-        item_vectors(table, place[0]) if table.ndim == 2 else jax.vmap(item_vectors)(table, place)
-    )
+def vectors_of_items(
+    entries: Float[Array, "*S V D"], place: Int[Array, "*S U k"]
+) -> Float[Array, "*S U D"]:
+    """Vectors of the items of `entries_of_items`, from the entries that were looked up."""
+    return (item_vectors if entries.ndim == 2 else jax.vmap(item_vectors))(entries, place)
 
 
-def observed(
+def count_items(
     vocabulary: Vocabulary | None, batch: Batch | Impressions, step: Int[Array, ""]
 ) -> Vocabulary | None:
     """The vocabulary after a step that saw `batch`, `step` being the steps before it."""
     if vocabulary is None or "seen" not in vocabulary:
         return vocabulary
-    fields = (getattr(batch, name, None) for name in FIELDS["item_table"])
+    fields = (getattr(batch, name, None) for name in COUNTED)
     item = jnp.concatenate([ids.reshape(-1) for ids in fields if ids is not None])
-    if (
-        ambient_devices()
-    ):  # ids to every device, so that each counts all of them; counts need not travel
+    if ambient_devices():
+        # ids to every device, so that each counts all of them; counts need not travel
         item = jax.lax.with_sharding_constraint(item, PartitionSpec())
     seen, last = vocabulary["seen"], vocabulary["last"]
     # All of an item's places write the same number: it counts once a step.

@@ -27,21 +27,21 @@ OVER_ALL, OVER_DATA, WHOLE = PartitionSpec(AXES), PartitionSpec("data"), Partiti
 Update = Callable[[Array, Any, Array, Array, Array | int], tuple[Array, Any]]
 
 
-def batch_parts() -> int:
-    """S, the parts of a batch that the ambient mesh holds apart."""
-    return ambient_devices().get("data", 1)
+def batch_parts() -> int | None:
+    """S, the parts of a batch that the ambient mesh holds apart; None on one device, where arrays have no axis S."""
+    return ambient_devices().get("data")
 
 
 def fetch(
-    table: Float[Array, "rows D"], rows: Int[Array, "S U"], *, exchange: str
+    table: Float[Array, "rows D"], rows: Int[Array, "*S U"], *, exchange: str
 ) -> Float[Array, "*S U D"]:
-    """Rows of the table in its dtype, zeros for numbers beyond it; [U, D] on one device.
+    """Rows of the table in its dtype, zeros for numbers beyond it.
 
     rows: strictly ascending in each part of the batch.
     """
     devices = ambient_devices()
     if not devices:
-        return table.at[rows[0]].get(mode="fill", fill_value=0)
+        return table.at[rows].get(mode="fill", fill_value=0)
 
     def per_device(table: Float[Array, "rows D"], rows: Int[Array, "1 U"]) -> Float[Array, "1 U D"]:
         if exchange == "gather":
@@ -57,7 +57,7 @@ def deliver(
     update: Update,
     table: Float[Array, "rows D"],
     state: Any,
-    rows: Int[Array, "S U"],
+    rows: Int[Array, "*S U"],
     gradients: Float[Array, "*S U D"],
     *,
     exchange: str,
@@ -68,7 +68,7 @@ def deliver(
     """
     devices = ambient_devices()
     if not devices:
-        return update(table, state, rows[0], gradients, 0)
+        return update(table, state, rows, gradients, 0)
 
     def per_device(
         table: Array, state: Any, rows: Int[Array, "1 U"], gradients: Float[Array, "1 U D"]

@@ -68,7 +68,7 @@ def rowwise_adagrad(config: OptimizerConfig) -> RowRule:
 RULES = {"rowwise_adamw": rowwise_adamw, "rowwise_adagrad": rowwise_adagrad}
 
 
-class SparseOptimizer(NamedTuple):
+class RowwiseOptimizer(NamedTuple):
     """A row-wise rule for the tables and a dense optimizer for all other parameters."""
 
     rest: optax.GradientTransformation
@@ -118,6 +118,9 @@ class SparseOptimizer(NamedTuple):
             }
 
         return update
+
+
+Optimizer = optax.GradientTransformation | RowwiseOptimizer
 
 
 def _put(array: Array, row: Int[Array, " U"], values: Array) -> Array:

@@ -10,12 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr_jax.config import LossConfig
 from gr_jax.training.retrieval.losses import (
-    draw_negatives,
     full_softmax,
     next_item_loss,
     sampled_softmax,
 )
-from gr_jax.training.retrieval.negatives import sample_negatives
+from gr_jax.training.retrieval.negatives import draw_negatives, sample_negatives
 
 R, L, D, NUM_ITEMS, ROWS, TEMPERATURE = 3, 12, 8, 37, 48, 0.05
 KEY = jax.random.key(5)

@@ -33,7 +33,7 @@ def small(config: Config, **fields: Any) -> Config:
 
 def first_of(config: Config) -> Any:
     log = make_log()
-    log.__dict__["item_table"] = pl.DataFrame(
+    log.catalogue.__dict__["items"] = pl.DataFrame(
         {"raw": [f"i{i}" for i in range(ITEMS)]}
     )  # there is no file
     return admission.initial(config, log)
@@ -54,7 +54,12 @@ def train(config: Config, first: Any, *, steps: int, init_table: Any = None, opt
         )
 
     train_state, shardings = state.create(
-        fresh, optimizer, jax.random.key(0), mesh=mesh, rules=config.mesh.rules, vocabulary=first
+        fresh,
+        optimizer.init,
+        jax.random.key(0),
+        mesh=mesh,
+        rules=config.mesh.rules,
+        vocabulary=first,
     )
     step = make_train_step(graphdef, optimizer, config, num_items=ITEMS, item_log_q=None)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
@@ -148,7 +153,7 @@ def test_one_and_eight_devices_give_the_same_rows_and_losses(loss, data, model, 
 
 # Rows given and taken
 
-observed = jax.jit(admission.observed)
+count_items = jax.jit(admission.count_items)
 
 
 def by_hand(rows, seen, last, shared, config: VocabularyConfig, step: int) -> tuple[dict, dict]:
@@ -207,7 +212,7 @@ def test_rows_are_given_and_taken_as_by_hand(seed, admit_after, evict_after, has
     for step in range(0, 24, 2):
         for k in (step, step + 1):
             item, label = rng.integers(0, 2 + step * items // 24, (2, 2, 2))
-            now = observed(now, batch_of(item, label), jnp.int32(k))
+            now = count_items(now, batch_of(item, label), jnp.int32(k))
             named = np.setdiff1d([item, label], 0)
             counts[named] += 1
             last[named] = k + 1
@@ -291,7 +296,7 @@ def test_rows_change_hands_without_copies_of_a_sharded_table():
 def test_an_item_is_counted_once_a_step_as_token_or_label():
     batch = batch_of([[3, 3, 0]], [[3, 5, 0]])
     first = {"rows": jnp.zeros((7, 1)), "seen": jnp.arange(7), "last": jnp.zeros(7, jnp.int32)}
-    after = admission.observed(first, batch, jnp.int32(41))
+    after = admission.count_items(first, batch, jnp.int32(41))
     assert after is not None
     assert after["seen"].tolist()[1:] == [1, 2, 4, 4, 6, 6]
     assert after["last"].tolist()[1:] == [0, 0, 42, 0, 42, 0]

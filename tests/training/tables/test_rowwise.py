@@ -41,7 +41,7 @@ def train(config: OptimizerConfig, table, steps):
         rows, place = distinct_ids(jnp.append(0, ids), len(ids) + 1, ROWS)
         total = jnp.zeros((len(rows), table.shape[1])).at[place[1:]].add(gradients)
         return deliver(
-            optimizer.update_of(count, KEY), table, moments, rows[None], total, exchange="gather"
+            optimizer.update_of(count, KEY), table, moments, rows, total, exchange="gather"
         )
 
     for count, (ids, gradients) in enumerate(steps):
