@@ -54,7 +54,7 @@ from gr_jax.config import (
 from gr_jax.data.batches import epochs
 from gr_jax.data.batches.batch import Batch
 from gr_jax.data.dataset import Catalogue, Dataset
-from gr_jax.models.lookup import take_rows
+from gr_jax.models.lookup import take_entries
 from gr_jax.training import sharding, state
 from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.retrieval.negatives import draw_negatives
@@ -92,7 +92,7 @@ def table_step(_: Any, optimizer: Optimizer, config: Config, items: int) -> Any:
     def loss_fn(params: dict, inputs: RetrievalInputs) -> tuple[jax.Array, dict]:
         table = params["embeddings"]["item_table"]
         named = cast(tuple, (inputs.item, inputs.label, inputs.negatives))
-        loss = sum((jnp.square(take_rows(table, ids)).sum() for ids in named), jnp.zeros(()))
+        loss = sum((jnp.square(take_entries(table, ids)).sum() for ids in named), jnp.zeros(()))
         return loss, {"loss": loss}
 
     def step(now: state.TrainState, batch: Batch, key: jax.Array) -> tuple[state.TrainState, dict]:

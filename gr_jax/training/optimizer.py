@@ -11,7 +11,8 @@ from gr_jax.training.tables.rowwise import RULES, Optimizer, RowwiseOptimizer
 def make_optimizer(config: OptimizerConfig) -> Optimizer:
     """The paper's optimizer: AdamW with betas (0.9, 0.98), constant learning rate, no clipping.
 
-    With `config.table` other than "dense", tables follow a rule that touches only the rows of a batch.
+    With `config.table` other than "dense", tables follow a rule that changes only the entries of a
+    batch.
     """
     rate = learning_rate(config, config.learning_rate)
     dense = optax.adamw(

@@ -1,4 +1,4 @@
-"""Losses of the first steps of tiny models against stored ones: the sum of all that a step does, to 6 digits.
+"""Losses of the first steps of tiny models against stored ones, to 6 digits.
 
 If a change is meant to move them, renew the numbers and say why in the commit:
 

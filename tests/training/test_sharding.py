@@ -104,7 +104,7 @@ def test_one_and_eight_devices_train_to_the_same_losses(loss):
         assert_sharded(train_state, data * model)
 
 
-# Dense or sparse, and every way in which rows travel; experiments/sparse_step.py goes through all shapes of meshes.
+# Every way in which entries travel; experiments/sparse_step.py goes through all shapes of meshes.
 @pytest.mark.parametrize(
     ("data", "model", "exchange", "optimizer"),
     [
@@ -125,7 +125,10 @@ def test_a_sparse_optimizer_trains_to_the_same_losses_on_a_mesh(data, model, exc
 
 
 def assert_sharded(train_state: state.TrainState, devices: int, arrays: int = 3) -> None:
-    """Every array of a table or its moments is split over all devices, and nothing large is replicated."""
+    """Every array of a table or its moments is split over all devices.
+
+    Nothing large is replicated.
+    """
     tables = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(train_state):
         name = sharding.path_name(path)
@@ -239,5 +242,6 @@ def test_a_dimension_that_does_not_divide_is_an_error_that_names_it():
 
 def test_a_step_can_be_made_where_grain_and_polars_are_not_installed():
     code = "import sys; sys.modules['grain'] = sys.modules['polars'] = None; "
-    code += "import gr_jax.training.retrieval.step, gr_jax.training.sharding, gr_jax.training.state, gr_jax.planning.compiled_step"
+    code += "import gr_jax.training.retrieval.step, gr_jax.training.sharding, "
+    code += "gr_jax.training.state, gr_jax.planning.compiled_step"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

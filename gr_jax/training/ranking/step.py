@@ -21,7 +21,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch | Impressions, PRNGKeyArray], tuple[TrainState, dict]]:
     """`train_step(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
 
-    Metrics: `loss`, the weighted sum over tasks of the mean over their labels; and each task's mean as `loss/TASK`.
+    Metrics: `loss`, the weighted sum over tasks of the mean over their labels; and each task's mean
+    as `loss/TASK`.
     """
     tasks = config.ranking.tasks
     weights = tuple(float(w) for w in config.ranking.weights) or (1.0,) * len(tasks)

@@ -20,7 +20,7 @@ from gr_jax.training.retrieval import metrics
 
 
 class UserRanks(NamedTuple):
-    """What became of the target of each user of a split, in the order of evaluation."""
+    """Rank and probability of the target of each user of a split, in the order of evaluation."""
 
     user: Int[np.ndarray, " Q"]
     rank: Int[np.ndarray, " Q"]  # as in `metrics.target_ranks`
@@ -38,7 +38,8 @@ def make_judge(
         hidden = nnx.merge(graphdef, params).encode(batch)
         return hidden.reshape(-1, hidden.shape[-1])[token]
 
-    # Apart from `encode`, because the width of `seen` takes several values and this part compiles quickly.
+    # Apart from `encode`, because the width of `seen` takes several values and this part compiles
+    # quickly.
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def rank(
         params: dict,

@@ -22,7 +22,7 @@ from gr_jax.training.tables.update import make_tables
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RetrievalInputs(Batch):
-    """A batch, and the part of the catalogue that its loss compares with; None where the loss uses none."""
+    """A batch, and what its loss takes from the catalogue; None where the loss uses none."""
 
     negatives: Int[Array, "R G K"] | None = None  # item ids
     item_log_q: Float[Array, "*S rows"] | None = None  # of each item: log probability of a draw
@@ -38,9 +38,11 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, dict]]:
     """`train_step(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
 
-    Dropout and negatives of a step depend on (key, state.step) alone, so a resumed run repeats them.
+    Dropout and negatives of a step depend on (key, state.step) alone, so a resumed run repeats
+    them.
 
-    Metrics: `loss`, the mean over labels in nats. A norm of the gradients would be one more pass over the item table.
+    Metrics: `loss`, the mean over labels in nats. A norm of the gradients would be one more pass
+    over the item table.
     """
     tables = make_tables(optimizer, config.mesh.exchange)
 

@@ -1,7 +1,8 @@
 """Distinct ids of a batch by table, and the batch renumbered to count in these.
 
-A training step with row-wise tables looks these entries up once. To the model they are its tables, small ones, so the
-gradient of a table is [entries of the batch, D] and nothing in the step is as large as the catalogue.
+A training step with row-wise tables looks these entries up once. To the model they are its tables,
+small ones, so the gradient of a table is [entries of the batch, D] and nothing in the step is as
+large as the catalogue.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ FIELDS_BY_ITEM = ("item_side", "item_log_q")
 def renumber(
     inputs: Inputs, sizes: dict[str, int], *, parts: int | None
 ) -> tuple[dict[str, Int[Array, "*S U"]], Inputs]:
-    """Distinct ids of `inputs` by table, and `inputs` with the place of each id among them in its stead.
+    """Distinct ids of `inputs` by table, and `inputs` with each id replaced by its place in these.
 
     Padding, 0, stays 0.
 
     Args:
-      inputs: fields as listed in `FIELDS` and `FIELDS_BY_ITEM`; what it lacks or has as None is left out.
+      inputs: fields as of `FIELDS` and `FIELDS_BY_ITEM`; any of them may be absent or None.
       sizes: ids of each table, padding included; in the order of `FIELDS`.
-      parts: S equal parts of the first axis of `inputs` that are numbered apart; None = one, without the axis S.
+      parts: S equal parts of the first axis of `inputs`, each numbered by itself; None = all as
+        one, without the axis S.
 
     Returns:
-      ids: strictly ascending, 0 first, filled up with numbers beyond the table. U is the smaller of the ids that are
-        named, with repeats, and the size.
+      ids: strictly ascending, 0 first, filled up with numbers beyond the table. U is the number of
+        ids named, with repeats and 0, or the size if that is smaller.
       inputs: renumbered; fields by item are [*S, U, ...].
     """
     ids = {}
@@ -62,7 +64,7 @@ def renumber(
 def number(
     held: dict[str, Array], size: int, parts: int | None
 ) -> tuple[Int[Array, "*S U"], dict[str, Array]]:
-    """Distinct ids of all arrays together, 0 among them, and the arrays with places in these for ids."""
+    """Distinct ids of all arrays together, with 0, and the arrays with places in these for ids."""
     lead = () if parts is None else (parts,)
     flat = [jnp.zeros((*lead, 1), jnp.int32)] + [ids.reshape(*lead, -1) for ids in held.values()]
     joined = jnp.concatenate(flat, axis=-1)
@@ -82,10 +84,10 @@ def number(
 def distinct_ids(
     ids: Int[Array, " T"], count: int, beyond: int
 ) -> tuple[Int[Array, " U"], Int[Array, " T"]]:
-    """The at most `count` distinct ids, strictly ascending, filled up with numbers of at least `beyond`.
+    """Distinct ids, at most `count`, and the place of each of `ids` in them.
 
-    Returns:
-      These, and the place of each of `ids` in them. No id is above `beyond`.
+    The distinct ids are strictly ascending, filled up with numbers of at least `beyond`. No id is
+    above `beyond`.
     """
     ordered = jnp.sort(ids)
     is_first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])

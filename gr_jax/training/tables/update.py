@@ -6,9 +6,9 @@ A training step is three lines, whatever its loss and its optimizer:
     grads, metrics = jax.grad(loss_fn, has_aux=True)(view.params, inputs, key)
     state = tables.apply(state, view, grads, key)
 
-With a dense optimizer the first is the identity and the last is optax. With a row-wise one the model sees tables of
-the batch's entries alone, and only these change. With a vocabulary the item table of the view has the vectors of
-items, whatever entries they are made of.
+With a dense optimizer the first is the identity and the last is optax. With a row-wise one the
+model sees tables of the batch's entries alone, and only these change. With a vocabulary the item
+table of the view has the vectors of items, whatever entries they are made of.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class DenseTables(NamedTuple):
     def look_up(self, state: TrainState, inputs: Inputs) -> tuple[View, Inputs]:
         """The parameters, and `inputs` as they are."""
         params, pull = jax.vjp(lambda p: catalogue_params(p, state.vocabulary), state.params)
-        return View(params, {}, pull, count_items(state.vocabulary, inputs, state.step)), inputs
+        vocabulary = count_items(state.vocabulary, inputs, state.step)
+        return View(params, {}, pull, vocabulary), inputs
 
     def apply(self, state: TrainState, view: View, grads: dict, key: PRNGKeyArray) -> TrainState:
         """The state after a step with these gradients of `view.params`; `key` is not used."""
@@ -75,7 +76,10 @@ class RowwiseTables(NamedTuple):
     exchange: str  # how entries travel over a mesh, see `tables.exchange`
 
     def look_up(self, state: TrainState, inputs: Inputs) -> tuple[View, Inputs]:
-        """The parameters with tables of the batch's entries in float32, and `inputs` renumbered to index these."""
+        """The parameters with the batch's entries for tables, and `inputs` that index these.
+
+        Entries are in float32, whatever the dtype of the table.
+        """
         vocabulary = state.vocabulary
         tables, rest = split_tables(state.params)
         sizes = {name: len(table) for name, table in tables.items()}
@@ -104,7 +108,10 @@ class RowwiseTables(NamedTuple):
         return View(params, entries, pull, count_items(vocabulary, inputs, state.step)), numbered
 
     def apply(self, state: TrainState, view: View, grads: dict, key: PRNGKeyArray) -> TrainState:
-        """The state after a step with these gradients of `view.params`; `key` rounds bfloat16 tables."""
+        """The state after a step with these gradients of `view.params`.
+
+        key: of the rounding of bfloat16 tables.
+        """
         tables, rest = split_tables(state.params)
         rest_grads, table_grads = view.pull(grads)
         updates, rest_state = self.optimizer.rest.update(rest_grads, state.opt_state["rest"], rest)

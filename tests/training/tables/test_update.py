@@ -1,4 +1,4 @@
-"""The sparse step against the dense one, and what it costs in memory and traffic as the table grows."""
+"""The row-wise step against the dense one, and its memory and traffic as the table grows."""
 
 import dataclasses
 
