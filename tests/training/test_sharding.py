@@ -104,7 +104,8 @@ def test_one_and_eight_devices_train_to_the_same_losses(loss):
         assert_sharded(train_state, data * model)
 
 
-# Every way in which entries travel; experiments/sparse_step.py goes through all shapes of meshes.
+# Every way in which entries travel; experiments/speed/sparse_step.py goes through all shapes of
+# meshes.
 @pytest.mark.parametrize(
     ("data", "model", "exchange", "optimizer"),
     [
