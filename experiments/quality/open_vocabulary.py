@@ -187,7 +187,7 @@ def step(rounds: int) -> Iterator[dict]:
     log.catalogue.__dict__["items"] = pl.DataFrame(
         {"raw": np.arange(1, ITEMS + 1).astype(str)}
     )  # there is no file
-    plan = epochs.train_rows(log, base.data, batch_users=sparse_step.USERS)
+    plan = epochs.retrieval_batches(log, base.data, batch_users=sparse_step.USERS)
     cases = {
         "catalogue": VocabularyConfig(),
         "hashed, k=1": VocabularyConfig("hashed", ITEMS // 10, 1),

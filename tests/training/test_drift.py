@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from gr_jax.data.batches import epochs
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.training import sharding
 from gr_jax.training.ranking import objective as ranking
 from tests.training.ranking.test_objective import open_run
@@ -37,7 +37,7 @@ def ranking_losses(kind: str) -> list[float]:
     objective = ranking.task(run)
     state, _ = run.fresh_state()
     step, losses = sharding.on_mesh(run.mesh, jax.jit(objective.train_step())), []
-    for batch in epochs.train_batches(objective.batches().plan, 0, STEPS):
+    for batch in read_batches(objective.batches().plan, 0, STEPS):
         state, metrics = step(state, batch, jax.random.key(1))
         losses.append(float(metrics["loss"]))
     return losses

@@ -21,10 +21,10 @@ Inputs = TypeVar("Inputs", bound=Batch | Impressions)
 # Fields of a batch, or of what a loss adds to one, that hold ids, by table.
 FIELDS = {
     "item_table": ("item", "label", "history_item", "negatives"),
-    "feature_table": ("side", "feature", "item_side"),
+    "feature_table": ("item_features", "user_feature", "user_features", "catalogue_features"),
 }
 # Fields with a value for each item of the catalogue; only those of the batch's items are kept.
-FIELDS_BY_ITEM = ("item_side", "item_log_q")
+FIELDS_BY_ITEM = ("catalogue_features", "item_log_q")
 
 
 def renumber(

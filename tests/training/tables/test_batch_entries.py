@@ -20,8 +20,8 @@ def make_batch(rows=4, length=6) -> Batch:
         zeros,
         zeros,
         label=ids(ITEMS),
-        side=ids(VALUES, 2),
-        feature=ids(VALUES),
+        item_features=ids(VALUES, 2),
+        user_feature=ids(VALUES),
     )
 
 
@@ -38,7 +38,7 @@ def test_every_id_is_the_place_of_its_entry_and_padding_stays_0(parts):
     ids, numbered = renumber(batch, {"item_table": 128, "feature_table": 128}, parts=parts)
     for table, names in {
         "item_table": ("item", "label", "negatives"),
-        "feature_table": ("side", "feature"),
+        "feature_table": ("item_features", "user_feature"),
     }.items():
         distinct = np.asarray(ids[table])
         assert distinct.shape[:-1] == (() if parts is None else (parts,))
@@ -79,6 +79,8 @@ def test_features_of_items_come_with_the_items():
     ids, numbered = renumber(batch, {"item_table": 128, "feature_table": 128}, parts=None)
     items, values = np.asarray(ids["item_table"]), np.asarray(ids["feature_table"])
     real = items < 128
-    np.testing.assert_array_equal(values[np.asarray(numbered.item_side)[real]], side[items[real]])
+    np.testing.assert_array_equal(
+        values[np.asarray(numbered.catalogue_features)[real]], side[items[real]]
+    )
     np.testing.assert_array_equal(items[np.asarray(numbered.item)], item)
-    assert numbered.feature is None
+    assert numbered.user_features is None
