@@ -102,7 +102,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
         run.scheme,
         batch_users=run.config.evaluate.batch_users,
         exclude=run.config.evaluate.exclude,
-        row_multiple=run.row_multiple,
+        device_multiple=run.mesh.shape["data"],
     )
     found = make_judge(run.graphdef, run.config, num_items=run.dataset.num_items, mesh=run.mesh)(
         params, rows

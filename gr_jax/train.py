@@ -77,8 +77,10 @@ def train(config: Config, workdir: Path) -> int:
         checkpoints = Checkpoints(workdir / "checkpoints", writes=True)
         train_state, progress = checkpoints.restore(target) or (run.fresh_state()[0], Progress())
         # Step i stands for the same users on any number of devices: those of the first session set the batch size.
-        run = dataclasses.replace(run, batch_multiple=progress.batch_multiple or run.batch_multiple)
-        progress = dataclasses.replace(progress, batch_multiple=run.batch_multiple)
+        run = dataclasses.replace(
+            run, device_multiple=progress.device_multiple or run.device_multiple
+        )
+        progress = dataclasses.replace(progress, device_multiple=run.device_multiple)
         task = task_of(run)
         batches = task.batches()
         say(describe(run, batches, train_state))

@@ -109,7 +109,7 @@ def batch_bytes(sizes: Sizes) -> float:
     """Bytes of a global batch; see `data.batches.batch.Batch`."""
     fields = 5 + sizes.item_values + bool(sizes.num_actions)
     fields += 2 * sizes.num_tasks if sizes.num_tasks else 1
-    fields += bool(sizes.contexts or sizes.max_series) + 0.25 * bool(sizes.contexts)
+    fields += bool(sizes.contexts or sizes.max_series)
     return 4.0 * sizes.tokens * fields
 
 

@@ -67,13 +67,13 @@ class Sizes:
         }
 
 
-def sizes_of(config: Config, *, items: int, mean_length: float, row_multiple: int) -> Sizes:
-    """The sizes of a run whose batches are shared by `row_multiple` shards.
+def sizes_of(config: Config, *, items: int, mean_length: float, device_multiple: int) -> Sizes:
+    """The sizes of a run whose batches are shared by `device_multiple` shards.
 
     Args:
       config: of the run; source="synthetic" gives the sizes itself and generates nothing.
       items, mean_length: of the catalogue and of a history in events; 0 = from config or data.
-      row_multiple: divides the rows of a batch.
+      device_multiple: divides the rows of a batch.
 
     Raises:
       ConfigError: neither given nor to be found.
@@ -88,7 +88,11 @@ def sizes_of(config: Config, *, items: int, mean_length: float, row_multiple: in
             )
         users = world.num_users if world else 0
         return assumed(
-            config, items=items, mean_length=mean_length, num_users=users, row_multiple=row_multiple
+            config,
+            items=items,
+            mean_length=mean_length,
+            num_users=users,
+            device_multiple=device_multiple,
         )
 
     meta = Path(config.data.prepared).expanduser() / "meta.json"
@@ -97,22 +101,22 @@ def sizes_of(config: Config, *, items: int, mean_length: float, row_multiple: in
             "no prepared dataset and no raw log: give the sizes by --items=N --mean_length=EVENTS,"
             " or set --config.data.path"
         )
-    return measured(config, prepare(config.data), row_multiple=row_multiple)
+    return measured(config, prepare(config.data), device_multiple=device_multiple)
 
 
-def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
+def measured(config: Config, dataset: Dataset, *, device_multiple: int) -> Sizes:
     """The sizes of training on `dataset`, by its first epoch; also those of streaming."""
     scheme, catalogue = token_scheme(config, dataset), dataset.catalogue
     if config.ranking.tasks:
         before = time_bounds(dataset.events.timestamp, config.ranking)["valid"][0]
-        rows = ranking.train_rows(dataset, config, scheme, before, row_multiple=row_multiple)
+        rows = ranking.train_rows(dataset, config, scheme, before, device_multiple=device_multiple)
     else:
         rows = epochs.train_rows(
             dataset,
             config.data,
             scheme,
             batch_users=config.train.batch_users,
-            row_multiple=row_multiple,
+            device_multiple=device_multiple,
             seed=config.seed,
         )
     lengths = rows.count(rows.epoch(0).spans)
@@ -136,7 +140,7 @@ def measured(config: Config, dataset: Dataset, *, row_multiple: int) -> Sizes:
 
 
 def assumed(
-    config: Config, *, items: int, mean_length: float, num_users: int, row_multiple: int
+    config: Config, *, items: int, mean_length: float, num_users: int, device_multiple: int
 ) -> Sizes:
     """The sizes of training on log-normal histories, as of `data/log/synthetic.py`; no features."""
     per_event = 2 if config.ranking.tasks and config.ranking.tokens != "sum" else 1
@@ -154,7 +158,7 @@ def assumed(
     return Sizes(
         num_items=items,
         max_tokens=per_event * max_length,
-        batch_rows=max(1, -(-rows // row_multiple)) * row_multiple,
+        batch_rows=max(1, -(-rows // device_multiple)) * device_multiple,
         row_length=row_length,
         users_per_batch=float(users),
         lengths=lengths,

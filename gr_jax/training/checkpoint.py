@@ -27,8 +27,8 @@ class Progress:
     best_value: float = -math.inf  # its score, such as NDCG@10
     stale: int = 0  # validations since then
     wall_seconds: float = 0.0  # of training, validation included, over all sessions of the run
-    # rows of a batch are a multiple of this, of the first session; 0 = not known
-    batch_multiple: int = 0
+    # Rows of a training batch are a multiple of this, from the first session on; 0 = not known.
+    device_multiple: int = 0
 
     def after_validation(self, step: int, value: float) -> Progress:
         """Progress with the validation at `step`; of equal values the later is the best."""
@@ -154,7 +154,10 @@ class Checkpoints:
         args = ocp.args.Composite(progress=ocp.args.JsonRestore(), **wanted)
         restored: Any = self._manager.restore(step, args=args)
         state = None if target is None else jax.block_until_ready(restored.state)
-        return state, Progress(**restored.progress)
+        progress = dict(restored.progress)
+        if "batch_multiple" in progress:  # its name in older checkpoints
+            progress["device_multiple"] = progress.pop("batch_multiple")
+        return state, Progress(**progress)
 
     def _move_aside(self, damaged: Sequence[int]) -> None:
         """Renames damaged steps, so that the steps taken again do not count as older than them."""

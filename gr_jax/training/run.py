@@ -47,15 +47,10 @@ class Run:
     graphdef: nnx.GraphDef  # structure of the model
     init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
     optimizer: Optimizer
-    # rows of a training batch are a multiple of this: the devices that the run began on
-    batch_multiple: int
+    # Rows of a training batch are a multiple of this: the `data` axis of the mesh that the run began on.
+    device_multiple: int
     # rows of the items before the first step; None: row = item id
     vocabulary: admission.Vocabulary | None = None
-
-    @property
-    def row_multiple(self) -> int:
-        """Rows of an evaluation batch are a multiple of this."""
-        return self.mesh.shape["data"]
 
     def planned_state(self) -> state.TrainState:
         """Shapes, dtypes and shardings of the state: the target that a checkpoint is restored against."""

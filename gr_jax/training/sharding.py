@@ -113,7 +113,7 @@ def share_of_rows(owner: Int[np.ndarray, "data model"], process: int) -> Share:
             f"mesh.data={data} x mesh.model={model}: the devices of process {process} hold"
             f" rows {mine.tolist()} of {data}; choose a mesh.model that divides the devices of a process, or they it"
         )
-    return Share(int(mine[0]) // size, data // size, multiple=data)
+    return Share(int(mine[0]) // size, data // size, device_multiple=data)
 
 
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:

@@ -12,7 +12,7 @@ from gr_jax.data.batches import ranking as ranking_rows
 from gr_jax.data.batches.sequences import time_bounds
 from gr_jax.serving import load
 from gr_jax.serving.history import RequestError
-from gr_jax.training.ranking.objective import predict_all
+from gr_jax.training.ranking.evaluation import predict_all
 from gr_jax.training.retrieval import metrics
 from tests.serving.conftest import RANKING, trained
 
@@ -173,7 +173,9 @@ def predictions(loaded, workdir, users: int) -> tuple[list, list]:
         lambda batch: load.predictions(run.graphdef, params, batch, tasks=run.scheme.tasks)
     )
     low = int(np.quantile(run.dataset.events.timestamp, 0.3))
-    rows = ranking_rows.label_rows(run.dataset, run.config, run.scheme, low, 2**40, row_multiple=1)
+    rows = ranking_rows.label_rows(
+        run.dataset, run.config, run.scheme, low, 2**40, device_multiple=1
+    )
     judged, labels = predict_all(lambda batch: predict(batch).reshape(-1, 2), rows, run)
     ours, theirs = [], []
     for prediction, user, before in zip(judged, labels.user, labels.history, strict=True):

@@ -198,3 +198,13 @@ def test_progress_keeps_the_best_and_counts_stale_validations():
         progress = progress.after_validation(step, value)
     assert (progress.best_step, progress.best_value, progress.stale) == (2, 0.3, 2)
     assert progress.after_validation(5, 0.4).stale == 0
+
+
+def test_progress_of_an_older_checkpoint_keeps_the_size_of_its_batches(checkpoints):
+    checkpoints.save(3, a_state(3), Progress(best_step=3, device_multiple=4))
+    (file,) = (Path(checkpoints.folder) / "3" / "progress").glob("metadata")
+    file.write_text(file.read_text().replace("device_multiple", "batch_multiple"))
+    for sums in (Path(checkpoints.folder) / "3").glob("checksums.*"):
+        sums.unlink()
+    progress = checkpoints.newest_progress()
+    assert progress == Progress(best_step=3, device_multiple=4)

@@ -64,7 +64,7 @@ def start(config: Config):
 def losses_of(config: Config, steps: int = 20):
     mesh, train_state, step = start(config)
     # Eight rows a batch on every mesh, so that all see the same batches.
-    rows = epochs.train_rows(make_log(), config.data, batch_users=24, row_multiple=8)
+    rows = epochs.train_rows(make_log(), config.data, batch_users=24, device_multiple=8)
     losses = []
     for batch in epochs.train_batches(rows, 0, steps):
         batch = sharding.put(batch, sharding.batch_sharding(mesh))
@@ -217,7 +217,7 @@ def test_a_mesh_that_leaves_devices_of_a_process_unused_is_an_error(monkeypatch)
 def test_a_process_fills_the_rows_of_its_devices(data, model, shares):
     owner = np.repeat(np.arange(4), 2).reshape(data, model)
     found = [sharding.share_of_rows(owner, process) for process in range(4)]
-    assert found == [Share(index, count, multiple=data) for index, count in shares]
+    assert found == [Share(index, count, device_multiple=data) for index, count in shares]
 
 
 def test_rows_that_do_not_divide_among_processes_are_an_error():

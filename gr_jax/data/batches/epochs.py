@@ -160,7 +160,7 @@ def plan_rows(
     scheme: tokenizer.TokenScheme,
     *,
     batch_users: int,
-    row_multiple: int,
+    device_multiple: int,
     seed: int,
 ) -> TrainBatches:
     """Plans training batches of `spans`: rows per batch so that a batch holds `batch_users` sequences on average.
@@ -171,7 +171,8 @@ def plan_rows(
       config: max_length N, row_length L and Stochastic Length.
       stream: how events become tokens.
       batch_users: mean sequences in a global batch.
-      row_multiple: the devices that rows are shared among: R is a multiple of this, and each gets about equal work.
+      device_multiple: the devices that rows are shared among: R is a multiple of this, and each
+        gets about equal work.
       seed: of the shuffles and cuts.
     """
     count = functools.partial(tokenizer.token_counts, dataset, scheme=scheme)
@@ -182,8 +183,8 @@ def plan_rows(
     whole = packing.pack(count(spans), config.row_length)
     rows = TrainBatches(spans, count, make, whole, config.row_length, 1, seed, cut)
     first = rows.epoch(0).rows.packing
-    batch_rows = packing.rows_per_batch(first, len(spans), batch_users, row_multiple)
-    return dataclasses.replace(rows, batch_rows=batch_rows, shards=row_multiple)
+    batch_rows = packing.rows_per_batch(first, len(spans), batch_users, device_multiple)
+    return dataclasses.replace(rows, batch_rows=batch_rows, shards=device_multiple)
 
 
 def _cut(
@@ -213,7 +214,7 @@ def train_rows(
     scheme: tokenizer.TokenScheme = tokenizer.ITEMS,
     *,
     batch_users: int,
-    row_multiple: int = 1,
+    device_multiple: int = 1,
     seed: int = 0,
 ) -> TrainBatches:
     """Plans the training batches of retrieval; arguments as of `plan_rows`."""
@@ -224,7 +225,7 @@ def train_rows(
         config,
         scheme,
         batch_users=batch_users,
-        row_multiple=row_multiple,
+        device_multiple=device_multiple,
         seed=seed,
     )
 
@@ -312,7 +313,7 @@ def evaluation_rows(
     batch_users: int,
     exclude: str,
     sample: int = 0,
-    row_multiple: int = 1,
+    device_multiple: int = 1,
 ) -> EvaluationBatches:
     """Plans the evaluation of `split`, on a fixed random sample of `sample` users, or on all of them with 0.
 
@@ -339,7 +340,7 @@ def evaluation_rows(
         )
     lengths = tokenizer.token_counts(dataset, spans, scheme=scheme)
     rows = packing.RowIndex(packing.pack(lengths, config.row_length))
-    batch_rows = packing.rows_per_batch(rows.packing, len(spans), batch_users, row_multiple)
+    batch_rows = packing.rows_per_batch(rows.packing, len(spans), batch_users, device_multiple)
     make = tokenizer.filler(dataset, row_length=config.row_length, scheme=scheme)
     return EvaluationBatches(
         dataset, spans, make, lengths, rows, config.row_length, batch_rows, exclude

@@ -175,6 +175,6 @@ def events_between(dataset: Dataset, low: int, high: int) -> Int[np.ndarray, " T
     return inside[np.argsort(dataset.events.timestamp[inside], kind="stable")]
 
 
-def impression_size(config: Config, multiple: int) -> int:
+def impression_size(config: Config, device_multiple: int) -> int:
     """B: `train.batch_users` events, rounded up to a multiple of the devices."""
-    return -(-config.train.batch_users // multiple) * multiple
+    return -(-config.train.batch_users // device_multiple) * device_multiple

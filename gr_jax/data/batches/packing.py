@@ -150,12 +150,12 @@ class RowIndex:
 
 
 def rows_per_batch(
-    packing: Packing, sequences: int, batch_sequences: int, multiple: int = 1
+    packing: Packing, sequences: int, batch_sequences: int, device_multiple: int = 1
 ) -> int:
     """R, a multiple of `multiple`, so that R rows hold `batch_sequences` of all the sequences on average."""
     batches = max(1, round(sequences / batch_sequences))
     rows = -(-packing.num_rows // batches)
-    return -(-rows // multiple) * multiple
+    return -(-rows // device_multiple) * device_multiple
 
 
 def token_index(

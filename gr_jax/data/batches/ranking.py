@@ -33,7 +33,7 @@ def train_rows(
     scheme: tokenizer.TokenScheme,
     before: int,
     *,
-    row_multiple: int,
+    device_multiple: int,
 ) -> TrainBatches:
     """Packed training batches in which every event before the time `before` is a label once an epoch."""
     first, last = labels_between(
@@ -48,7 +48,7 @@ def train_rows(
         config.data,
         scheme,
         batch_users=config.train.batch_users,
-        row_multiple=row_multiple,
+        device_multiple=device_multiple,
         seed=config.seed,
     )
 
@@ -91,7 +91,7 @@ def label_rows(
     low: int,
     high: int,
     *,
-    row_multiple: int,
+    device_multiple: int,
 ) -> LabelBatches:
     """Plans an evaluation of the events with low <= time < high."""
     first, last = labels_between(dataset.events.offsets, dataset.events.timestamp, low, high)
@@ -100,7 +100,7 @@ def label_rows(
         tokenizer.token_counts(dataset, spans, scheme=scheme), config.data.row_length
     )
     batch_rows = packing.rows_per_batch(
-        packed, len(spans), config.evaluate.batch_users, row_multiple
+        packed, len(spans), config.evaluate.batch_users, device_multiple
     )
     return LabelBatches(
         dataset, spans, packing.RowIndex(packed), scheme, config.data.row_length, batch_rows

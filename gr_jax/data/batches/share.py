@@ -11,12 +11,13 @@ class Share:
 
     index: int = 0
     count: int = 1
-    # empty rows fill a batch up to a multiple of this, itself a multiple of `count`
-    multiple: int = 1
+    # Empty rows fill a batch up to a multiple of this, the `data` axis of the mesh; it is itself a
+    # multiple of `count`.
+    device_multiple: int = 1
 
     def of(self, batch_rows: int) -> tuple[int, int, int]:
         """First row of the part, the row after its last that is not filled up, and its size with the empty ones."""
-        size = -(-batch_rows // self.multiple) * self.multiple // self.count
+        size = -(-batch_rows // self.device_multiple) * self.device_multiple // self.count
         first = min(self.index * size, batch_rows)
         return first, min(first + size, batch_rows), size
 

@@ -121,7 +121,7 @@ def stream_rows(
     scheme: tokenizer.TokenScheme,
     edges: Int[np.ndarray, " W1"],
     *,
-    row_multiple: int,
+    device_multiple: int,
 ) -> StreamBatches:
     """Plans one pass over the windows between `edges`.
 
@@ -145,7 +145,7 @@ def stream_rows(
     lengths = tokenizer.token_counts(dataset, spans, scheme=scheme)
     length = config.data.row_length
     batch_rows = max(1, round(train.batch_users * float(lengths.mean()) / length))
-    batch_rows = -(-batch_rows // row_multiple) * row_multiple
+    batch_rows = -(-batch_rows // device_multiple) * device_multiple
     groups, first_batch = [], [0]
     for window in np.split(np.arange(len(spans)), np.searchsorted(emitted, edges[1:-1])):
         if len(window):
@@ -155,7 +155,7 @@ def stream_rows(
         first_batch.append(len(groups))
     make = tokenizer.filler(dataset, row_length=length, scheme=scheme)
     return StreamBatches(
-        spans, make, tuple(groups), tuple(first_batch), lengths, length, batch_rows, row_multiple
+        spans, make, tuple(groups), tuple(first_batch), lengths, length, batch_rows, device_multiple
     )
 
 

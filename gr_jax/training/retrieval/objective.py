@@ -39,7 +39,7 @@ def task(run: Run) -> Task:
             batch_users=config.evaluate.batch_users,
             exclude=config.evaluate.exclude,
             sample=config.evaluate.valid_users if split == "valid" else 0,  # the test is on all
-            row_multiple=run.row_multiple,
+            device_multiple=run.mesh.shape["data"],
         )
 
     @functools.cache
@@ -49,7 +49,7 @@ def task(run: Run) -> Task:
             config.data,
             run.scheme,
             batch_users=config.train.batch_users,
-            row_multiple=run.batch_multiple,
+            device_multiple=run.device_multiple,
             seed=config.seed,
         )
 

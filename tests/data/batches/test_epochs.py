@@ -159,7 +159,7 @@ def test_batches_depend_on_seed_and_epoch_only():
 
 def test_processes_share_the_rows_of_the_same_global_batch():
     dataset = make_log([10] * 40)
-    rows = epochs.train_rows(dataset, CONFIG, batch_users=8, row_multiple=4)
+    rows = epochs.train_rows(dataset, CONFIG, batch_users=8, device_multiple=4)
     assert rows.batch_rows % 4 == 0
     whole = rows.batch(2)
     parts = [rows.batch(2, Share(p, 4)) for p in range(4)]
@@ -171,11 +171,11 @@ def test_processes_share_the_rows_of_the_same_global_batch():
 
 def test_a_batch_filled_up_to_more_devices_has_the_same_rows_and_empty_ones_after_them():
     dataset = make_log([10] * 40)
-    rows = epochs.train_rows(dataset, CONFIG, batch_users=8, row_multiple=3)
+    rows = epochs.train_rows(dataset, CONFIG, batch_users=8, device_multiple=3)
     assert rows.batch_rows % 4
     for step in range(rows.steps(0)):
         whole = rows.batch(step)
-        parts = [rows.batch(step, Share(p, 2, multiple=4)) for p in range(2)]
+        parts = [rows.batch(step, Share(p, 2, device_multiple=4)) for p in range(2)]
         assert len({len(part.item) for part in parts}) == 1 and 2 * len(parts[0].item) % 4 == 0
         for name in ("item", "time", "query_time", "position", "segment", "label"):
             filled = np.concatenate([getattr(part, name) for part in parts])
@@ -260,8 +260,8 @@ def test_the_shards_of_a_batch_do_equal_work_on_the_rows_that_one_device_has():
     rng = np.random.default_rng(0)
     dataset = make_log(np.clip(rng.lognormal(2.5, 1.0, 800), 4, 60).astype(int).tolist())
     config = DataConfig(max_length=48, row_length=64)
-    one = epochs.train_rows(dataset, config, batch_users=200, row_multiple=1, seed=1)
-    four = epochs.train_rows(dataset, config, batch_users=200, row_multiple=4, seed=1)
+    one = epochs.train_rows(dataset, config, batch_users=200, device_multiple=1, seed=1)
+    four = epochs.train_rows(dataset, config, batch_users=200, device_multiple=4, seed=1)
     one = dataclasses.replace(one, batch_rows=four.batch_rows)
     for step in (0, 1, four.steps(0)):
         rows = [{tuple(row) for row in plan.batch(step).item.tolist()} for plan in (one, four)]
@@ -274,7 +274,8 @@ def test_the_shards_of_a_batch_do_equal_work_on_the_rows_that_one_device_has():
 def test_balanced_batches_depend_on_seed_and_step_only():
     dataset = make_log([*range(4, 40)])
     plans = [
-        epochs.train_rows(dataset, CONFIG, batch_users=8, row_multiple=2, seed=3) for _ in range(2)
+        epochs.train_rows(dataset, CONFIG, batch_users=8, device_multiple=2, seed=3)
+        for _ in range(2)
     ]
     plans[0].batch(1)
     np.testing.assert_array_equal(plans[0].batch(5).item, plans[1].batch(5).item)

@@ -62,7 +62,15 @@ def open_run(kind: str, devices: int, tmp_path, mode: str = "epochs") -> Run:
     )
     mesh, optimizer = sharding.make_mesh(config.mesh), make_optimizer(config.optimizer)
     return Run(
-        config, tmp_path, dataset, scheme, mesh, graphdef, init, optimizer, batch_multiple=mesh.size
+        config,
+        tmp_path,
+        dataset,
+        scheme,
+        mesh,
+        graphdef,
+        init,
+        optimizer,
+        device_multiple=mesh.size,
     )
 
 

@@ -81,7 +81,7 @@ def test_packed_evaluation_equals_a_ranking_user_by_user(exclude, split, held_ou
         split,
         batch_users=config.evaluate.batch_users,
         exclude=config.evaluate.exclude,
-        row_multiple=2,
+        device_multiple=2,
     )
     assert len(rows) > 2
     placed = jax.device_put(params, sharding.replicated(mesh))

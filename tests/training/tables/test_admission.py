@@ -60,7 +60,7 @@ def train(config: Config, first: Any, *, steps: int, init_table: Any = None, opt
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     step = sharding.on_mesh(mesh, step)
     update = admission.make_update(config.vocabulary, first, shardings, mesh)
-    rows = epochs.train_rows(make_log(), config.data, batch_users=24, row_multiple=8)
+    rows = epochs.train_rows(make_log(), config.data, batch_users=24, device_multiple=8)
     losses, revisions = [], []
     for number, batch in enumerate(epochs.train_batches(rows, 0, steps)):
         batch = sharding.put(batch, sharding.batch_sharding(mesh))

@@ -14,6 +14,7 @@ from gr_jax.training import sharding, state
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.ranking import objective as ranking
+from gr_jax.training.ranking import step as ranking_step
 from gr_jax.training.retrieval.step import make_train_step
 from gr_jax.training.tables.rowwise import RowRule, SparseOptimizer
 from tests.compiled import collectives
@@ -56,7 +57,7 @@ def test_retrieval_has_the_gradient_of_the_dense_step(loss, log_q):
         config, loss=dataclasses.replace(config.loss, log_q=log_q, sampler=sampler)
     )
     graphdef, init = functional(config.model, num_items=ITEMS, max_length=config.data.max_length)
-    rows = epochs.train_rows(make_log(), config.data, batch_users=6, row_multiple=2)
+    rows = epochs.train_rows(make_log(), config.data, batch_users=6, device_multiple=2)
     frequency = jnp.linspace(-6, -2, len(init(jax.random.key(0))["embeddings"]["item_table"]))
 
     def make_step(optimizer):
@@ -71,7 +72,7 @@ def test_retrieval_has_the_gradient_of_the_dense_step(loss, log_q):
 def test_ranking_has_the_gradient_of_the_dense_step(kind, tmp_path):
     run = open_run(kind, 1, tmp_path)
     batch = ranking.task(run).batches().plan.batch(0)
-    make_step = lambda optimizer: ranking.make_train_step(run.graphdef, optimizer, run.config)
+    make_step = lambda optimizer: ranking_step.make_train_step(run.graphdef, optimizer, run.config)
     assert_same_step(make_step, run.init_params(jax.random.key(0)), batch)
 
 
@@ -89,7 +90,7 @@ def compiled_step(items: int, data: int, model: int, **optimizer):
     shapes = jax.eval_shape(fresh, jax.random.key(0))
     placements = sharding.by_path(shapes, config.mesh.rules, mesh)
     place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
-    batch = epochs.train_rows(make_log(), config.data, batch_users=24, row_multiple=8).batch(0)
+    batch = epochs.train_rows(make_log(), config.data, batch_users=24, device_multiple=8).batch(0)
     batch = sharding.put(batch, sharding.batch_sharding(mesh))
     train_step = make_train_step(graphdef, optimizer, config, num_items=items, item_log_q=None)
     fields, structure = jax.tree.flatten(batch)  # a batch of shapes is none to the type checker
@@ -125,7 +126,7 @@ def test_a_sparse_state_is_saved_and_resumed_on_another_mesh(tmp_path):
     optimizer = {"table": "rowwise_adamw", "table_dtype": "bfloat16"}
     whole, _ = losses_of(make_config("group", 8, 1, **optimizer), steps=6)
     rows = epochs.train_rows(
-        make_log(), make_config("group", 1, 1).data, batch_users=24, row_multiple=8
+        make_log(), make_config("group", 1, 1).data, batch_users=24, device_multiple=8
     )
     losses, saved = [], 0
     for data, model, exchange in ((4, 2, "gather"), (2, 1, "all_to_all")):
