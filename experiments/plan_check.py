@@ -31,6 +31,7 @@ from gr_jax.planning.estimate import abstract_mesh  # noqa: E402
 from gr_jax.planning.sizes import Sizes  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results") / "plan_check.json"
+LARGE = {"loss": "full", "items": 20_000}
 CASES: list[dict[str, Any]] = [
     {"num_blocks": 2},
     {"num_blocks": 4},
@@ -49,6 +50,11 @@ CASES: list[dict[str, Any]] = [
     {"num_blocks": 4, "items": 100_000},
     {"num_blocks": 4, "items": 100_000, "loss": "full"},
     {"num_blocks": 4, "rows": 32, "length": 1024},
+    # The formulas were made without looking at these.
+    {"num_blocks": 3, "width": 64, "num_heads": 4, "qk_width": 16, "v_width": 16} | LARGE,
+    {"num_blocks": 6, "width": 192, "remat": True, "loss": "full", "items": 50_000},
+    {"num_blocks": 2, "compute_dtype": "float32", "rows": 64, "length": 512, "loss": "per_token"},
+    {"num_blocks": 12, "width": 96, "num_heads": 3, "drop": 0.0},
 ]
 
 

@@ -1,10 +1,10 @@
-"""One HTML page on trained or running runs, side by side: results, curves, speed, what was learned, configs.
+"""One HTML page on runs, trained or training: results, curves, speed, samples, configs.
 
     python -m gr_jax.report --workdir=runs/ml_1m
     python -m gr_jax.report runs/ml_1m runs/ml_1m-sasrec --out=compared.html
 
-Training writes it too, when it is over. The figures, also written as PNG files into a folder beside the page, need
-matplotlib: pip install 'gr-jax[plots]'; without it the page has the tables and the samples.
+Training ends by writing it. The figures, also written as PNG files into a folder beside the page,
+need matplotlib: pip install 'gr-jax[plots]'; without it the page has the tables and the samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NEEDS_PLOTS = "curves need matplotlib: pip install 'gr-jax[plots]'"
 
 
 def main(argv: list[str]) -> int:
-    """Writes the report of the runs that the command line names."""
+    """Write the report of the runs on the command line."""
     flags: dict[str, cli.Flag] = {
         "workdir": ([Path], cli.REQUIRED, "folder of a run; give several to compare them"),
         "out": (
@@ -37,7 +37,9 @@ def main(argv: list[str]) -> int:
 
 
 def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
-    """Writes the report of these runs, and the figures as PNG into a folder with its name; returns its path.
+    """Write the report of these runs, and the figures as PNG into a folder with its name.
+
+    Returns its path.
 
     Raises:
       ConfigError: a folder holds no run.
@@ -45,52 +47,50 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
     runs = records.read(workdirs)
     above = os.path.commonpath([run.workdir.absolute() for run in runs])
     out = out or (workdirs[0] if len(runs) == 1 else Path(above)) / "report.html"
-    looked, missing = {}, []
+
+    # The checkpoints
+    found: dict[str, learned.Learned] = {}
+    missing = []
     for run in runs:
         try:
-            looked[run.name] = learned.look(run.workdir)
-        except (
-            ValueError
-        ) as error:  # no checkpoint yet, or the log is elsewhere: the rest can be told
+            found[run.name] = learned.load(run.workdir)
+        except ValueError as error:  # no checkpoint yet, or the log is elsewhere
             missing.append(page.note(f"{run.name}: {' '.join(str(error).split())}"))
-    figures = []
+
+    # Tables and figures
+    parameters = {name: seen.parameters for name, seen in found.items()}
+    figures = [page.note(NEEDS_PLOTS)]
     if curves.can_draw():
-        biases = {name: found.bias for name, found in looked.items()}
+        biases = {name: seen.bias for name, seen in found.items()}
         figures = [page.figures(curves.draw(runs, biases, out.with_suffix("")))]
-    different = (
-        "Differences between the configs"
-        if len(runs) > 1
-        else "Config, where it is not the default"
-    )
-    groups, results = tables.kinds(runs), []
+    results, groups = [], tables.kinds(runs)
     for group in groups:
-        results += [page.heading(tables.title(group[0]))] * (len(groups) > 1) + [
-            page.table(tables.results(group))
-        ]
+        if len(groups) > 1:
+            results.append(page.heading(tables.title(group[0])))
+        results.append(page.table(tables.results(group)))
     samples = []
-    for name, found in looked.items():
-        samples += [page.heading(name)] * (len(runs) > 1) + [page.users(found.samples)]
+    for name, seen in found.items():
+        if len(runs) > 1:
+            samples.append(page.heading(name))
+        samples.append(page.users(seen.samples))
+
+    # The page
+    several = "Differences between the configs"
+    configs = several if len(runs) > 1 else "Config, where it is not the default"
     sections = [
-        (
-            "Runs",
-            [
-                page.table(
-                    tables.facts(runs, {name: found.parameters for name, found in looked.items()})
-                )
-            ],
-        ),
+        ("Runs", [page.table(tables.facts(runs, parameters))]),
         ("Results", results),
-        ("Curves", figures or [page.note(NEEDS_PLOTS)]),
+        ("Curves", figures),
         ("Speed", [page.table(tables.speed(runs)), page.note(tables.SPEED)]),
         ("Recommendations", samples + missing),
-        (different, [page.table(tables.differences(runs))]),
+        (configs, [page.table(tables.differences(runs))]),
     ]
     out.write_text(page.page(f"gr_jax: {', '.join(run.name for run in runs)}", sections))
     return out
 
 
 def write_after_training(workdir: Path) -> None:
-    """Writes the report of a finished training, which never fails for it: a failure is one line."""
+    """Write the report of a finished training; a failure is one line on stderr."""
     try:
         out = write([workdir])
         say(f"report: {out}" + ("" if curves.can_draw() else f" ({NEEDS_PLOTS})"))
