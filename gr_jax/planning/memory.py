@@ -2,9 +2,9 @@
 
 State, batch and vocabulary are exact: they are given to the step. What the compiler adds to them
 (activations, gradients, looked-up entries) is counted for a GPU, where kernels keep attention's
-scores out of memory; `experiments/plan_check.py` compares the sum with XLA's buffer assignment for
-an H100. XLA on a CPU fuses and recomputes in ways that no short formula follows: there the step is
-compiled, and `compiled` takes the rest from XLA.
+scores out of memory; `experiments/scale/plan_check.py` compares the sum with XLA's buffer
+assignment for an H100. XLA on a CPU fuses and recomputes in ways that no short formula follows:
+there the step is compiled, and `compiled` takes the rest from XLA.
 
 T tokens of a device with padding, D width, HV and HA widths of its heads together, K negatives, X
 entries of the item table on a device, n devices, s bytes of an activation.
@@ -122,7 +122,7 @@ def kept_by_block(config: Config, model: int) -> tuple[float, float]:
     Its input x; u and v as activated, the attended and the gated values; q and k: s (D + 4 HV +
     2 HA). The mask of dropout takes a byte for each gated value. With HV = HA = D that is 15 D in
     bfloat16 (the paper counts 14 D, section 3.3), and with `remat` the input alone, 2 D.
-    `experiments/memory.py` finds the same in programs for an H100.
+    `experiments/speed/memory.py` finds the same in programs for an H100.
 
     Args:
       config: of an HSTU.

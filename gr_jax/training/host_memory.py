@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
     XLA's CPU backend allocates the temporaries of a step as one block and frees it at the end. By default glibc returns
     such a block to the kernel, and a third of the next step goes into page faults: measured on 2 cores, a training
     step of ML-1M base takes 1.3 times as long with the default, HSTU-large 1.6 times
-    (`experiments/train_speed.py --default-malloc`). One arena, because further ones cannot hold blocks above 64 MiB.
+    (`experiments/speed/train_speed.py --default-malloc`). One arena, because further ones cannot hold blocks above 64 MiB.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from experiments import plan_check
+from experiments.scale import plan_check
 from gr_jax.config import (
     FSDP,
     Config,
