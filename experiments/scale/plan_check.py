@@ -1,7 +1,7 @@
 """Memory that `gr_jax.plan` predicts for a GPU, against XLA's for an H100 that is not there.
 
-    python -m experiments.scale.plan_check              # about a minute a case; results/plan_check.json
-    python -m experiments.scale.plan_check --recorded   # the formulas again, against recorded allocations
+    python -m experiments.scale.plan_check              # a minute a case; results/plan_check.json
+    python -m experiments.scale.plan_check --recorded   # the formulas on recorded allocations
 
 Each case changes one thing of a model (depth, widths, loss, remat, scan, dtype, dropout, rows); its
 whole training step is compiled from shapes alone. Needs the packages of kernel_compile.py; nothing
@@ -68,12 +68,12 @@ def make_case(
     **model: Any,
 ) -> tuple[Config, Sizes]:
     """A config of bfloat16 blocks of two heads on 32,768 tokens, and its sizes."""
-    shape = {"width": 128, "num_heads": 2, "qk_width": 32, "v_width": 64}
-    options = {"compute_dtype": "bfloat16", "attention": "pallas_triton"}
+    settings: dict[str, Any] = {"width": 128, "num_heads": 2, "qk_width": 32, "v_width": 64}
+    settings |= {"compute_dtype": "bfloat16", "attention": "pallas_triton"} | model
     longest = length * 4 // 5
     config = Config(
         data=DataConfig(max_length=longest, row_length=length),
-        model=ModelConfig(**shape | options | model, dropout=drop, input_dropout=drop),
+        model=ModelConfig(**settings, dropout=drop, input_dropout=drop),
         loss=LossConfig(kind=loss, negatives=128, group=32),
         mesh=MeshConfig(data=1),
     )
