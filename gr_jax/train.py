@@ -23,7 +23,7 @@ import jax
 import gr_jax
 from gr_jax import cli
 from gr_jax.config import Config
-from gr_jax.data.batches import epochs
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.files import write_whole
 from gr_jax.report import write_after_training
 from gr_jax.training import metrics_log, processes, sharding, state
@@ -178,9 +178,7 @@ def loop(
 
     if is_over(session, step, progress):
         return train_state, progress, signal
-    for batch in epochs.train_batches(
-        plan, step, session.last_step, sharding.share_of_process(run.mesh)
-    ):
+    for batch in read_batches(plan, step, session.last_step, sharding.share_of_process(run.mesh)):
         batch = sharding.put(batch, sharding.batch_sharding(run.mesh))
         train_state, values = train_step(train_state, batch, key)
         step += 1

@@ -22,7 +22,7 @@ from scipy import stats
 
 from experiments.common.markdown import spread
 from experiments.common.results import RESULTS, ROOT, arguments, by_seed, keep, metrics_lines
-from gr_jax.data.batches import epochs
+from gr_jax.data.batches.evaluation import evaluation_batches
 from gr_jax.training.retrieval.evaluation import make_judge
 from gr_jax.training.trained import open_trained
 
@@ -98,7 +98,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
     config = json.loads((workdir / "config.json").read_text())
     del result["dataset"]["source"], config["data"]["path"], config["data"]["prepared"]
     run, params = open_trained(workdir)
-    rows = epochs.evaluation_rows(
+    rows = evaluation_batches(
         run.dataset,
         run.config.data,
         "test",

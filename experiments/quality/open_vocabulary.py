@@ -187,7 +187,7 @@ def step(rounds: int) -> Iterator[dict]:
     log.__dict__["item_table"] = pl.DataFrame(
         {"raw": np.arange(1, ITEMS + 1).astype(str)}
     )  # there is no file
-    plan = pipeline.train_rows(log, base.data, batch_users=sparse_step.USERS)
+    plan = pipeline.retrieval_batches(log, base.data, batch_users=sparse_step.USERS)
     cases = {
         "catalogue": VocabularyConfig(),
         "hashed, k=1": VocabularyConfig("hashed", ITEMS // 10, 1),

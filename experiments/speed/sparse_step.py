@@ -58,6 +58,7 @@ from gr_jax.config import (
 )
 from gr_jax.data.batches import epochs
 from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.data.dataset import Catalogue, Dataset
 from gr_jax.models.lookup import take_rows
 from gr_jax.training import sharding, state
@@ -120,7 +121,7 @@ def measure(rule: str, rows: int, steps: int) -> dict:
     """Times and memory of one case in this process."""
     keep_freed_memory()
     config = books_config(rule)
-    plan = epochs.train_rows(log_of(config, rows - 1), config.data, batch_users=USERS)
+    plan = epochs.retrieval_batches(log_of(config, rows - 1), config.data, batch_users=USERS)
     training, key = start(config, rows - 1), jax.random.key(1)
     batches = [training.on_device(plan.batch(i)) for i in range(BATCHES)]
     compiled = training.step.lower(training.state, batches[0], key).compile()
@@ -161,7 +162,7 @@ def interleave(steps: int, *, table_alone: bool) -> None:
         IN_TURN, key=lambda case: -case[1]
     ):  # the largest first: making it takes most memory
         config = books_config(rule)
-        plan = epochs.train_rows(log_of(config, rows - 1), config.data, batch_users=USERS)
+        plan = epochs.retrieval_batches(log_of(config, rows - 1), config.data, batch_users=USERS)
         training = start(config, rows - 1, make_step=table_step if table_alone else retrieval_step)
         batches = [training.on_device(plan.batch(i)) for i in range(BATCHES)]
         compiled = training.step.lower(training.state, batches[0], key).compile()
@@ -309,10 +310,10 @@ def sweep_meshes(steps: int = 50, items: int = 300) -> None:
     def losses(*case: Any) -> np.ndarray:
         config = small_config(*case)
         # Eight rows a batch on every mesh, so that all see the same batches.
-        plan = epochs.train_rows(log, config.data, batch_users=24, device_multiple=8)
+        plan = epochs.retrieval_batches(log, config.data, batch_users=24, device_multiple=8)
         training, values = start(config, items), []
         step = sharding.on_mesh(training.mesh, training.step)
-        for batch in epochs.train_batches(plan, 0, steps):
+        for batch in read_batches(plan, 0, steps):
             training.state, metrics = step(
                 training.state, training.on_device(batch), jax.random.key(1)
             )

@@ -26,6 +26,7 @@ class ModelConfig:
     # hidden width of a SwiGLU layer after attention; 0 = no such layer (hstu, hstu_softmax)
     swiglu_width: int = 0
     bias: str = "both"  # relative attention bias: none | position | time | both (hstu only)
+    window: int = 0  # tokens before itself that a token sees; 0 = no limit (hstu only)
     # retrieval: time bias from the time of the event to predict, else from the token's own
     use_query_time: bool = True
     use_actions: bool = False  # retrieval: a token is item and action, else the item alone
@@ -59,6 +60,7 @@ class ModelConfig:
         for name in ("input_dropout", "dropout"):
             rate = getattr(self, name)
             check(0 <= rate < 1, f"model.{name}", rate, "in [0, 1)")
+        check(self.window >= 0, "model.window", self.window, "at least 0; 0 is no limit")
         check(self.temperature > 0, "model.temperature", self.temperature, "positive")
 
         widths = self.hidden_widths
@@ -67,6 +69,8 @@ class ModelConfig:
 
     def _check_kind(self) -> None:
         """Rules that hold for one kind of model only."""
+        if self.kind != "hstu":
+            check(self.window == 0, "model.window", self.window, f"0 for model.kind={self.kind}")
         if self.kind in ("sasrec", "dlrm"):
             width, rule = self.swiglu_width, f"0 for model.kind={self.kind}"
             check(width == 0, "model.swiglu_width", width, rule)

@@ -110,11 +110,11 @@ class Dlrm(nnx.Module):
 
     def _input(self, impressions: Impressions) -> Float[Array, "B W"]:
         dtype = jnp.dtype(self.config.compute_dtype)
-        items = self.embeddings.items(impressions.item_side)
+        items = self.embeddings.items(impressions.catalogue_features)
         candidate = take_rows(items, impressions.item).astype(dtype)
         user = jnp.zeros_like(candidate)
-        if impressions.feature is not None:
-            user = self.embeddings.of_values(impressions.feature).sum(1).astype(dtype)
+        if impressions.user_features is not None:
+            user = self.embeddings.of_values(impressions.user_features).sum(1).astype(dtype)
         real = impressions.history_item != 0
         event = take_rows(items, impressions.history_item)
         if self.num_actions:

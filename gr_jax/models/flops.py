@@ -18,8 +18,8 @@ def train_flops(
 ) -> float:
     """FLOPs of the mathematics of one forward and backward pass over sequences.
 
-    Multiplications and additions of matrix products count, on real tokens and causal pairs;
-    recomputation does not.
+    Multiplications and additions of matrix products count, on real tokens and causal pairs, also
+    those beyond `model.window`; recomputation does not.
 
     Args:
       config: retrieval, or ranking if it has tasks.

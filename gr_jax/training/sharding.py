@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import Int
 
 from gr_jax.config import ConfigError, MeshConfig, ShardingRules
-from gr_jax.data.batches.share import Share
+from gr_jax.data.batches.batch import Share
 
 
 def make_mesh(config: MeshConfig) -> Mesh:

@@ -20,7 +20,8 @@ from gr_jax.config import (
     TrainConfig,
 )
 from gr_jax.data.batches import epochs
-from gr_jax.data.batches.share import Share
+from gr_jax.data.batches.batch import Share
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
@@ -64,9 +65,9 @@ def start(config: Config):
 def losses_of(config: Config, steps: int = 20):
     mesh, train_state, step = start(config)
     # Eight rows a batch on every mesh, so that all see the same batches.
-    rows = epochs.train_rows(make_log(), config.data, batch_users=24, device_multiple=8)
+    rows = epochs.retrieval_batches(make_log(), config.data, batch_users=24, device_multiple=8)
     losses = []
-    for batch in epochs.train_batches(rows, 0, steps):
+    for batch in read_batches(rows, 0, steps):
         batch = sharding.put(batch, sharding.batch_sharding(mesh))
         train_state, metrics = step(train_state, batch, jax.random.key(1))
         losses.append(float(metrics["loss"]))

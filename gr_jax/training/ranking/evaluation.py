@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gr_jax.data.batches.batch import Batch, Impressions
-from gr_jax.data.batches.ranking import Labels
+from gr_jax.data.batches.batch import Batch, Impressions, Labels
+from gr_jax.data.batches.ranking import LabelPlan
 from gr_jax.training import sharding
 from gr_jax.training.lookahead import one_behind
 from gr_jax.training.ranking import metrics
@@ -21,7 +20,7 @@ from gr_jax.training.ranking.losses import are_regressions
 from gr_jax.training.run import Run
 
 
-def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
+def make_evaluator(run: Run) -> Callable[[dict, LabelPlan], dict[str, float]]:
     """`evaluate(params, rows) -> metrics` of the events that the rows judge; see `metrics.summarise`."""
     tasks = run.config.ranking.tasks
     squash = ~np.array(are_regressions(tasks))
@@ -34,7 +33,7 @@ def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
 
     on_mesh = sharding.on_mesh(run.mesh, predict)
 
-    def evaluate(params: dict, rows: Any) -> dict[str, float]:
+    def evaluate(params: dict, rows: LabelPlan) -> dict[str, float]:
         predictions, judged = predict_all(lambda batch: on_mesh(params, batch), rows, run)
         return metrics.summarise(
             predictions,
@@ -49,7 +48,9 @@ def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
     return evaluate
 
 
-def predict_all(predict: Callable, rows: Any, run: Run) -> tuple[Float[np.ndarray, "T Y"], Labels]:
+def predict_all(
+    predict: Callable, rows: LabelPlan, run: Run
+) -> tuple[Float[np.ndarray, "T Y"], Labels]:
     """Predictions of all events that `rows` judge, and the events."""
 
     def predicted() -> Iterator[tuple[Array, Labels]]:

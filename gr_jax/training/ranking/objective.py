@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import numpy as np
 
 from gr_jax.config import ConfigError
 from gr_jax.data.batches import impressions, ranking, streaming
+from gr_jax.data.batches.ranking import LabelPlan
 from gr_jax.data.batches.sequences import Split, time_bounds
 from gr_jax.models.embeddings import table_rows
 from gr_jax.models.flops import train_flops
@@ -36,15 +36,17 @@ def task(run: Run) -> Task:
     names = metric_names(config.ranking.tasks)
 
     @functools.lru_cache(maxsize=2)
-    def rows_between(low: int, high: int) -> Any:
+    def rows_between(low: int, high: int) -> LabelPlan:
         if config.model.kind == "dlrm":
-            events = impressions.events_between(dataset, low, high)
+            events = impressions.events_between(dataset.events, low, high)
             size = max(impressions.impression_size(config, devices), 1024 * devices)
-            side = impressions.item_side_rows(dataset, table_rows(dataset.num_items))
+            table = impressions.item_feature_table(dataset, table_rows(dataset.num_items))
             return impressions.LabelImpressionBatches(
-                dataset, run.scheme, events, size, config.data.max_length, side
+                dataset, run.scheme, events, size, config.data.max_length, table
             )
-        return ranking.label_rows(dataset, config, run.scheme, low, high, device_multiple=devices)
+        return ranking.label_batches(
+            dataset, config, run.scheme, low, high, device_multiple=devices
+        )
 
     def validate(params: dict, epochs_done: int) -> dict[str, float] | None:
         if not is_stream:
@@ -96,11 +98,11 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
     if config.model.kind == "dlrm":
         times = edges.tolist()
         windows = [
-            impressions.events_between(dataset, a, b)
+            impressions.events_between(dataset.events, a, b)
             for a, b in zip(times[:-1], times[1:], strict=True)
         ]
         size = impressions.impression_size(config, device_multiple)
-        side = impressions.item_side_rows(dataset, table_rows(dataset.num_items))
+        table = impressions.item_feature_table(dataset, table_rows(dataset.num_items))
         plan = impressions.ImpressionBatches(
             dataset,
             run.scheme,
@@ -109,7 +111,7 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
             config.data.max_length,
             not is_stream,
             config.seed,
-            side,
+            table,
         )
         event, steps = np.concatenate(windows), plan.first_step(len(windows))
         before = np.minimum(
@@ -128,13 +130,13 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
             about=about,
         )
     if is_stream:
-        plan = streaming.stream_rows(
+        plan = streaming.stream_batches(
             dataset, config, run.scheme, edges, device_multiple=device_multiple
         )
         lengths, steps = plan.lengths, plan.first_step(epochs)
         what = f"{len(edges) - 1} windows, {len(lengths):,} examples"
     else:
-        plan = ranking.train_rows(
+        plan = ranking.training_batches(
             dataset, config, run.scheme, int(edges[-1]), device_multiple=device_multiple
         )
         spans = plan.epoch(0).spans

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from gr_jax.config import Config
 from gr_jax.data.batches.batch import Batch, Queries
-from gr_jax.data.batches.epochs import EvaluationBatches
+from gr_jax.data.batches.evaluation import EvaluationBatches
 from gr_jax.training import sharding
 from gr_jax.training.lookahead import one_behind
 from gr_jax.training.retrieval import metrics

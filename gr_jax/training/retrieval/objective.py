@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gr_jax.data.batches import epochs, tokenizer
+from gr_jax.data.batches.evaluation import EvaluationBatches, evaluation_batches
 from gr_jax.data.batches.sequences import Split
 from gr_jax.models.embeddings import table_rows
 from gr_jax.models.flops import train_flops
@@ -30,8 +31,8 @@ def task(run: Run) -> Task:
     )
 
     @functools.cache
-    def rows_of(split: Split) -> epochs.EvaluationBatches:
-        return epochs.evaluation_rows(
+    def rows_of(split: Split) -> EvaluationBatches:
+        return evaluation_batches(
             dataset,
             config.data,
             split,
@@ -44,7 +45,7 @@ def task(run: Run) -> Task:
 
     @functools.cache
     def train_rows() -> epochs.TrainBatches:
-        return epochs.train_rows(
+        return epochs.retrieval_batches(
             dataset,
             config.data,
             run.scheme,
@@ -99,7 +100,7 @@ def batches(run: Run, rows: epochs.TrainBatches) -> Batches:
 
 def item_log_q(run: Run, rows: epochs.TrainBatches) -> Float[Array, " rows"]:
     """Log of each item's share of the training labels, the probability that in-batch sampling draws it."""
-    labels = tokenizer.labels(run.dataset, rows.spans.following(), run.scheme)
+    labels = tokenizer.labels(run.dataset.events, rows.spans.following(), run.scheme)
     counts = np.bincount(labels[labels > 0], minlength=table_rows(run.dataset.num_items)).astype(
         np.float32
     )

@@ -15,7 +15,10 @@ from jaxtyping import Array, Int
 from gr_jax.data.batches.batch import Batch, Impressions
 
 # Fields of batches that hold row numbers, by table. A DLRM's features of items come with the items.
-FIELDS = {"item_table": ("item", "label", "history_item"), "feature_table": ("side", "feature")}
+FIELDS = {
+    "item_table": ("item", "label", "history_item"),
+    "feature_table": ("item_features", "user_feature", "user_features"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +47,10 @@ def touched(
         held = {name: getattr(batch, name, None) for name in FIELDS[table]}
         if table == "item_table":
             held["negatives"] = negatives
-        elif isinstance(batch, Impressions) and batch.item_side is not None:
-            held["item_side"] = batch.item_side.at[rows["item_table"]].get(mode="clip")
+        elif isinstance(batch, Impressions) and batch.catalogue_features is not None:
+            held["catalogue_features"] = batch.catalogue_features.at[rows["item_table"]].get(
+                mode="clip"
+            )
         held = {name: ids for name, ids in held.items() if ids is not None}
         rows[table], fields = numbered(held, size, parts)
         changed |= fields

@@ -54,7 +54,7 @@ def run_of(dataset: Dataset, loss: LossConfig) -> Run:
 
 
 def train_rows(run: Run) -> epochs.TrainBatches:
-    return epochs.train_rows(run.dataset, run.config.data, run.scheme, batch_users=4)
+    return epochs.retrieval_batches(run.dataset, run.config.data, run.scheme, batch_users=4)
 
 
 def test_log_q_is_the_share_of_each_item_among_the_labels_that_in_batch_negatives_are_drawn_from():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gr_jax.config import Config, VocabularyConfig
 from gr_jax.data.batches import epochs
 from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.models.embeddings import table_rows
 from gr_jax.models.recommender import functional
 from gr_jax.models.vocabulary import item_vectors
@@ -60,9 +61,9 @@ def train(config: Config, first: Any, *, steps: int, init_table: Any = None, opt
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     step = sharding.on_mesh(mesh, step)
     update = admission.make_update(config.vocabulary, first, shardings, mesh)
-    rows = epochs.train_rows(make_log(), config.data, batch_users=24, device_multiple=8)
+    rows = epochs.retrieval_batches(make_log(), config.data, batch_users=24, device_multiple=8)
     losses, revisions = [], []
-    for number, batch in enumerate(epochs.train_batches(rows, 0, steps)):
+    for number, batch in enumerate(read_batches(rows, 0, steps)):
         batch = sharding.put(batch, sharding.batch_sharding(mesh))
         train_state, metrics = step(train_state, batch, jax.random.key(1))
         train_state, revision = update(train_state, number + 1)

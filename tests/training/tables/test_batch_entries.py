@@ -21,8 +21,8 @@ def make_batch(rows=4, length=6) -> Batch:
         zeros,
         zeros,
         label=ids(ITEMS),
-        side=ids(VALUES, 2),
-        feature=ids(VALUES),
+        item_features=ids(VALUES, 2),
+        user_feature=ids(VALUES),
     )
 
 
@@ -40,7 +40,7 @@ def test_every_id_is_the_number_of_its_row_and_padding_stays_0(parts):
     small = touched(batch, negatives, {"item_table": 128, "feature_table": 128}, parts=parts)
     for table, names in {
         "item_table": ("item", "label"),
-        "feature_table": ("side", "feature"),
+        "feature_table": ("item_features", "user_feature"),
     }.items():
         rows = np.asarray(small.rows[table])
         assert (rows[:, 0] == 0).all() and (np.diff(rows) > 0).all()
@@ -67,7 +67,7 @@ def test_rows_are_as_many_as_the_ids_or_the_table_whichever_is_less():
 
 def test_features_of_items_come_with_the_items():
     rng = np.random.default_rng(0)
-    side = rng.integers(0, VALUES, (128, 2)).astype(np.int32)
+    item_features = rng.integers(0, VALUES, (128, 2)).astype(np.int32)
     item, history = (
         rng.integers(0, ITEMS, 4).astype(np.int32),
         rng.integers(0, ITEMS, (4, 3)).astype(np.int32),
@@ -81,7 +81,7 @@ def test_features_of_items_come_with_the_items():
         zeros,
         y,
         y,
-        jnp.asarray(side),
+        jnp.asarray(item_features),
     )
     small = touched(batch, None, {"item_table": 128, "feature_table": 128}, parts=1)
     rows, values = (
@@ -90,7 +90,7 @@ def test_features_of_items_come_with_the_items():
     )
     real = rows < 128
     np.testing.assert_array_equal(
-        values[np.asarray(small.batch.item_side)[0, real]], side[rows[real]]
+        values[np.asarray(small.batch.catalogue_features)[0, real]], item_features[rows[real]]
     )
     np.testing.assert_array_equal(rows[np.asarray(small.batch.item)], item)
-    assert dataclasses.replace(small.batch, item_side=None).feature is None
+    assert dataclasses.replace(small.batch, catalogue_features=None).user_features is None
