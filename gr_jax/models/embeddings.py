@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.layers import dropout
-from gr_jax.models.lookup import take_rows
+from gr_jax.models.lookup import take_entries
 
 # table rows are padded to this, so that the same checkpoint shards over any usual mesh
 ROW_MULTIPLE = 128
@@ -28,9 +28,10 @@ class ContentEmbeddings(nnx.Module):
     Attributes:
       item_table: [rows, D]; row = item id; also the output table of the retrieval head.
       feature_table: [rows, D]; row = feature value id; None without features.
-        In a sparse training step both hold the rows that the batch touches, ids being numbers of these
-        (`training.touched`); over several devices [S, rows, D], see `lookup.take_rows`. Where items share rows, the
-        model is given a table of their vectors (`models.vocabulary`), row = item id again.
+        In a row-wise training step both hold the entries that the batch names, by their place among
+        these (`training.tables.batch_entries`); over several devices [S, rows, D], see
+        `lookup.take_entries`. Where items share entries, the model is given a table of their
+        vectors (`models.vocabulary`), by item id again.
       action_table: [actions + 1, D]; row 0 = the token tells an action, row 1 + i = it was action i; None without.
     """
 
@@ -74,7 +75,7 @@ class ContentEmbeddings(nnx.Module):
         Raises:
           ValueError: features or actions for a model that was made without them.
         """
-        x = take_rows(self.item_table[...], item) * math.sqrt(self.item_table.shape[-1])
+        x = take_entries(self.item_table[...], item) * math.sqrt(self.item_table.shape[-1])
         if user_feature is not None or action is not None:
             x = jnp.where(item[..., None] != 0, x, 0)
         if item_features is not None:
@@ -111,7 +112,7 @@ class ContentEmbeddings(nnx.Module):
             raise ValueError(
                 "the batch holds feature values, but the model was made with num_feature_values=0"
             )
-        return jnp.where(value[..., None] != 0, take_rows(self.feature_table[...], value), 0)
+        return jnp.where(value[..., None] != 0, take_entries(self.feature_table[...], value), 0)
 
 
 class InputEmbeddings(ContentEmbeddings):

@@ -64,7 +64,7 @@ def _shapes(
 ) -> state.TrainState:
     _, init = functional(model, **dict(sizes))
     return state.shapes(
-        lambda key: cast_tables(init(key), optimizer.table_dtype), make_optimizer(optimizer)
+        lambda key: cast_tables(init(key), optimizer.table_dtype), make_optimizer(optimizer).init
     )
 
 

@@ -57,7 +57,7 @@ class Run:
         rules = self.config.mesh.rules
         return state.planned(
             self.init_params,
-            self.optimizer,
+            self.optimizer.init,
             mesh=self.mesh,
             rules=rules,
             vocabulary=self.vocabulary,
@@ -69,7 +69,7 @@ class Run:
         rules = self.config.mesh.rules
         return state.create(
             self.init_params,
-            self.optimizer,
+            self.optimizer.init,
             key,
             mesh=self.mesh,
             rules=rules,

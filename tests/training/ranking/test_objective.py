@@ -1,4 +1,4 @@
-"""The ranking task on meshes: the same training and the same predictions on one device and on eight."""
+"""Ranking on meshes: the same training and the same predictions on one device and on eight."""
 
 import dataclasses
 

@@ -84,7 +84,7 @@ def test_the_speed_of_training_counts_the_tokens_of_attributes_and_series_too():
 
 
 def popularity_by_user(run: Run) -> dict[str, float]:
-    """Metrics of ranking by training count, written out user by user as the evaluation protocol says."""
+    """Metrics of popularity, written out user by user as the evaluation protocol says."""
     dataset, loss, n = run.dataset, run.config.loss, run.config.data.max_length
     assert dataset.events.action is not None
     logs = [

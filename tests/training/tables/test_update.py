@@ -1,4 +1,4 @@
-"""The sparse step against the dense one, and what it costs in memory and traffic as the table grows."""
+"""The row-wise step against the dense one, and its memory and traffic as the table grows."""
 
 import dataclasses
 
@@ -17,14 +17,14 @@ from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.ranking import objective as ranking
 from gr_jax.training.ranking import step as ranking_step
 from gr_jax.training.retrieval.step import make_train_step
-from gr_jax.training.tables.rowwise import RowRule, SparseOptimizer
+from gr_jax.training.tables.rowwise import RowRule, RowwiseOptimizer
 from tests.compiled import collectives
 from tests.training.ranking.test_objective import open_run
 from tests.training.test_sharding import ITEMS, losses_of, make_config, make_log, start
 
 # Gradient descent has no memory, so the dense and the sparse step must agree in every parameter.
 DENSE_SGD = optax.sgd(1.0)
-SPARSE_SGD = SparseOptimizer(
+SPARSE_SGD = RowwiseOptimizer(
     DENSE_SGD, RowRule(lambda table: {}, lambda g, moments, count: (g, moments)), 1.0, 0.0
 )
 
