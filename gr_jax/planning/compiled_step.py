@@ -18,7 +18,8 @@ from gr_jax.planning import hlo
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import make_optimizer
-from gr_jax.training.retrieval.step import make_train_step
+from gr_jax.training.ranking import step as ranking
+from gr_jax.training.retrieval import step as retrieval
 from gr_jax.training.tables import admission
 from gr_jax.training.tables.rowwise import cast_tables
 
@@ -74,11 +75,9 @@ def compile_step(config: Config, sizes: Sizes, mesh: Mesh) -> jax.stages.Compile
     graphdef, _ = functional(config.model, **sizes.model())
     optimizer = make_optimizer(config.optimizer)
     if sizes.num_tasks:
-        from gr_jax.training.ranking import objective as ranking
-
         step = ranking.make_train_step(graphdef, optimizer, config)
     else:
-        step = make_train_step(
+        step = retrieval.make_train_step(
             graphdef, optimizer, config, num_items=sizes.num_items, item_log_q=None
         )
     train_state, batch = abstract_state(config, sizes, mesh), abstract_batch(sizes, mesh)

@@ -24,7 +24,7 @@ from gr_jax.serving.history import HistoryReader
 from gr_jax.serving.http.limits import CACHE_MB
 from gr_jax.serving.model import TrainedModel, judged_with_repeats
 from gr_jax.training import sharding
-from gr_jax.training.ranking.objective import is_regression
+from gr_jax.training.ranking.losses import are_regressions
 from gr_jax.training.run import Run
 from gr_jax.training.trained import open_trained
 
@@ -87,7 +87,7 @@ def predictions(
 ) -> Float[Array, "*T Y"]:
     """Ranking: the probability of each task at each token, or the number where the task is one."""
     logits = nnx.merge(graphdef, params).rank(batch)
-    return jnp.where(np.array(is_regression(tasks)), logits, jax.nn.sigmoid(logits))
+    return jnp.where(np.array(are_regressions(tasks)), logits, jax.nn.sigmoid(logits))
 
 
 def _encoder(run: Run, params: dict, cache_mb: int | float) -> CachedEncoder | Encoder:
@@ -103,7 +103,7 @@ def _encoder(run: Run, params: dict, cache_mb: int | float) -> CachedEncoder | E
 def _ranker(
     run: Run, params: dict, cache_mb: int | float
 ) -> CachedRanker | ranker.ImpressionRanker:
-    is_number = np.array(is_regression(run.scheme.tasks))
+    is_number = np.array(are_regressions(run.scheme.tasks))
     block = ranker.block_of(run.dataset.num_items)
     sizes: dict[str, Any] = {"max_length": run.config.data.max_length, "block": block}
     if run.config.model.kind == "dlrm":

@@ -12,7 +12,7 @@ from gr_jax.data.batches import ranking as ranking_rows
 from gr_jax.data.batches.sequences import time_bounds
 from gr_jax.serving import load
 from gr_jax.serving.history import RequestError
-from gr_jax.training.ranking.objective import predict_all
+from gr_jax.training.ranking.evaluation import predict_all
 from gr_jax.training.retrieval import metrics
 from tests.serving.conftest import RANKING, trained
 

@@ -7,6 +7,11 @@ import optax
 from jaxtyping import Array, Float
 
 
+def are_regressions(tasks: tuple[str, ...]) -> tuple[bool, ...]:
+    """True for each task that predicts a number rather than a probability."""
+    return tuple(task == "rating" for task in tasks)
+
+
 def ranking_loss(
     logits: Float[Array, "*T Y"],
     outcome: Float[Array, "*T Y"],

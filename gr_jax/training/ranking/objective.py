@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
 
-from gr_jax.config import Config, ConfigError
+from gr_jax.config import ConfigError
 from gr_jax.data.batches import impressions, ranking, streaming
-from gr_jax.data.batches.batch import Batch, Impressions
-from gr_jax.data.batches.ranking import Labels
 from gr_jax.data.batches.sequences import Split, time_bounds
-from gr_jax.data.batches.tokenizer import outcomes
 from gr_jax.models.embeddings import table_rows
 from gr_jax.models.flops import train_flops
-from gr_jax.training import sharding
-from gr_jax.training.optimizer import Optimizer
-from gr_jax.training.ranking import metrics
-from gr_jax.training.ranking.losses import ranking_loss
-from gr_jax.training.retrieval.evaluation import one_behind
+from gr_jax.training.ranking.baseline import constant_rate
+from gr_jax.training.ranking.evaluation import make_evaluator
+from gr_jax.training.ranking.step import make_train_step
 from gr_jax.training.run import Run
-from gr_jax.training.state import TrainState
-from gr_jax.training.tables.update import descend
 from gr_jax.training.task import Batches, Task, shards_line
 
 
@@ -100,11 +88,6 @@ def metric_names(tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{kind}/{task}" for task in tasks for kind in kinds[task == "rating"])
 
 
-def is_regression(tasks: tuple[str, ...]) -> tuple[bool, ...]:
-    """Which tasks predict a number and not a probability."""
-    return tuple(task == "rating" for task in tasks)
-
-
 def batches(run: Run, edges: np.ndarray) -> Batches:
     """The training batches: shuffled epochs of the events up to the last edge, or a stream of windows."""
     config, dataset, device_multiple = run.config, run.dataset, run.device_multiple
@@ -170,103 +153,3 @@ def batches(run: Run, edges: np.ndarray) -> Batches:
             *shards_line(plan, config.model),
         ),
     )
-
-
-def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: Optimizer, config: Config
-) -> Callable[[TrainState, Batch | Impressions, PRNGKeyArray], tuple[TrainState, dict]]:
-    """`train_step(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
-
-    Metrics: `loss`, the weighted sum over tasks of the mean over their labels; and each task's mean as `loss/TASK`.
-    """
-    tasks = config.ranking.tasks
-    weights = tuple(float(w) for w in config.ranking.weights) or (1.0,) * len(tasks)
-
-    def objective(params: dict, batch: Batch | Impressions, *_: Any, key: PRNGKeyArray) -> Any:
-        logits = nnx.merge(graphdef, params).rank(batch, key=key)
-        assert batch.outcome is not None and batch.outcome_weight is not None
-        loss, parts = ranking_loss(
-            logits,
-            batch.outcome,
-            batch.outcome_weight,
-            is_regression=is_regression(tasks),
-            weights=weights,
-        )
-        return loss, {f"loss/{task}": parts["task_loss"][y] for y, task in enumerate(tasks)}
-
-    def train_step(
-        state: TrainState, batch: Batch | Impressions, key: PRNGKeyArray
-    ) -> tuple[TrainState, dict]:
-        key = jax.random.fold_in(key, state.step)
-        of_step = functools.partial(objective, key=key)
-        return descend(
-            of_step,
-            optimizer,
-            state,
-            batch,
-            jax.random.fold_in(key, 1),
-            exchange=config.mesh.exchange,
-        )
-
-    return train_step
-
-
-def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
-    """`evaluate(params, rows) -> metrics` of the events that the rows judge; see `ranking_metrics.summarise`."""
-    tasks = run.config.ranking.tasks
-    squash = ~np.array(is_regression(tasks))
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
-    def predict(params: dict, batch: Batch | Impressions) -> Float[Array, "T Y"]:
-        logits = nnx.merge(run.graphdef, params).rank(batch)
-        logits = logits.reshape(-1, len(tasks))
-        return jnp.where(squash, jax.nn.sigmoid(logits), logits)
-
-    on_mesh = sharding.on_mesh(run.mesh, predict)
-
-    def evaluate(params: dict, rows: Any) -> dict[str, float]:
-        predictions, judged = predict_all(lambda batch: on_mesh(params, batch), rows, run)
-        return metrics.summarise(
-            predictions,
-            judged.outcome,
-            judged.known,
-            judged.user,
-            judged.history,
-            tasks,
-            is_regression(tasks),
-        )
-
-    return evaluate
-
-
-def predict_all(predict: Callable, rows: Any, run: Run) -> tuple[Float[np.ndarray, "T Y"], Labels]:
-    """Predictions of all events that `rows` judge, and the events."""
-
-    def predicted() -> Iterator[tuple[Array, Labels]]:
-        for index in range(len(rows)):
-            batch, labels = rows.batch(index)
-            yield predict(sharding.put_whole(batch, sharding.batch_sharding(run.mesh))), labels
-
-    predictions, judged = [], []
-    for values, labels in one_behind(predicted()):
-        predictions.append(np.asarray(values)[labels.place])
-        judged.append(labels)
-    fields = ("place", "user", "history", "outcome", "known")
-    return np.concatenate(predictions), Labels(
-        *(np.concatenate([getattr(x, f) for x in judged]) for f in fields)
-    )
-
-
-def constant_rate(run: Run, bounds: dict[Split, tuple[int, int]]) -> dict[str, float]:
-    """Metrics on the test split of predicting the mean outcome before it for every event."""
-    dataset, tasks = run.dataset, run.config.ranking.tasks
-    low, high = bounds["test"]
-    past = impressions.events_between(dataset, bounds["train"][0], low)
-    event = impressions.events_between(dataset, low, high)
-    value, known = outcomes(dataset, past, tasks)
-    mean = (value * known).sum(0) / np.maximum(known.sum(0), 1)
-    value, known = outcomes(dataset, event, tasks)
-    user = dataset.events.users_of(event)
-    prediction = np.broadcast_to(mean, value.shape)
-    history = event - dataset.events.offsets[user]
-    return metrics.summarise(prediction, value, known, user, history, tasks, is_regression(tasks))

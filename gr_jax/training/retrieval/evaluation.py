@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,9 +15,8 @@ from gr_jax.config import Config
 from gr_jax.data.batches.batch import Batch, Queries
 from gr_jax.data.batches.epochs import EvaluationBatches
 from gr_jax.training import sharding
+from gr_jax.training.lookahead import one_behind
 from gr_jax.training.retrieval import metrics
-
-T = TypeVar("T")
 
 
 class UserRanks(NamedTuple):
@@ -95,12 +94,3 @@ def make_evaluator(
         return metrics.summarise(found.rank, found.log_prob, found.history)
 
     return evaluate
-
-
-def one_behind(results: Iterable[T]) -> Iterator[T]:
-    """The same results, each handed on once the next is under way: the device works while the host packs."""
-    before = []
-    for result in results:
-        yield from before
-        before = [result]
-    yield from before

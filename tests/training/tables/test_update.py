@@ -14,6 +14,7 @@ from gr_jax.training import sharding, state
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.ranking import objective as ranking
+from gr_jax.training.ranking import step as ranking_step
 from gr_jax.training.retrieval.step import make_train_step
 from gr_jax.training.tables.rowwise import RowRule, SparseOptimizer
 from tests.compiled import collectives
@@ -71,7 +72,7 @@ def test_retrieval_has_the_gradient_of_the_dense_step(loss, log_q):
 def test_ranking_has_the_gradient_of_the_dense_step(kind, tmp_path):
     run = open_run(kind, 1, tmp_path)
     batch = ranking.task(run).batches().plan.batch(0)
-    make_step = lambda optimizer: ranking.make_train_step(run.graphdef, optimizer, run.config)
+    make_step = lambda optimizer: ranking_step.make_train_step(run.graphdef, optimizer, run.config)
     assert_same_step(make_step, run.init_params(jax.random.key(0)), batch)
 
 
