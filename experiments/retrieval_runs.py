@@ -22,7 +22,7 @@ from scipy import stats
 from experiments.tables import RESULTS, ROOT, by_seed, spread
 from gr_jax.data.batches import epochs
 from gr_jax.training.retrieval.evaluation import make_judge
-from gr_jax.training.trained import open_trained
+from gr_jax.training.run import open_trained
 
 # On a GPU the trainings run while this process holds on to what it computed their ranks with.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -28,8 +28,8 @@ from scipy import optimize
 
 from experiments.figures import pyplot
 from gr_jax.config import files
+from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_run
-from gr_jax.training.tasks import task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "experiments/results/scaling_law.json"
@@ -86,14 +86,14 @@ def budgets(task: str, width: int, workdir: Path) -> list[dict]:
     """FLOPs and validation after each epoch of a finished run."""
     metric = TASKS[task][2]
     run = open_run(files.read(workdir / "config.json"), workdir)
-    batches = task_of(run).batches()
+    cost = objective_of(run).cost
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [
         {
             "task": task,
             "width": width,
             "epoch": line["epoch"],
-            "flops": batches.flops_per_step * line["step"],
+            "flops": cost.flops * line["step"],
             "value": line[metric],
         }
         for line in lines

@@ -56,9 +56,9 @@ from gr_jax.data.batches.batch import Batch
 from gr_jax.data.dataset import Catalogue, Dataset
 from gr_jax.models.lookup import take_rows
 from gr_jax.training import sharding, state
-from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.optimizer import Optimizer
 from gr_jax.training.retrieval.losses import draw_negatives
+from gr_jax.training.run import keep_freed_memory
 from gr_jax.training.tables.update import descend
 
 ROOT = Path(__file__).resolve().parents[1]

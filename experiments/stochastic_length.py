@@ -38,8 +38,8 @@ from gr_jax.config import Config, SyntheticConfig, files
 from gr_jax.config.overrides import override_all
 from gr_jax.data.batches.stochastic_length import choose, keep_full_probability, threshold
 from gr_jax.training import sharding
+from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_run
-from gr_jax.training.tasks import task_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments/results"
@@ -155,7 +155,7 @@ def with_cuts(config: Config, alpha: float, selection: str) -> Config:
 
 def tokens_per_epoch(config: Config, workdir: Path, epochs: int) -> dict[str, float]:
     """Mean over the epochs that a run took: batches, real tokens, and tokens computed (padding of rows included)."""
-    plan: Any = task_of(open_run(config, workdir)).batches().plan
+    plan: Any = objective_of(open_run(config, workdir)).plan
     steps = [plan.steps(epoch) for epoch in range(epochs)]
     real = [int(plan.count(plan.epoch(epoch).spans).sum()) for epoch in range(epochs)]
     batch_tokens = plan.batch_rows * plan.row_length
@@ -172,13 +172,13 @@ def speed(args: argparse.Namespace) -> None:
     timed: dict[float, dict] = {}
     for alpha in ALPHAS:
         run = open_run(with_cuts(config, alpha, args.selection), workdir)
-        task = task_of(run)
+        objective = objective_of(run)
         state, shardings = run.fresh_state()
         out = shardings, sharding.replicated(run.mesh)
         step = sharding.on_mesh(
-            run.mesh, jax.jit(task.train_step(), donate_argnums=0, out_shardings=out)
+            run.mesh, jax.jit(objective.make_step(), donate_argnums=0, out_shardings=out)
         )
-        plan: Any = task.batches().plan
+        plan: Any = objective.plan
         timed[alpha] = {"run": run, "plan": plan, "state": state, "step": step, "ms": []}
     for number in range(args.rounds + 1):  # the first compiles
         for one in timed.values():

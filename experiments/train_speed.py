@@ -28,7 +28,7 @@ from experiments.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, files
 from gr_jax.data.batches import epochs
 from gr_jax.data.dataset import Catalogue, Dataset, Events
-from gr_jax.training.host_memory import keep_freed_memory
+from gr_jax.training.run import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 USERS = 128  # mean users of a batch

@@ -23,7 +23,7 @@ from gr_jax.planning.from_data import sizes_of
 from gr_jax.planning.plan import USABLE, Plan, make_plan, mesh_shape, remedies
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training import sharding
-from gr_jax.training.metrics_log import table
+from gr_jax.training.console import table
 
 RATES = {  # flag -> (field of Device, bytes or FLOPs of its unit, help)
     "bf16_tflops": ("bf16_flops", 1e12, "dense bfloat16 rate of a device in TFLOP/s"),

@@ -1,4 +1,3 @@
-import dataclasses
 import errno
 import json
 import os
@@ -17,7 +16,7 @@ import pytest
 from gr_jax import evaluate, train
 from gr_jax.config import ConfigError
 from gr_jax.training.checkpoint import Checkpoints
-from gr_jax.training.divergence import Diverged
+from gr_jax.training.loop import Diverged
 from gr_jax.training.retrieval import objective as retrieval
 from gr_jax.training.run import Run
 from gr_jax.training.workdir import only_training
@@ -346,11 +345,9 @@ def test_the_end_reads_the_best_checkpoint_if_it_is_not_the_newest(
         restored.append(step)
         return read(self, target, step=step)
 
-    restored, read, task_of = [], Checkpoints.restore, train.task_of
-    score = lambda _, epochs_done: float(epochs_done == best_epoch)
-    monkeypatch.setattr(
-        train, "task_of", lambda run: dataclasses.replace(task_of(run), score=score)
-    )
+    restored, read = [], Checkpoints.restore
+    score = lambda self, result, epochs_done: float(epochs_done == best_epoch)
+    monkeypatch.setattr(retrieval.Retrieval, "score", score)
     monkeypatch.setattr(Checkpoints, "restore", restore)
     assert run_train(config_file, tmp_path, "--config.train.epochs=2") == 0
     best = lines_of(tmp_path, "valid")[best_epoch - 1]["step"]

@@ -222,6 +222,6 @@ def test_flags_that_do_not_go_together_are_one_line(folder, flags, message):
 
 
 def test_one_process_agrees_with_itself():
-    assert processes.first_then_others(lambda: 3) == 3
+    assert processes.first_then_others(lambda: 3) == processes.on_first(lambda: 3) == 3
     assert processes.all_true(True) and not processes.all_true(False)
-    assert processes.of_first(0.1) == 0.1
+    assert processes.broadcast_from_first(0.1) == 0.1

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import pytest
 
 from gr_jax import cli
-from gr_jax.training.divergence import Diverged, check_finite
+from gr_jax.training.loop import Diverged, check_finite
 
 
 def test_a_parameter_that_is_not_finite_is_named():
