@@ -79,7 +79,7 @@ class Recommender(nnx.Module):
 
         A token sees itself and the tokens of its sequence before it, but no candidate: candidates (`batch.target`, at
         the end of a sequence, all with the position that the next token would have) do not see one another, and may
-        make the sequence longer than `max_length`. What is true of the user (`batch.context`) is seen as any token.
+        make the sequence longer than `max_length`. User features are seen as any token.
 
         Args:
           batch: packed rows.

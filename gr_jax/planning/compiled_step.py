@@ -45,8 +45,6 @@ def abstract_batch(sizes: Sizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         fields["side"] = of(jnp.int32, sizes.item_values)
     if sizes.contexts or sizes.max_series:
         fields["feature"] = of(jnp.int32)
-    if sizes.contexts:
-        fields["context"] = of(jnp.bool_)
     return fields
 
 

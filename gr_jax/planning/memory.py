@@ -184,7 +184,7 @@ def batch_bytes(sizes: Sizes) -> float:
         + bool(sizes.num_actions)
         + sizes.item_values
     )
-    fields += bool(sizes.contexts or sizes.max_series) + 0.25 * bool(sizes.contexts)
+    fields += bool(sizes.contexts or sizes.max_series)
     return 4.0 * sizes.tokens * fields
 
 

@@ -13,7 +13,6 @@ FIELDS = (
     "position",
     "action",
     "feature",
-    "context",
     "target",
     "side",
 )
@@ -35,7 +34,7 @@ def random_sequence(
     def value():
         return dict(feature=rng.integers(1, VALUES + 1))
 
-    tokens, time = [token(**value(), context=1) for _ in range(contexts)], 0
+    tokens, time = [token(**value()) for _ in range(contexts)], 0
     for _ in range(events):
         time += int(rng.integers(0, 10**6))
         if rng.random() < 0.3:
@@ -62,10 +61,10 @@ def place(
         for offset, t in enumerate(sequence):
             for name in FIELDS:
                 fields[name][row, column + offset] = t[name]
-    flags = {name: jnp.asarray(fields.pop(name) != 0) for name in ("context", "target")}
+    target = jnp.asarray(fields.pop("target") != 0)
     return Batch(
         segment=jnp.asarray(segment),
-        **flags,
+        target=target,
         **{name: jnp.asarray(a) for name, a in fields.items()},
     )
 

@@ -60,9 +60,7 @@ def test_the_last_event_of_a_log_as_a_candidate_gets_the_logits_of_training(kind
         dataset = random_dataset(seed, users=4)
         spans = all_labels(dataset)
         batch, count = rows_of(dataset, spans, kind)
-        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)} | {
-            "context": None
-        }
+        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
         logits = np.asarray(
             rank(params, type(batch)(**fields | {"outcome": None, "outcome_weight": None}))
         )

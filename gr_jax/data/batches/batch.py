@@ -35,7 +35,6 @@ class Batch:
     side: Int[Array, "R L F"] | None = None  # feature values of the item, 0-padded
     # value of a user attribute or slow series; 0 = the token is none
     feature: Int[Array, "R L"] | None = None
-    context: Bool[Array, "R L"] | None = None  # tokens of the contextual prefix
     target: Bool[Array, "R L"] | None = None  # candidate tokens
     outcome: Float[Array, "R L Y"] | None = None  # ranking: what happened at this event, by task
     outcome_weight: Float[Array, "R L Y"] | None = None  # 1 = the outcome is a label, 0 = it is not

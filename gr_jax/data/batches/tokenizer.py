@@ -227,9 +227,7 @@ def fill_rows(
             if dataset.events.user_features is None
             else dataset.events.user_features[spans.user]
         )
-        fields["feature"] = rows((at.entry_place, entry_value), (at.context, prefix))
-    if scheme.num_user_features:
-        fields["context"] = rows((at.context, True), dtype=bool)
+        fields["feature"] = rows((at.entry_place, entry_value), (at.user_feature, prefix))
     return Batch(**fields)
 
 
@@ -262,7 +260,7 @@ class _Places(NamedTuple):
     entry: Int[np.ndarray, " S"]  # index of each series entry in the dataset
     entry_owner: Int[np.ndarray, " S"]  # its sequence
     entry_place: Int[np.ndarray, " S"]  # its token
-    context: Int[np.ndarray, "B C"]  # tokens of the contextual prefix
+    user_feature: Int[np.ndarray, "B C"]  # tokens of the user features
     tokens: Int[np.ndarray, " B"]  # tokens of each sequence
     token: Int[np.ndarray, " tokens"]  # every token
 

@@ -48,7 +48,7 @@ def written_out(dataset, spans: Spans, b: int, how: tokenizer.TokenScheme) -> li
     events = range(first, first + length)
     began = dataset.events.timestamp[first]
     since = lambda time: max(0, int(time - began))
-    out = [{"feature": value, "context": True} for value in dataset.events.user_features[user]]
+    out = [{"feature": value} for value in dataset.events.user_features[user]]
     entries = range(dataset.events.series_offsets[user], dataset.events.series_offsets[user + 1])
     entries = [
         s for s in entries if dataset.events.series_time[s] <= dataset.events.timestamp[events[-1]]
