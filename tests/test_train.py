@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from gr_jax import evaluate, train
+from gr_jax import cli, evaluate, train
 from gr_jax.config import ConfigError
 from gr_jax.training.checkpoint import Checkpoints
 from gr_jax.training.loop import Diverged
@@ -28,8 +28,10 @@ from gr_jax.config import *
 
 def get_config(variant=""):
     return Config(
-        data=DataConfig(source="csv", path={path!r}, prepared={prepared!r}, max_length=16, row_length=32),
-        model=ModelConfig(width=16, qk_width=8, v_width=8),
+        data=DataConfig(
+            source="csv", path={path!r}, prepared={prepared!r}, max_length=16, row_length=32
+        ),
+        model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8),
         loss=LossConfig(kind="group", negatives=8, group=8),
         train=TrainConfig(epochs=3, batch_users=8, log_every=2, patience=0, checkpoint_every=5),
         mesh=MeshConfig(data=1),
@@ -228,6 +230,23 @@ def test_another_config_may_not_take_over_a_workdir(config_file, finished):
         run_train(config_file, finished, "--config.model.width=32")
 
 
+def test_the_config_of_an_older_version_is_read_if_nothing_in_it_is_gone(
+    config_file, finished, tmp_path
+):
+    copy = Path(shutil.copytree(finished, tmp_path / "w"))
+    config = json.loads((copy / "config.json").read_text())
+    del config["evaluate"]["valid_users"]  # a field that came later
+    (copy / "config.json").write_text(json.dumps(config))
+    assert run_train(config_file, copy) == 0
+    assert "valid_users" in json.loads((copy / "config.json").read_text())["evaluate"]
+
+    config["train"]["rehearsals"] = 3  # a field that went
+    (copy / "config.json").write_text(json.dumps(config))
+    for use in (lambda: run_train(config_file, copy), lambda: evaluate.evaluate(copy, "test")):
+        with pytest.raises(ConfigError, match="'rehearsals': was it written by another version"):
+            use()
+
+
 def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(
     config_file, tmp_path, monkeypatch
 ):
@@ -369,18 +388,11 @@ LONG = "--config.train.epochs=15"  # so that the run is still going when a signa
 
 
 def start(config_file: Path, workdir: Path) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "gr_jax.train",
-        f"--config={config_file}",
-        f"--workdir={workdir}",
-        "--report=false",
-        LONG,
-    ]
+    """The command in a process of its own; with the devices and the programs compiled by this one."""
+    flags = [f"--config={config_file}", f"--workdir={workdir}", "--report=false", LONG]
     return subprocess.Popen(
-        command,
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "gr_jax.train", *flags],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -401,9 +413,7 @@ def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
 @pytest.fixture(scope="module")
 def long_run(config_file, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "long"
-    process = start(config_file, workdir)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    assert run_train(config_file, workdir, LONG) == 0
     return workdir
 
 
@@ -414,9 +424,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(config_file, long_run, tmp_p
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "interrupted: step" in output and "Traceback" not in output
-    process = start(config_file, tmp_path / "w")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    assert run_train(config_file, tmp_path / "w", LONG) == 0
     assert_same_state(tmp_path / "w", long_run)
 
 
@@ -425,10 +433,9 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(config_file, long_run, t
         process = start(config_file, tmp_path / "w")
         wait_for_step(tmp_path / "w", step, process)
         process.kill()
-        process.communicate()
-    process = start(config_file, tmp_path / "w")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+        output, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, output
+    assert run_train(config_file, tmp_path / "w", LONG) == 0
     assert_same_state(tmp_path / "w", long_run)
     steps = [line["step"] for line in lines_of(tmp_path / "w", "train")]
     assert steps == sorted(set(steps)), "a step is logged twice"
@@ -455,14 +462,24 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(config_file, long_run, t
         ),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(arguments, message):
+def test_a_mistake_on_the_command_line_is_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as done:
+        cli.run(train.main)
+    assert done.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown and len(shown.strip().splitlines()) == 1
+
+
+def test_a_mistake_is_all_that_a_process_writes():
     done = subprocess.run(
-        [sys.executable, "-m", "gr_jax.train", *arguments],
+        [sys.executable, "-m", "gr_jax.train", "--config=configs/ml_2m.py"],
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=120,
     )
-    assert done.returncode != 0
-    assert message in done.stderr
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: --config: no file 'configs/ml_2m.py'")
     assert len(done.stderr.strip().splitlines()) == 1
