@@ -21,7 +21,7 @@ beauty 30 to 49 epochs in 17 to 27 minutes and beauty-sasrec 72 to 93 epochs in 
 
 Expected test metric, full catalogue: Beauty HR@10 / NDCG@10 of .0916 / .0519 (beauty, mean of three seeds),
 .0848 / .0491 (beauty-sasrec, mean of three seeds) and .0842 / .0482 (beauty-transformer, one seed;
-`experiments/public_retrieval.py`).
+`experiments/quality/public_retrieval.py`).
 Books: not measured here; the paper reports .0404 / .0219 (books) and .0469 / .0257 (books-large) under its own protocol
 (Zhai et al. 2024, table 4), its public code later .0416 / .0227 and .0478 / .0262. The paper has no Beauty.
 """

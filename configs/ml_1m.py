@@ -23,11 +23,11 @@ on a machine that was also doing other work.
 
 Expected test metric, full catalogue: HR@10 / NDCG@10 of .3314 / .1975 (base, mean of three seeds), .3671 / .2211
 (large, one seed), .2981 / .1718 (sasrec, mean of three seeds) and .3065 / .1760 (transformer, mean of three seeds).
-swiglu, 20 epochs of one seed: better than base by then (`experiments/successors.py`). The paper reports .3097
+swiglu, 20 epochs of one seed: better than base by then (`experiments/quality/successors.py`). The paper reports .3097
 / .1720 (base), .3294 / .1893 (large) and .2853 / .1603 (sasrec), under a protocol that removes only the visible 200
 items and looks at the test split every epoch (Zhai et al. 2024, table 4). Ranking: NE .755 and AUC .815 of liked,
 NE .753 and AUC .835 of loved (three seeds); ranking-dlrm NE .772 and AUC .806 of liked (three seeds;
-`experiments/ranking_quality.py`).
+`experiments/quality/ranking_quality.py`).
 """
 
 from gr_jax.config import (

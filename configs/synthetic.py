@@ -9,12 +9,12 @@ Cost: one minute on 2 CPU cores that other jobs used too; ranking one minute, ra
 
 Expected test HR@10: .83. What a user does next depends on order and on elapsed time
 (`gr_jax/data/log/synthetic.py`): the best ranking possible has .88, the best without the time of the request .49,
-a model with `bias=position` reaches .41, popularity .04 (`experiments/synthetic_structure.py`).
+a model with `bias=position` reaches .41, popularity .04 (`experiments/quality/synthetic_structure.py`).
 
 Ranking is of another log (`gr_jax/data/log/synthetic_actions.py`): 6,000 users, 100 items in 20 categories, clicks by how
 often and how recently a category was met and clicked before. Expected test NE: .474, and an AUC of .933;
 ranking-dlrm .480 and .932. The true probabilities have .43; tables of click rates .44 by counts and recency, .57 by
-shares of the history and recency, .86 by recency alone (`experiments/synthetic_ranking_structure.py`).
+shares of the history and recency, .86 by recency alone (`experiments/quality/synthetic_ranking_structure.py`).
 """
 
 from gr_jax.config import (

@@ -1,6 +1,6 @@
 """Does what docs/tutorial.md says, and nothing else, in a fresh checkout and a fresh environment, and takes the time.
 
-    python experiments/newcomer.py --json=experiments/results/newcomer.json
+    python -m experiments.newcomer --json=experiments/results/newcomer.json
 
 The code blocks of the page run in order in one shell; the environment that the page makes is thrown away at the end.
 What is timed includes the download of the packages from wherever pip is set up to get them.

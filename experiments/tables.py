@@ -1,7 +1,9 @@
-"""Writes the tables of results into README.md and experiments/README.md, from the JSON in experiments/results.
+"""Write the tables of results into README.md and the pages of docs/ and experiments/.
 
-    python experiments/tables.py            # writes them
-    python experiments/tables.py --check    # only tells which are out of date; exits with 1 if any is
+They are made from the JSON in experiments/results.
+
+    python -m experiments.tables            # writes them
+    python -m experiments.tables --check    # only tells which are out of date; exits with 1 if any is
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a function in TABLES. A test checks that all
 are up to date, so that no figure in them is written by hand. What others published is quoted here, with its source.
@@ -10,19 +12,22 @@ are up to date, so that no figure in them is written by hand. What others publis
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
-from experiments import kernel_bench
+from experiments.common.results import RESULTS, ROOT, by_seed, read
+from experiments.kernels import kernel_bench
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "experiments" / "results"
-FILES = ("README.md", "experiments/README.md")
+FILES = [
+    "README.md",
+    *(
+        str(page.relative_to(ROOT))
+        for room in ("docs", "experiments")
+        for page in sorted((ROOT / room).rglob("*.md"))
+    ),
+]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # HR@10 and NDCG@10 of Zhai et al. 2024, table 4; on Beauty of HSTU's authors there is none.
 PAPER = {
@@ -30,18 +35,6 @@ PAPER = {
     ("ml-1m", "hstu-large"): (0.3294, 0.1893),
     ("ml-1m", "sasrec"): (0.2853, 0.1603),
 }
-
-
-def read(name: str) -> Any:
-    """The content of experiments/results/NAME.json."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def by_seed(folder: Path, name: str) -> dict[int, dict]:
-    """The results of a run's seeds, by seed: NAME-SEED.json of a folder that `retrieval_runs` writes."""
-    rests = (file.stem.removeprefix(f"{name}-") for file in folder.glob(f"{name}-*.json"))
-    seeds = sorted(int(rest) for rest in rests if rest.isdecimal())
-    return {seed: json.loads((folder / f"{name}-{seed}.json").read_text()) for seed in seeds}
 
 
 def figure(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Recomputes the metrics of a trained workdir from its best checkpoint.
+"""Recompute the metrics of a trained workdir from its best checkpoint.
 
 python -m gr_jax.evaluate --workdir=runs/ml_1m --split=test
 """
@@ -16,7 +16,7 @@ from gr_jax.training.run import open_trained
 
 
 def main(argv: list[str]) -> int:
-    """Prints the metrics of the best checkpoint as JSON."""
+    """Print the metrics of the best checkpoint as JSON."""
     flags = {
         "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
         "split": (("test", "valid"), "test", "which held-out events"),

@@ -151,7 +151,7 @@ def command(folder: Path, body: str, *argv: str) -> subprocess.CompletedProcess:
     [
         (
             "cli.parse(argv, doc='', flags={})",
-            "error: --config=FILE[:variant] must be given; --help tells more\n",
+            "error: --config=FILE[:variant] must be given; see --help\n",
         ),
         ("open('nowhere/file')", "error: No such file or directory: nowhere/file\n"),
         (

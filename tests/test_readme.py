@@ -1,32 +1,37 @@
-"""What README.md and docs/ tell people to type: run where that takes seconds, else its flags, fields and files exist.
+"""README.md, CONTRIBUTING.md and docs/: what they tell people to type runs, and what they name exists.
 
 The tutorial as a whole is run by experiments/newcomer.py.
 """
 
 import importlib
+import importlib.util
 import json
+import pkgutil
 import re
 import shlex
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gr_jax import train
-from gr_jax.config import Config, DataConfig, files
+from gr_jax.config import Config, files
 from gr_jax.config.overrides import leaves, override_all
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 HEREDOC = re.compile(r"^cat > (configs/\w+\.py) <<'END'\n(.*?)^END$", re.MULTILINE | re.DOTALL)
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 FIELD = re.compile(
     r"`((?:data|model|vocabulary|loss|ranking|train|evaluate|mesh|optimizer)\.(?!py|yaml)[a-z_]+)[`=]"
 )
 FILE = re.compile(r"[`( ]((?:[\w.]+/)*\w+\.(?:py|json|sh|md))(?:[`:) ,]|$)", re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 MADE = ("config.json", "dataset.json", "result.json", "block_sizes.json")  # what the commands write
 COMMAND = re.compile(r"python -m ((?:gr_jax|pallas_kernels)\.\w+)((?: +[^\s`|&#;),]+)*)")
 
@@ -44,6 +49,12 @@ def commands() -> list:
     return [pytest.param(*command, id=name) for name, command in found.items()]
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """A folder with our configs and those that the pages tell people to write."""
@@ -53,6 +64,24 @@ def checkout(tmp_path_factory) -> Path:
         for name, code in HEREDOC.findall(page.read_text()):
             (folder / name).write_text(code)
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(checkout) -> Path:
+    """The same folder with the run runs/mine, by the README's config and a small model."""
+    rng = np.random.default_rng(0)
+    lines = ["user,product,clicked_at"]
+    for user in range(40, 56):
+        items = [1193, 661, 2355, *rng.integers(3000, 3020, 9)]
+        lines += [f"{user},{item},{978_300_000 + 50 * i}" for i, item in enumerate(items)]
+    sizes = ("width=8", "num_blocks=1", "num_heads=1", "qk_width=4", "v_width=4")
+    small = [f"--config.model.{size}" for size in sizes]
+    small += ["--config.train.steps=2", "--config.mesh.data=1", "--report=false"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(checkout)
+        Path("clicks.csv").write_text("\n".join(lines) + "\n")
+        assert train.main(["--config=configs/mine.py", "--workdir=runs/mine", *small]) == 0
+    return checkout
 
 
 @pytest.mark.parametrize(("module", "words"), commands())
@@ -69,13 +98,14 @@ def test_a_command_has_the_flags_and_the_config_that_it_is_given(
             module = module.replace("pallas_kernels.bench", "pallas_kernels.bench.__main__")
             importlib.import_module(module).main([*words, "--help"])  # reads the words first
         assert not done.value.code
-        told = capsys.readouterr().out
+        help_text = capsys.readouterr().out
         flags = [
             word.partition("=")[0]
             for word in words
             if word.startswith("--") and "--config" not in word
         ]
-        assert all(flag.replace("-", "_").lstrip("_") in told.replace("-", "_") for flag in flags)
+        known = help_text.replace("-", "_")
+        assert all(flag.replace("-", "_").lstrip("_") in known for flag in flags)
         assert spec is None or isinstance(files.load(spec), Config)
 
 
@@ -98,6 +128,7 @@ def test_each_file_that_a_page_names_is_there():
         *(ROOT / name for name in ("gr_jax", "pallas_kernels", "tests", "tests/pallas_kernels")),
     ]
     written = {name for page in PAGES for name, _ in HEREDOC.findall(page.read_text())}
+    written.add("configs/mine.py")  # a page may say so in words
     missing = []
     for page in PAGES:
         for name in FILE.findall(page.read_text()):
@@ -107,55 +138,70 @@ def test_each_file_that_a_page_names_is_there():
     assert not missing
 
 
-def test_the_python_of_the_readme_runs(checkout, monkeypatch):
-    """The blocks in order: two pieces of a config, a trained run that answers, the attention operation."""
-    monkeypatch.chdir(checkout)
-    data, ranking, answers, attention = PYTHON.findall((ROOT / "README.md").read_text())
-    known = eval(f"DataConfig(source='csv',\n{data})", {"DataConfig": DataConfig})
+def test_each_module_that_a_page_names_can_be_found():
+    missing = []
+    for page in PAGES:
+        for name in re.findall(r"python -m (experiments(?:\.\w+)+)", page.read_text()):
+            if not importlib.util.find_spec(name):
+                missing.append(f"{page.name}: {name}")
+        for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE):
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError):
+                missing.append(f"{page.name}: {name}")
+    assert not missing
+
+
+def test_each_link_leads_to_a_file_and_a_heading_that_are_there():
+    dead = []
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        for target, anchor in LINK.findall(FENCED.sub("", page.read_text())):
+            path = page.parent / target if target else page
+            if not path.exists() or (anchor and anchor not in anchors(path)):
+                dead.append(f"{page.name}: {target}#{anchor}")
+    assert not dead
+
+
+def test_each_page_of_the_docs_is_in_the_navigation_and_on_the_first_page():
+    listed = set(re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert {str(page.relative_to(ROOT / "docs")) for page in DOCS} == listed
+    index = ROOT / "docs" / "index.md"
+    linked = {target for target, _ in LINK.findall(index.read_text())}
+    assert listed - {"index.md"} <= linked
+
+
+def test_the_readme_is_one_page():
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_text_is_at_most_100_columns_wide():
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            assert len(line) <= 100 or line.startswith(("|", "![")), f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "docs/own_log.md",
+        "docs/ranking.md",
+        "docs/serving.md",
+        "docs/kernels.md",
+        "docs/api/trained_model.md",
+    ],
+)
+def test_the_python_of_a_page_runs(name, trained, monkeypatch):
+    """Its blocks in order, as one program."""
+    monkeypatch.chdir(trained)
+    blocks = PYTHON.findall((ROOT / name).read_text())
+    assert blocks
     names: dict = {}
-    exec(f"from gr_jax.config import *\n{ranking}", names)
-    assert Config(data=known, ranking=names["ranking"]).ranking.tasks == ("click", "long")
-
-    rng = np.random.default_rng(0)
-    lines = ["user,product,clicked_at"]
-    for user in range(40, 56):
-        items = [1193, 661, 2355, *rng.integers(3000, 3020, 9)]
-        lines += [f"{user},{item},{978_300_000 + 50 * i}" for i, item in enumerate(items)]
-    Path("clicks.csv").write_text("\n".join(lines) + "\n")
-    sizes = ("width=8", "num_blocks=1", "num_heads=1", "qk_width=4", "v_width=4")
-    small = [f"--config.model.{size}" for size in sizes] + [
-        "--config.train.steps=2",
-        "--config.mesh.data=1",
-    ]
-    assert (
-        train.main(["--config=configs/mine.py", "--workdir=runs/mine", "--report=false", *small])
-        == 0
-    )
-    names = {}
-    exec(answers, names)
-    assert (
-        len(names["model"].recommend(names["history"], k=10, at_time="now", deny=["2355"]).items)
-        == 10
-    )
-
-    q = jnp.asarray(rng.normal(size=(2, 16, 2, 8)), jnp.float32)
-    times = jnp.cumsum(jnp.ones((2, 16), jnp.int32), axis=1)
-    names = {
-        "q": q,
-        "k": q,
-        "v": q,
-        "segments": jnp.ones((2, 16), jnp.int32),
-        "tq": times,
-        "tk": times,
-    }
-    names |= {"p": jnp.zeros(200), "t": jnp.zeros(129)}
-    exec(attention, names)
-    assert names["out"].shape == q.shape
-
-
-def test_the_python_of_the_kernel_notes_runs():
-    for code in PYTHON.findall((ROOT / "docs" / "kernels.md").read_text()):
-        exec(code, {})
+    for block in blocks:
+        exec(block, names)
+    if name == "README.md":
+        assert len(names["best"].items) == 10
+        assert [item.item for item in names["scores"]] == ["1193", "661"]
 
 
 def test_requests_in_the_pages_are_json():

@@ -181,10 +181,10 @@ def test_a_full_disk_is_reported_and_training_goes_on(
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", save)
     assert run_train(config_file, tmp_path / "w") == 0
-    told = capsys.readouterr().err
+    shown = capsys.readouterr().err
     for step in (8, 10):
-        assert f"warning: step {step} could not be saved" in told
-    assert "No space left on device" in told and "the last checkpoint is step 5" in told
+        assert f"warning: step {step} could not be saved" in shown
+    assert "No space left on device" in shown and "the last checkpoint is step 5" in shown
     assert_same_state(tmp_path / "w", finished)
 
 

@@ -2,7 +2,7 @@
 
 State and batch are exact: they are what the step is given. What the compiler adds (gradients, activations, copies)
 follows from which backend it is: the numbers below say what its buffer assignment was measured to hold, in units of a
-formula; `experiments/plan_check.py` compares the two on other configs.
+formula; `experiments/scale/plan_check.py` compares the two on other configs.
 
 T tokens of a device with padding, D width, X rows of the item table on a device; of XLA's attention, W keys in the
 windows of all chunks of queries, S pairs of a query and a key of its window.

@@ -172,8 +172,8 @@ def _facts(record: Record, parameters: int | None) -> tuple[str, ...]:
 def duration(seconds: float) -> str:
     """A time in the unit that suits it.
 
-    >>> [duration(s) for s in (45.4, 600.0, 9000.0)]
-    ['45 s', '10 min', '2.5 h']
+    >>> tuple(duration(s) for s in (45.4, 600.0, 9000.0))
+    ('45 s', '10 min', '2.5 h')
     """
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -92,7 +92,7 @@ def train_loop(
             log.write(step, epoch, "train", values)
             say(train_line(step, epochs_at(objective, step), values))
 
-        # A stream that stops inside a window has trained on a part of it: it cannot be tested on it.
+        # A stream that stops inside a window has trained on a part of it: no test on it then.
         ends_epoch = step_of_epoch == 0 and epoch % train.validate_every == 0
         validates = ends_epoch or (step == last and not is_stream)
         if not (validates or stop or step == last or step % train.checkpoint_every == 0):
@@ -181,7 +181,8 @@ def save(
             raise RuntimeError(f"step {step} could not be saved ({error})") from error
         last = checkpoints.newest_step()
         print(
-            f"warning: step {step} could not be saved ({error}); the last checkpoint is step {last}",
+            f"warning: step {step} could not be saved ({error});"
+            f" the last checkpoint is step {last}",
             file=sys.stderr,
         )
         return dataclasses.replace(

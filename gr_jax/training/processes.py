@@ -32,7 +32,7 @@ _numbers = itertools.count()
 
 
 def join(coordinator: str, processes: int, process: int, peer_timeout: int) -> None:
-    """Make this process one of a job, before the first use of a device; alone without a coordinator.
+    """Make this process one of a job, before the first use of a device; without a coordinator, none.
 
     Raises:
       ConfigError: the flags do not go together, or no cluster is found.

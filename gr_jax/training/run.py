@@ -1,4 +1,4 @@
-"""A run: config, data, mesh and model put together, for training and for all that uses its result."""
+"""A run: config, data, mesh and model put together, for training and for users of its result."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Run:
     vocabulary: admission.Vocabulary | None = None
 
     def planned_state(self) -> state.TrainState:
-        """Shapes, dtypes and shardings of the state: the target that a checkpoint is restored to."""
+        """Shapes, dtypes and shardings of the state: the target of restoring a checkpoint."""
         return state.planned(
             self.init_params,
             self.optimizer,
@@ -182,12 +182,12 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 def keep_freed_memory() -> None:
-    """Make glibc's malloc keep freed blocks; before the first JAX computation. Elsewhere: no effect.
+    """Make glibc's malloc keep freed blocks, if called before the first JAX computation.
 
     XLA's CPU backend allocates the temporaries of a step as one block and frees it at the end. By
     default glibc returns such a block to the kernel, and a third of the next step goes into page
     faults: measured on 2 cores, a training step of ML-1M base takes 1.3 times as long with the
-    default, HSTU-large 1.6 times (`experiments/train_speed.py --default-malloc`). One arena,
+    default, HSTU-large 1.6 times (`experiments/speed/train_speed.py --default-malloc`). One arena,
     because further ones cannot hold blocks above 64 MiB.
     """
     try:

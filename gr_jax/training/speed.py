@@ -37,7 +37,7 @@ class StepCost:
 
 
 def peak_flops(compute_dtype: str) -> float:
-    """Peak FLOP/s of all devices in a dtype: of the data sheet, or of a matrix product measured now."""
+    """Peak FLOP/s of all devices in a dtype, by data sheet or by a matrix product measured now."""
     peak = hardware.peak_of(jax.devices()[0].device_kind, compute_dtype)
     # Virtual CPU devices share the same cores: one device's measure is the machine's.
     return hardware.measured_flops() if peak is None else peak * jax.device_count()

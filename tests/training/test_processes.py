@@ -1,4 +1,4 @@
-"""Two processes on loopback, two virtual devices each, against the same run uninterrupted and on one process."""
+"""Two processes of two virtual devices each: killed, resumed, and against a run on one process."""
 
 import json
 import os
@@ -35,7 +35,8 @@ def get_config(variant=""):
         model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8),
         loss=LossConfig(kind="group", negatives=8, group=8),
         train=TrainConfig(
-            epochs=15, batch_users=16, log_every=1, patience=0, checkpoint_every=7, validate_every=10
+            epochs=15, batch_users=16, log_every=1, patience=0, checkpoint_every=7,
+            validate_every=10,
         ),
     )
 """

@@ -102,7 +102,7 @@ def test_one_and_eight_devices_train_to_the_same_losses(loss):
         assert_sharded(train_state, data * model)
 
 
-# Dense or sparse, and every way in which rows travel; experiments/sparse_step.py goes through all shapes of meshes.
+# Dense or sparse, and every way in which rows travel; experiments/speed/sparse_step.py goes through all shapes of meshes.
 @pytest.mark.parametrize(
     ("data", "model", "exchange", "optimizer"),
     [

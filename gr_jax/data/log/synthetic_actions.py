@@ -9,7 +9,7 @@ where `met` is how many events of this category the user had before, `acts` how 
 `elapsed` the time since the last of them. Intensity is a count, not a share: one event in two and ten in twenty are
 the same share. Attention with softmax averages over the history and sees shares, pointwise attention adds up and
 sees counts (Zhai et al. 2024, section 3.1). What each kind of knowledge can reach is measured by
-`experiments/synthetic_ranking_structure.py`.
+`experiments/quality/synthetic_ranking_structure.py`.
 
 The category of an item is told by nothing but what users do. Users begin at times spread over a year, at the end of
 which the log stops: it looks the same at any time but the first weeks, so that a split by time is fair.

@@ -98,7 +98,7 @@ class Ranking:
 
     @functools.cached_property
     def _lengths_and_steps(self) -> tuple[np.ndarray, int]:
-        """Tokens of each sequence of the first epoch or of the stream, and the batches they fill."""
+        """Tokens of each sequence of the first epoch or the stream, and the batches they fill."""
         plan, events = self.plan, self.run.dataset.events
         if isinstance(plan, TrainBatches):
             return plan.count(plan.epoch(0).spans), plan.steps(0)
@@ -145,7 +145,7 @@ class Ranking:
         return self._evaluate(params, self._labelled(low, high)) if low < high else {}
 
     def validate(self, params: dict, epochs_done: int) -> dict[str, float] | None:
-        """Metrics on the validation split, or on the next window of a stream before training on it."""
+        """Metrics on the validation split, or on the next window of a stream."""
         low, high = self._bounds["valid"]
         if self._is_stream:
             if epochs_done + 1 >= len(self._edges):

@@ -156,8 +156,8 @@ def by_history(ranks: Int[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]) -> 
 def bucket_name(starts: Sequence[int], index: int) -> str:
     """The name of a bucket of history lengths.
 
-    >>> [bucket_name((0, 16, 64), i) for i in range(3)]
-    ['history_0-15', 'history_16-63', 'history_64+']
+    >>> tuple(bucket_name((0, 16, 64), i) for i in range(3))
+    ('history_0-15', 'history_16-63', 'history_64+')
     """
     end = f"-{starts[index + 1] - 1}" if index + 1 < len(starts) else "+"
     return f"history_{starts[index]}{end}"

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments import synthetic_structure
+from experiments.quality import synthetic_structure
 from gr_jax.config import ConfigError, SyntheticConfig
 from gr_jax.data.log import synthetic
 

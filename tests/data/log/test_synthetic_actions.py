@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments import synthetic_ranking_structure
+from experiments.quality import synthetic_ranking_structure
 from gr_jax.config import ConfigError, DataConfig, SyntheticConfig
 from gr_jax.data.log import synthetic_actions
 from gr_jax.data.log.preparation import prepare

@@ -1,0 +1,144 @@
+"""Ranking on MovieLens-1M: the sequence model, the DLRM, counts, the constant rate; on the last tenth of the events.
+
+    python -m experiments.quality.ranking_quality --path=ml-1m --variants=ranking,ranking-dlrm --seeds=0,1,2
+
+Trains the variants of configs/ml_1m.py (runs/ranking/, resumed where they stopped, not repeated when they are done),
+each with its own early stopping on the events between .81 and .9 of the log by time, and tests the best checkpoint
+once. Writes experiments/results/ranking_quality.json, where runs of other variants and seeds stay, and prints a table
+of means and standard deviations over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments.quality import count_baseline
+from experiments.tables import figure, spread
+from gr_jax.config import files
+from gr_jax.config.overrides import override_all
+from gr_jax.data.batches.sequences import time_bounds
+from gr_jax.data.log.preparation import prepare
+from gr_jax.training.ranking import metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "experiments/results/ranking_quality.json"
+METRICS = ("ne", "auc", "user_auc", "calibration")
+SHOWN = (*(f"{metric}/{task}" for task in ("liked", "loved") for metric in METRICS), "mse/rating")
+
+
+def outcome(workdir: Path) -> dict:
+    """What a finished run is and reached."""
+    result = json.loads((workdir / "result.json").read_text())
+    config = json.loads((workdir / "config.json").read_text())
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    valid = [line for line in lines if line["split"] == "valid"]
+    steps = [line["step_ms"] for line in lines if "step_ms" in line]
+    del config["data"]["path"], config["data"]["prepared"]
+    return {
+        "seed": result["seed"],
+        "best_step": result["best_step"],
+        "wall_seconds": round(result["wall_seconds"]),
+        "median_step_ms": round(statistics.median(steps), 1),
+        "test": result["test"],
+        "valid": result["valid"],
+        "validation": [
+            [line["epoch"], round(line["ne/liked"], 4), round(line["ne/loved"], 4)]
+            for line in valid
+        ],
+        "versions": result["versions"],
+        "config": {
+            name: config[name] for name in ("data", "model", "ranking", "optimizer", "train")
+        },
+    }
+
+
+def baselines(path: str) -> dict[str, dict[str, float]]:
+    """Metrics on the test events of the constant rate and of a logistic regression on counts of the past."""
+    config = files.load(str(ROOT / "configs/ml_1m.py:ranking"))
+    config = override_all(config, {"data.path": path} if path else {})
+    dataset = prepare(config.data)
+    test_from = time_bounds(dataset.events.timestamp, config.ranking)["test"][0]
+    found: dict[str, dict[str, float]] = {"constant rate": {}, "regression on counts": {}}
+    for task in ("liked", "loved"):
+        made = count_baseline.constant_rate(dataset, task, test_from=test_from)
+        for name, p in zip(
+            found,
+            (made, count_baseline.count_regression(dataset, task, test_from=test_from)),
+            strict=True,
+        ):
+            user = dataset.events.users_of(p.event)
+            found[name] |= {
+                f"ne/{task}": metrics.ne(p.probability, p.outcome) or 0.0,
+                f"auc/{task}": metrics.auc(p.probability, p.outcome) or 0.0,
+                f"user_auc/{task}": metrics.per_user_auc(p.probability, p.outcome, user) or 0.0,
+                f"calibration/{task}": metrics.calibration(p.probability, p.outcome) or 0.0,
+            }
+    return found
+
+
+def table(models: dict[str, list[dict]], others: dict[str, dict[str, float]]) -> str:
+    """A markdown table: mean and, from two seeds on, standard deviation of each metric."""
+    lines = ["| model | seeds | " + " | ".join(SHOWN) + " |", "| --- " * (len(SHOWN) + 2) + "|"]
+    for name, runs in models.items():
+        cells = [spread([run["test"][metric] for run in runs]) for metric in SHOWN]
+        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+    for name, values in others.items():
+        cells = [figure(values[metric]) if metric in values else "" for metric in SHOWN]
+        lines.append(f"| {name} | - | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--path", default="", help="folder of MovieLens-1M; downloaded when not given"
+    )
+    parser.add_argument("--variants", default="ranking,ranking-dlrm", help="of configs/ml_1m.py")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--collect", action="store_true", help="train nothing: only the runs that are finished"
+    )
+    args = parser.parse_args()
+    path = str(Path(args.path).absolute()) if args.path else ""
+    models: dict[str, list[dict]] = (
+        json.loads(RESULT.read_text())["models"] if RESULT.exists() else {}
+    )
+    for seed in args.seeds.split(","):
+        for variant in args.variants.split(","):
+            workdir = ROOT / f"runs/ranking/{variant}-{seed}"
+            if not (workdir / "result.json").exists() and not args.collect:
+                command = [
+                    sys.executable,
+                    "-m",
+                    "gr_jax.train",
+                    f"--config=configs/ml_1m.py:{variant}",
+                ]
+                command += [
+                    f"--config.seed={seed}",
+                    f"--workdir={workdir}",
+                    *[f"--config.data.path={path}"] * bool(path),
+                ]
+                subprocess.run(command, check=True, cwd=ROOT)
+            if (workdir / "result.json").exists():
+                others = [run for run in models.get(variant, []) if run["seed"] != int(seed)]
+                models[variant] = sorted([*others, outcome(workdir)], key=lambda run: run["seed"])
+    rates = baselines(path)
+    print(table(models, rates))
+    said = ["--path=ml-1m" if word.startswith("--path") else word for word in sys.argv[1:]]
+    made = {
+        "command": " ".join(["python -m experiments.quality.ranking_quality", *said]),
+        "split": "test",
+    }
+    summary = made | {"models": models, "baselines": rates}
+    RESULT.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
