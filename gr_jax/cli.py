@@ -48,8 +48,8 @@ def parse(
       config: `--config` is required, optional, or no flag of the command.
 
     Returns:
-      One attribute per flag and `debug`; unless `config` is "none" also `config` (overrides applied) and
-      `config_spec` (its `FILE[:variant]`), both None if not given.
+      One attribute per flag and `debug`; unless `config` is "none" also `config` (overrides applied)
+      and `config_spec` (its `FILE[:variant]`), both None if not given.
 
     Raises:
       ConfigError: anything wrong, in one line with the nearest name where there is one.
@@ -165,7 +165,7 @@ def _convert(text: typing.Any, kind: typing.Any, flag: str) -> typing.Any:
 def help_text(
     doc: str | None, flags: Mapping[str, Flag], config: str, shown: Config | None = None
 ) -> str:
-    """The docstring, a line per flag, and one per config field with its value in `shown` or by default."""
+    """The docstring, a line per flag, and one per config field with its value in `shown`."""
     lines = [(doc or "").strip(), "", "Flags:"]
     rows = [
         (f"--{n}" + ("" if f[0] is bool else f"={_example(flags, n)}"), _about(f))
@@ -209,7 +209,7 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def run(main: Callable[[list[str]], int | None]) -> typing.NoReturn:
-    """Run `main(argv)` and exit: 0; 2 and a line for a user's mistake (`--debug`: a traceback too)."""
+    """Run `main(argv)` and exit with its code; with 2 and one line after a user's mistake."""
     argv = sys.argv[1:]
     try:
         code = main(argv)
@@ -227,7 +227,7 @@ def run(main: Callable[[list[str]], int | None]) -> typing.NoReturn:
 
 
 def _is_users(error: Exception) -> bool:
-    """True for mistakes of the caller: errors of this project, missing files, unsupported kernels."""
+    """True for mistakes of the caller: our own errors, missing files, unsupported kernels."""
     module = type(error).__module__.split(".")[0]
     if isinstance(error, ValueError) and module in ("gr_jax", "pallas_kernels"):
         return True

@@ -284,10 +284,10 @@ def test_a_start_that_logged_nothing_gives_way_to_another_log(config_file, finis
     workdir = tmp_path / "w"
     workdir.mkdir()
     shutil.copy(finished / "config.json", workdir)
-    told = json.loads((finished / "dataset.json").read_text())
-    (workdir / "dataset.json").write_text(json.dumps(told | {"num_items": 41}))
+    identity = json.loads((finished / "dataset.json").read_text())
+    (workdir / "dataset.json").write_text(json.dumps(identity | {"num_items": 41}))
     assert run_train(config_file, workdir, "--config.train.steps=2") == 0
-    assert json.loads((workdir / "dataset.json").read_text()) == told
+    assert json.loads((workdir / "dataset.json").read_text()) == identity
 
 
 def test_a_finished_run_keeps_its_config_when_a_restart_fails(config_file, finished, tmp_path):
@@ -388,7 +388,7 @@ LONG = "--config.train.epochs=15"  # so that the run is still going when a signa
 
 
 def start(config_file: Path, workdir: Path) -> subprocess.Popen:
-    """The command in a process of its own; with the devices and the programs compiled by this one."""
+    """The command in a process of its own, with the devices and compiled programs of this one."""
     flags = [f"--config={config_file}", f"--workdir={workdir}", "--report=false", LONG]
     return subprocess.Popen(
         [sys.executable, "-m", "gr_jax.train", *flags],

@@ -77,14 +77,14 @@ class Checkpoints:
             processes.first_then_others(self._remove_partial)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
-            # Synchronous: on the CPU backend an asynchronous save could still read a buffer that the
-            # next step owns.
+            # Synchronous: on the CPU backend an asynchronous save could still read a buffer that
+            # the next step owns.
             enable_async_checkpointing=False,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, state: PyTree, progress: Progress) -> None:
-        """Write `state` and `progress` as `step`; the step before it and the best one stay.
+        """Write `state` and `progress` as `step`; the step before and the best stay.
 
         Raises:
           NotSaved: no space, or the disk fails. Of several processes, some may then wait for the

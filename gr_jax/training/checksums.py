@@ -16,7 +16,7 @@ _BLOCK = 1 << 22
 
 
 def write(folder: Path, index: int = 0, count: int = 1) -> None:
-    """Write size and CRC-32 of share `index` of `count` of the files to `checksums.<index>.json`."""
+    """Write size and CRC-32 of share `index` of `count` to `checksums.<index>.json`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(_PREFIX))
     sums = {
         str(file.relative_to(folder)): [file.stat().st_size, _crc(file)]

@@ -27,7 +27,7 @@ def objective_of(run: Run) -> Objective:
 
 
 def last_step(objective: Objective) -> int:
-    """Steps of a whole run, as the config says; a stream ends at the latest with its last window."""
+    """Steps of a whole run by its config; a stream ends with its last window at the latest."""
     train = objective.run.config.train
     planned = objective.plan.first_step(objective.epochs)
     steps = train.steps or planned

@@ -32,7 +32,9 @@ _numbers = itertools.count()
 
 
 def join(coordinator: str, processes: int, process: int, peer_timeout: int) -> None:
-    """Make this process one of a job, before the first use of a device; without a coordinator, none.
+    """Make this process one of a job, before the first use of a device.
+
+    Without a coordinator it stays alone.
 
     Raises:
       ConfigError: the flags do not go together, or no cluster is found.
