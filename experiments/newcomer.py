@@ -1,26 +1,25 @@
-"""Does what docs/tutorial.md says, and nothing else, in a fresh checkout and a fresh environment, and takes the time.
+"""Time that docs/tutorial.md takes, followed to the letter in a fresh checkout and environment.
 
     python -m experiments.newcomer --json=experiments/results/newcomer.json
 
-The code blocks of the page run in order in one shell; the environment that the page makes is thrown away at the end.
-What is timed includes the download of the packages from wherever pip is set up to get them.
+The code blocks of the page run in order in one shell; the environment that the page makes is thrown
+away at the end. What is timed includes the download of the packages from wherever pip is set up to
+get them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import re
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from experiments.common.results import ROOT, arguments, command_line, keep
+
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^## ([^\n]+)$|^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -39,7 +38,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def script(steps: list[tuple[str, str]]) -> str:
-    """One shell script of all blocks, which prints a line `@@ number` and the time before each and at the end."""
+    """Shell script of all blocks: prints `@@ number time` before each and at the end."""
     # on a line of its own, whatever was printed before
     mark = 'echo; echo "@@ {} $(date +%s.%N)"\n'
     body = "".join(mark.format(number) + code for number, (_, code) in enumerate(steps))
@@ -85,9 +84,7 @@ def run(steps: list[tuple[str, str]], folder: Path) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--json", default="", help="file for the times")
     json_file = parser.parse_args().json
     steps = blocks(TUTORIAL.read_text())
@@ -104,14 +101,14 @@ def main() -> None:
     if json_file:
         load = os.getloadavg()[1]
         result = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": command_line(),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, load {load:.1f}",
             "python": platform.python_version(),
             "seconds": round(total, 1),
             "cpu_seconds": round(cpu, 1),
             "seconds_by_section": by_heading,
         }
-        Path(json_file).write_text(json.dumps(result, indent=2) + "\n")
+        keep(json_file, result)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,22 @@
 """Write the tables of results into README.md and the pages of docs/ and experiments/.
 
-They are made from the JSON in experiments/results.
+    python -m experiments.tables            # write them
+    python -m experiments.tables --check    # name the pages that are out of date: exit code 1
 
-    python -m experiments.tables            # writes them
-    python -m experiments.tables --check    # only tells which are out of date; exits with 1 if any is
-
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a function in TABLES. A test checks that all
-are up to date, so that no figure in them is written by hand. What others published is quoted here, with its source.
+They are made from the JSON in experiments/results. A table stands between `<!-- table: NAME -->`
+and `<!-- end -->`; NAME is a function in TABLES. A test checks that all are up to date, so that no
+number in them is written by hand. Published numbers are quoted here, with their source.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from experiments.common.results import RESULTS, ROOT, by_seed, read
+from experiments.common.markdown import bold_best, figure, markdown, spread
+from experiments.common.results import RESULTS, ROOT, arguments, by_seed, read
 from experiments.kernels import kernel_bench
 
 FILES = [
@@ -35,51 +34,22 @@ PAPER = {
     ("ml-1m", "hstu-large"): (0.3294, 0.1893),
     ("ml-1m", "sasrec"): (0.2853, 0.1603),
 }
-
-
-def figure(value: float) -> str:
-    """A metric as .3343, or 1.0034."""
-    return re.sub(r"^0", "", f"{value:.4f}")
-
-
-def spread(values: Sequence[float]) -> str:
-    """Their mean as a figure and, of two and more, their standard deviation."""
-    mean = figure(statistics.mean(values))
-    return mean if len(values) < 2 else f"{mean} ± {figure(statistics.stdev(values))}"
-
-
-def bold_best(
-    columns: Sequence[Sequence[float]], cells: list[list[str]], *, lowest: Sequence[bool]
-) -> None:
-    """Makes the best figure of each column bold; `columns` are the values behind `cells`, both by column."""
-    for values, texts, low in zip(columns, cells, lowest, strict=True):
-        best = (min if low else max)(range(len(values)), key=values.__getitem__)
-        texts[best] = re.sub(r"^[\d.]+", r"**\g<0>**", texts[best])
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(re.sub(r" +", " ", f"| {' | '.join(line)} |") + "\n" for line in lines)
+DATASETS = {"ml-1m": "MovieLens-1M", "beauty": "Amazon Beauty, 5-core"}
+MODELS = {
+    "hstu": "HSTU",
+    "hstu-large": "HSTU-large",
+    "sasrec": "SASRec",
+    "transformer": "Transformer",
+}
 
 
 def retrieval() -> str:
     """Full-catalogue HR@10 and NDCG@10, mean over seeds, beside those of the paper."""
-    datasets = {"ml-1m": "MovieLens-1M", "beauty": "Amazon Beauty, 5-core"}
-    models = {
-        "hstu": "HSTU",
-        "hstu-large": "HSTU-large",
-        "sasrec": "SASRec",
-        "transformer": "Transformer",
-    }
-    folder, metrics = RESULTS / "public_retrieval", ("hr@10", "ndcg@10")
-    rows = []
-    for dataset, shown in datasets.items():
-        found = {model: list(by_seed(folder, f"{dataset}-{model}").values()) for model in models}
-        found = {model: runs for model, runs in found.items() if runs}
-        tests = [
-            [[run["test"][metric] for run in runs] for runs in found.values()] for metric in metrics
-        ]
+    metrics, rows = ("hr@10", "ndcg@10"), []
+    for dataset, shown in DATASETS.items():
+        kept = {m: by_seed(RESULTS / "public_retrieval", f"{dataset}-{m}") for m in MODELS}
+        found = {model: list(runs.values()) for model, runs in kept.items() if runs}
+        tests = [[[run["test"][m] for run in runs] for runs in found.values()] for m in metrics]
         columns = [[statistics.mean(values) for values in column] for column in tests]
         cells = [[spread(values) for values in column] for column in tests]
         bold_best(columns, cells, lowest=(False, False))
@@ -87,49 +57,43 @@ def retrieval() -> str:
             config = re.search(r"--config=(\S+)", runs[0]["command"])
             paper = map(figure, PAPER[dataset, model]) if (dataset, model) in PAPER else ("", "")
             assert config is not None
-            name = f"{models[model]}, `{config[1]}`"
+            name = f"{MODELS[model]}, `{config[1]}`"
             rows.append((shown, name, str(len(runs)), cells[0][i], cells[1][i], *paper))
-        popular = [
-            run["popularity"] for runs in found.values() for run in runs if "popularity" in run
-        ]
-        if popular:
-            rows.append(
-                (
-                    shown,
-                    "popularity",
-                    "-",
-                    *(figure(popular[0][metric]) for metric in metrics),
-                    "",
-                    "",
-                )
-            )
+        popular = [r["popularity"] for runs in found.values() for r in runs if "popularity" in r]
+        for values in popular[:1]:
+            rows.append((shown, "popularity", "-", *(figure(values[m]) for m in metrics), "", ""))
     test = read("synthetic_quality")["runs"]["base"]["test"]
     generated = (figure(test["hr@10"]), figure(test["ndcg@10"]))
     rows.append(("generated log", "HSTU, `configs/synthetic.py`", "1", *generated, "", ""))
-    return markdown(
-        ("dataset", "model", "seeds", "HR@10", "NDCG@10", "paper HR@10", "paper NDCG@10"), rows
-    )
+    return markdown("dataset | model | seeds | HR@10 | NDCG@10 | paper HR@10 | paper NDCG@10", rows)
+
+
+def significance() -> str:
+    """Gain of HSTU in NDCG@10, with the p-value of a paired t-test over users."""
+    rows = []
+    for test in read("public_retrieval/significance"):
+        dataset, better = test["better"].rsplit("-", 1)
+        worse, seeds = test["worse"].rsplit("-", 1)[1], ", ".join(map(str, test["seeds"]))
+        gain, p = f"{100 * test['ndcg@10_gain']:+.1f} %", f"{test['p']:.0e}".replace("e-0", "e-")
+        rows.append((DATASETS[dataset], f"{MODELS[better]} over {MODELS[worse]}", seeds, gain, p))
+    return markdown("dataset | models | seeds of both | gain in NDCG@10 | p", rows)
 
 
 def ablation_bias() -> str:
     """Test metrics of HSTU by parts of its relative bias, beside those published."""
     published = {"none": 0.2980, "position": 0.3023, "time": 0.3205, "both": 0.3227}
     shown = {"both-own-time": "both, time from the token's own event"}
-    names, rows = (*published, "both-own-time"), []
-    for name in names:
-        runs = list(by_seed(RESULTS / "ablation_bias", name).values())
-        found = (
-            spread([run["test"][metric] for run in runs])
-            for metric in ("hr@10", "ndcg@10", "hr@200")
-        )
-        rows.append(
-            (shown.get(name, name), *found, figure(published[name]) if name in published else "")
-        )
-    return markdown(("bias", "HR@10", "NDCG@10", "HR@200", "published HR@10"), rows)
+    rows = []
+    for name in (*published, "both-own-time"):
+        tests = [run["test"] for run in by_seed(RESULTS / "ablation_bias", name).values()]
+        found = (spread([test[m] for test in tests]) for m in ("hr@10", "ndcg@10", "hr@200"))
+        theirs = figure(published[name]) if name in published else ""
+        rows.append((shown.get(name, name), *found, theirs))
+    return markdown("bias | HR@10 | NDCG@10 | HR@200 | published HR@10", rows)
 
 
 def ablation_loss() -> str:
-    """Test metrics of HSTU and SASRec by loss, and by how much HSTU is the better one."""
+    """Test metrics of HSTU and SASRec by loss, and the gain of HSTU."""
     losses = {
         "per_token": "128 negatives a token",
         "group": "128 shared by 128 tokens",
@@ -137,19 +101,13 @@ def ablation_loss() -> str:
     }
     rows = []
     for loss, shown in losses.items():
-        found = [
-            by_seed(RESULTS / "ablation_loss", f"{model}-{loss}") for model in ("hstu", "sasrec")
-        ]
+        found = [by_seed(RESULTS / "ablation_loss", f"{m}-{loss}") for m in ("hstu", "sasrec")]
         runs = [[of[seed] for seed in sorted(found[0].keys() & found[1].keys())] for of in found]
-        values = [
-            [run["test"][metric] for run in of] for of in runs for metric in ("hr@10", "ndcg@10")
-        ]
+        values = [[run["test"][m] for run in of] for of in runs for m in ("hr@10", "ndcg@10")]
         gain = 100 * statistics.mean(values[1]) / statistics.mean(values[3]) - 100
         rows.append((shown, str(len(runs[0])), *map(spread, values), f"{gain:+.1f} %"))
-    models = (
-        f"{model} {metric}" for model in ("HSTU", "SASRec") for metric in ("HR@10", "NDCG@10")
-    )
-    return markdown(("loss", "seeds", *models, "HSTU's gain in NDCG@10"), rows)
+    metrics = "HSTU HR@10 | HSTU NDCG@10 | SASRec HR@10 | SASRec NDCG@10"
+    return markdown(f"loss | seeds | {metrics} | HSTU's gain in NDCG@10", rows)
 
 
 def successors() -> str:
@@ -157,70 +115,51 @@ def successors() -> str:
     rows = []
     for name, shown in {"hstu": "HSTU", "swiglu": "with SwiGLU, `model.swiglu_width=100`"}.items():
         runs = list(by_seed(RESULTS / "successors", name).values())
-        values = [
-            [run[split][m] for run in runs]
-            for split in ("test", "valid")
-            for m in ("hr@10", "ndcg@10")
-        ]
-        values.append([run["test"]["log_perplexity"] for run in runs])
+        wanted = [(split, m) for split in ("test", "valid") for m in ("hr@10", "ndcg@10")]
+        wanted.append(("test", "log_perplexity"))
+        values = [[run[split][m] for run in runs] for split, m in wanted]
         rows.append((shown, str(len(runs)), *map(spread, values)))
-    head = (
-        "model",
-        "seeds",
-        "HR@10",
-        "NDCG@10",
-        "validation HR@10",
-        "validation NDCG@10",
-        "log perplexity",
-    )
-    return markdown(head, rows)
+    head = "model | seeds | HR@10 | NDCG@10 | validation HR@10 | validation NDCG@10"
+    return markdown(f"{head} | log perplexity", rows)
 
 
 def kernels() -> str:
     """Time and rate of attention on an H100 by shape and implementation."""
-    found = {
-        (r["shape"], r["implementation"]): r for r in kernel_bench.gpu_records() if "backward" in r
-    }
+    records = [r for r in kernel_bench.gpu_records() if "backward" in r]
+    found = {(r["shape"], r["implementation"]): r for r in records}
     names, rows = ("pallas_mosaic_gpu", "pallas_triton", "xla", "cudnn"), []
-    cell = lambda part: f"{part['ms']:.2f} ms, {part['tflops']:.0f}"
     for shape in sorted({shape for shape, _ in found}):
         for part in ("forward", "backward"):
-            times = (
-                cell(found[shape, name][part]) if (shape, name) in found else "" for name in names
-            )
-            rows.append((f"`{shape}`", part, *times))
-    return markdown(("shape", "", *(f"{name}: time, TFLOP/s" for name in names)), rows)
+            times = [found[shape, n][part] if (shape, n) in found else None for n in names]
+            cells = (f"{t['ms']:.2f} ms, {t['tflops']:.0f}" if t else "" for t in times)
+            rows.append((f"`{shape}`", part, *cells))
+    return markdown(" | ".join(("shape", "", *(f"{n}: time, TFLOP/s" for n in names))), rows)
 
 
 def ranking() -> str:
     """Normalised entropy, AUC and squared error on MovieLens-1M, by model and baseline."""
     metrics = ("ne/liked", "auc/liked", "ne/loved", "auc/loved", "mse/rating")
-    results, models = read("ranking_quality"), {}
-    for name, shown in (("ranking", "HSTU, paired tokens"), ("ranking-dlrm", "DLRM")):
-        models[f"{shown}, `configs/ml_1m.py:{name}`"] = [
-            run["test"] for run in results["models"][name]
-        ]
-    values = [[[test[m] for test in tests] for tests in models.values()] for m in metrics]
+    results = read("ranking_quality")
+    shown = {"ranking": "HSTU, paired tokens", "ranking-dlrm": "DLRM"}
+    tests = {name: [run["test"] for run in results["models"][name]] for name in shown}
+    values = [[[test[m] for test in of] for of in tests.values()] for m in metrics]
     columns = [[statistics.mean(of_model) for of_model in column] for column in values]
     cells = [[spread(of_model) for of_model in column] for column in values]
     bold_best(columns, cells, lowest=(True, False, True, False, True))
     rows = [
-        (name, str(len(tests)), *(c[i] for c in cells))
-        for i, (name, tests) in enumerate(models.items())
+        (f"{shown[name]}, `configs/ml_1m.py:{name}`", str(len(of)), *(c[i] for c in cells))
+        for i, (name, of) in enumerate(tests.items())
     ]
-    baselines = {
-        "logistic regression on counts": "regression on counts",
-        "constant rate": "constant rate",
-    }
-    for name, key in baselines.items():
-        values = results["baselines"][key]
-        rows.append((name, "-", *(figure(values[m]) if m in values else "" for m in metrics)))
-    head = ("model", "seeds", "NE liked", "AUC liked", "NE loved", "AUC loved", "MSE rating")
+    for key in ("regression on counts", "constant rate"):
+        known = results["baselines"][key]
+        name = "logistic regression on counts" if key.startswith("regression") else key
+        rows.append((name, "-", *(figure(known[m]) if m in known else "" for m in metrics)))
+    head = "model | seeds | NE liked | AUC liked | NE loved | AUC loved | MSE rating"
     return markdown(head, rows)
 
 
 def train_speed() -> str:
-    """Time of a training step by model and loss, and how many times faster than the PyTorch reference."""
+    """Time of a training step by model and loss, and the speed-up over the PyTorch reference."""
     models = {
         "base": "ML-1M base",
         "large": "ML-1M large",
@@ -229,32 +168,26 @@ def train_speed() -> str:
     }
     cases = {case["case"]: case for case in read("train_speed")["cases"]}
 
-    def cell(name: str) -> str:
-        case = cases.get(name)
+    def cell(case: dict | None) -> str:
         if case is None:
             return "-"
         return f"{case['ms']:.0f} ms" + (f", {case['ratio']:.1f}x" if case["ratio"] else "")
 
-    rows = [
-        (shown, *(cell(f"{m}/{loss}") for loss in ("per_token", "group", "full")))
-        for m, shown in models.items()
-    ]
-    return markdown(
-        ("model", "per token (the reference's own loss)", "group", "full softmax"), rows
-    )
+    losses = ("per_token", "group", "full")
+    rows = [(shown, *(cell(cases.get(f"{m}/{x}")) for x in losses)) for m, shown in models.items()]
+    return markdown("model | per token (the reference's own loss) | group | full softmax", rows)
 
 
 def sparsity() -> str:
     """Share of tokens that Stochastic Length removes: closed form, drawn, paper."""
     cells: dict[float, dict[int, str]] = {}
     for case in read("stochastic_length_sparsity")["percent_removed"]:
-        drawn = (f"{case[kind]:.2f}" if case[kind] else "0" for kind in ("closed_form", "measured"))
-        cells.setdefault(case["alpha"], {})[case["N"]] = (
-            f"{' / '.join(drawn)} / {case['paper_table_3']}"
-        )
+        ours = (case["closed_form"], case["measured"])
+        text = " / ".join(f"{share:.2f}" if share else "0" for share in ours)
+        cells.setdefault(case["alpha"], {})[case["N"]] = f"{text} / {case['paper_table_3']}"
     lengths = sorted(next(iter(cells.values())))
     rows = [(str(alpha), *(row[n] for n in lengths)) for alpha, row in cells.items()]
-    return markdown(("alpha", *(f"N={n}" for n in lengths)), rows)
+    return markdown(" | ".join(("alpha", *(f"N={n}" for n in lengths))), rows)
 
 
 def length_speed() -> str:
@@ -262,177 +195,129 @@ def length_speed() -> str:
     rows = []
     for log, shown in (("synthetic", "generated, N=256"), ("ml-1m", "MovieLens-1M, N=1024")):
         for case in read(f"stochastic_length_speed_{log}")["epochs"]:
-            saved = [f"{100 * case[name]:.1f} %" for name in ("token_saving", "time_saving")]
+            saved = (f"{100 * case[name]:.1f} %" for name in ("token_saving", "time_saving"))
             of = "" if case["time_of_saving"] is None else f"{case['time_of_saving']:.2f}"
             counts = f"{case['tokens_computed']:,}", f"{case['step_ms']:.0f} ms"
             rows.append((shown, str(case["alpha"]), *counts, *saved, of))
-    head = (
-        "log",
-        "alpha",
-        "tokens of an epoch",
-        "step",
-        "tokens saved",
-        "time saved",
-        "time over tokens",
-    )
-    return markdown(head, rows)
+    head = "log | alpha | tokens of an epoch | step | tokens saved | time saved"
+    return markdown(f"{head} | time over tokens", rows)
 
 
 def length_quality() -> str:
     """NE after training under Stochastic Length, by log, alpha and choice of the events."""
     selections, rows = ("greedy", "random", "weighted"), []
-    for log, shown in (
-        ("synthetic", "generated, click"),
-        ("ml-1m-ranking", "MovieLens-1M, mean of liked and loved"),
-    ):
-        runs = {
-            (run["alpha"], run["selection"]): run
-            for run in read(f"stochastic_length_{log}_seed0")["runs"]
-        }
+    on_ml_1m = "MovieLens-1M, mean of liked and loved"
+    for log, shown in (("synthetic", "generated, click"), ("ml-1m-ranking", on_ml_1m)):
+        runs = read(f"stochastic_length_{log}_seed0")["runs"]
+        runs = {(run["alpha"], run["selection"]): run for run in runs}
         for alpha in sorted({alpha for alpha, _ in runs}):
-            made = [runs.get((alpha, name)) for name in (selections if alpha < 2 else ("-",) * 3)]
+            made = [runs.get((alpha, name)) for name in (selections if alpha < 2 else "---")]
             saved = f"{100 * next(run['token_saving'] for run in made if run):.1f} %"
-            rows.append(
-                (shown, str(alpha), saved, *(figure(run["ne"]) if run else "" for run in made))
-            )
-    return markdown(("log", "alpha", "tokens saved", *selections), rows)
+            cells = (figure(run["ne"]) if run else "" for run in made)
+            rows.append((shown, str(alpha), saved, *cells))
+    return markdown("log | alpha | tokens saved | greedy | random | weighted", rows)
 
 
 def m_falcon() -> str:
-    """Time to rank 1024 candidates by history and micro-batch, and against a forward for each candidate."""
+    """Time to rank 1024 candidates by history and micro-batch, against a forward for each."""
     rows = []
-    for row in read("mfalcon")["rows"]:
-        if row["m"] == 1024:
-            times = [f"{row[name]:,.0f} ms" for name in ("cached_ms", "cold_ms")]
-            times.append(f"{row['naive_ms'] / 1000:,.0f} s")
-            ratios = [f"{row[name]:,.0f}x" for name in ("naive_over_cached", "naive_over_cold")]
-            rows.append((str(row["n"]), str(row["b"]), *times, *ratios))
-    head = (
-        "history",
-        "micro-batch",
-        "cached",
-        "cold",
-        "one forward each",
-        "cached: less by",
-        "cold: less by",
-    )
-    return markdown(head, rows)
+    for row in (row for row in read("mfalcon")["rows"] if row["m"] == 1024):
+        times = [f"{row[name]:,.0f} ms" for name in ("cached_ms", "cold_ms")]
+        times.append(f"{row['naive_ms'] / 1000:,.0f} s")
+        ratios = [f"{row[name]:,.0f}x" for name in ("naive_over_cached", "naive_over_cold")]
+        rows.append((str(row["n"]), str(row["b"]), *times, *ratios))
+    head = "history | micro-batch | cached | cold | one forward each"
+    return markdown(f"{head} | cached: less by | cold: less by", rows)
 
 
 def serving() -> str:
-    """Latency and requests a second of the server by clients: retrieval, and ranking of 200 candidates."""
-    asked, rows = (("retrieval", "/recommend"), ("ranking", "/score")), []
-    results = read("serving_load")
+    """Latency and requests a second of the server by clients: retrieval and ranking."""
+    results, rows = read("serving_load"), []
     for clients in (1, 8, 32):
         cells = []
-        for kind, path in asked:
-            cases = (
-                c
-                for c in results[kind]["cases"]
-                if (c["path"], c["way"], c["clients"]) == (path, "user", clients)
-            )
-            case = next(cases)
-            cells += [
-                f"{case['p50_ms']:.0f} ms, {case['p99_ms']:.0f} ms",
-                f"{case['requests_per_second']:.0f} /s",
-            ]
+        for kind, path in (("retrieval", "/recommend"), ("ranking", "/score")):
+            wanted = {"path": path, "way": "user", "clients": clients}
+            case = next(c for c in results[kind]["cases"] if wanted.items() <= c.items())
+            cells.append(f"{case['p50_ms']:.0f} ms, {case['p99_ms']:.0f} ms")
+            cells.append(f"{case['requests_per_second']:.0f} /s")
         rows.append((str(clients), *cells))
-    head = (
-        "clients",
-        "retrieval base, `/recommend` k=10: p50, p99",
-        "",
-        "ranking, `/score` of 200: p50, p99",
-        "",
-    )
-    return markdown(head, rows)
+    head = "clients | retrieval base, `/recommend` k=10: p50, p99 | "
+    return markdown(f"{head} | ranking, `/score` of 200: p50, p99 | ", rows)
 
 
 def sparse_step() -> str:
     """Time and temporary memory of a step by rows of the item table and its optimizer."""
     rules, results = ("dense", "rowwise_adamw", "rowwise_adagrad"), read("sparse_step")
-    together = {
-        (case["rule"], case["rows"]): f"{case['ms']:.0f}"
-        for case in results["interleaved"]["cases"]
-    }
-    table = {
-        (case["rule"], case["rows"]): f"{case['ms']:.0f}"
-        for case in results["table_alone"]["cases"]
-    }
-    alone = {(case["rule"], case["rows"]): case for case in results["cases"]}
-    rows = []
+    by_case = lambda cases: {(case["rule"], case["rows"]): case for case in cases}
+    together, table = (by_case(results[n]["cases"]) for n in ("interleaved", "table_alone"))
+    alone, rows = by_case(results["cases"]), []
     for size in sorted({rows for _, rows in alone}):
         times = [
-            together.get((rule, size)) or f"{alone[rule, size]['ms']:.0f} (by itself)"
+            f"{case['ms']:.0f}{' (by itself)' * (case is alone.get((rule, size)))}"
             for rule in rules
+            for case in [together.get((rule, size)) or alone[rule, size]]
         ]
-        times += [table.get((rule, size), "") for rule in rules]
+        times += [f"{table[r, size]['ms']:.0f}" if (r, size) in table else "" for r in rules]
         memory = ", ".join(f"{alone[rule, size]['temporary_mib']:.0f}" for rule in rules)
         rows.append((f"{size:,}", *times, memory))
-    head = ("dense AdamW", *rules[1:])
-    head = (*head, *(f"table alone: {name}" for name in head))
-    return markdown(("rows", *head, "temporaries: dense, adamw, adagrad"), rows)
+    names = ("dense AdamW", *rules[1:])
+    names = (*names, *(f"table alone: {name}" for name in names))
+    return markdown(" | ".join(("rows", *names, "temporaries: dense, adamw, adagrad")), rows)
 
 
 def layer_memory() -> str:
-    """Bytes that a layer keeps of a token, in widths, and the deepest models, by the compiler for an H100."""
+    """Bytes that a layer keeps of a token, in widths, and the deepest models."""
     results, rows = read("memory"), []
     for case in results["cases"]:
         name = f"{case['model']}, {case['dtype']}{', blocks recomputed' * case['remat']}"
-        paper = (
-            str(results["paper_widths"][case["model"]])
-            if case["dtype"] == "bfloat16" and not case["remat"]
-            else ""
-        )
+        counted = case["dtype"] == "bfloat16" and not case["remat"]
+        paper = str(results["paper_widths"][case["model"]]) if counted else ""
         rows.append((name, f"{case['in_widths']:.1f}", paper, *map(str, case["deepest"].values())))
     budgets = (f"layers in {budget}" for budget in results["cases"][0]["deepest"])
-    return markdown(("model", "bytes of a token and layer / d", "paper", *budgets), rows)
+    head = ("model", "bytes of a token and layer / d", "paper", *budgets)
+    return markdown(" | ".join(head), rows)
+
+
+def cost_per_label() -> str:
+    """Ratio of the cost of a label, one sequence each over a label at every event."""
+    costs = ("formula", "xla", "wall", "cpu")
+    rows = [
+        (str(case["n"]), *(f"{case['ratio'][name]:.0f}x" for name in costs))
+        for case in read("cost_per_label")["cases"]
+    ]
+    return markdown("events | FLOPs, formula | FLOPs, XLA | wall time | CPU time", rows)
 
 
 def intensity() -> str:
-    """Hit rates on the paper's streaming data, smaller: mean over seeds, and ratios to HSTU with softmax."""
-    results = read("synthetic_intensity")
+    """Hit rates on the paper's streaming data, smaller: means, and ratios to softmax HSTU."""
+    results, metrics = read("synthetic_intensity"), ("hr@10", "hr@50")
     names = {"transformer": "Transformer", "hstu_softmax": "HSTU with softmax", "hstu": "HSTU"}
+    mean = lambda tests: [statistics.mean(test[m] for test in tests) for m in metrics]
     tests = {name: [run for run in results["runs"] if run["model"] == name] for name in names}
-    means = {
-        n: [statistics.mean(run[m] for run in runs) for m in ("hr@10", "hr@50")]
-        for n, runs in tests.items()
-    }
+    means = {name: mean(runs) for name, runs in tests.items()}
     rows = []
     for name, shown in names.items():
-        ratios = [
-            f"{x[0] / y[0]:.2f}"
-            for x, y in ((f[name], f["hstu_softmax"]) for f in (means, results["paper"]))
-        ]
+        pairs = ((values[name], values["hstu_softmax"]) for values in (means, results["paper"]))
+        ratios = (f"{x[0] / y[0]:.2f}" for x, y in pairs)
         rows.append((shown, str(len(tests[name])), *map(figure, means[name]), *ratios))
-    best = [
-        statistics.mean(oracle[m] for oracle in results["oracle"].values())
-        for m in ("hr@10", "hr@50")
-    ]
-    rows.append(("best possible", str(len(results["oracle"])), *map(figure, best), "", ""))
-    return markdown(
-        ("model", "seeds", "HR@10", "HR@50", "HR@10 over softmax HSTU", "paper's ratio"), rows
-    )
+    best = list(results["oracle"].values())
+    rows.append(("best possible", str(len(best)), *map(figure, mean(best)), "", ""))
+    return markdown("model | seeds | HR@10 | HR@50 | HR@10 over softmax HSTU | paper's ratio", rows)
 
 
-def open_vocabulary() -> str:
+def open_vocabulary(part: str = "stream", metrics: str = "windows_ne ne auc") -> str:
     """Quality by vocabulary and share of rows: clicks on a log whose ids are renewed."""
-    runs = read("open_vocabulary")["stream"]["runs"]
-    metrics = ("windows_ne", "ne", "auc")
+    heads = {"stream": "NE, windows | NE, test | AUC, test", "retrieval": "HR@10 | NDCG@10"}
     rows = [
-        (run["case"], f"{100 * run['share']:.0f} %", *(figure(run[name]) for name in metrics))
-        for run in runs
+        (run["case"], f"{100 * run['share']:.0f} %", *(figure(run[m]) for m in metrics.split()))
+        for run in read("open_vocabulary")[part]["runs"]
     ]
-    return markdown(("vocabulary", "rows", "NE, windows", "NE, test", "AUC, test"), rows)
+    return markdown(f"vocabulary | rows | {heads[part]}", rows)
 
 
 def vocabulary_retrieval() -> str:
-    """Hit rates by vocabulary and share of rows: next items of the generated log, where each item matters."""
-    runs = read("open_vocabulary")["retrieval"]["runs"]
-    rows = [
-        (run["case"], f"{100 * run['share']:.0f} %", figure(run["hr@10"]), figure(run["ndcg@10"]))
-        for run in runs
-    ]
-    return markdown(("vocabulary", "rows", "HR@10", "NDCG@10"), rows)
+    """Hit rates by vocabulary and share of rows: next items of the generated log."""
+    return open_vocabulary("retrieval", "hr@10 ndcg@10")
 
 
 def vocabulary_step() -> str:
@@ -441,32 +326,40 @@ def vocabulary_step() -> str:
     for case in read("open_vocabulary")["step"]["cases"]:
         cells = f"{case['rows']:,}", f"{case['ms']:.0f} ms", f"{case['temporary_mib']:.0f} MiB"
         rows.append((case["case"], *cells))
-    return markdown(("vocabulary", "rows", "step", "temporaries"), rows)
+    return markdown("vocabulary | rows | step | temporaries", rows)
 
 
 def scaling_law() -> str:
     """Fits of loss against training FLOPs, and the budgets that they are of."""
     results, rows = read("scaling_law"), []
-    names = {"retrieval": "log perplexity, generated log", "ml-1m": "log perplexity, MovieLens-1M"}
-    names["ranking"] = "normalised entropy, generated log"
+    names = {
+        "retrieval": "log perplexity, generated log",
+        "ml-1m": "log perplexity, MovieLens-1M",
+        "ranking": "normalised entropy, generated log",
+    }
     for task, shown in names.items():
-        if task not in results["fits"]:
-            continue
         law, points = results["fits"][task], [p for p in results["points"] if p["task"] == task]
-        widths = ", ".join(str(width) for width in sorted({p["width"] for p in points}))
+        widths = ", ".join(map(str, sorted({p["width"] for p in points})))
         budget = " to ".join(f"{f(p['flops'] for p in points):.1e}" for f in (min, max))
-        cells = (f"{law[name]:.2f} ± {law[f'{name}_se']:.2f}" for name in ("least", "b"))
-        rows.append(
-            (
-                shown,
-                widths,
-                budget,
-                f"{min(p['value'] for p in points):.3f}",
-                *cells,
-                f"{law['r2']:.3f}",
-            )
-        )
-    return markdown(("task", "widths", "FLOPs", "best", "l", "b", "variance explained"), rows)
+        best = f"{min(p['value'] for p in points):.3f}"
+        fitted = (f"{law[name]:.2f} ± {law[f'{name}_se']:.2f}" for name in ("least", "b"))
+        rows.append((shown, widths, budget, best, *fitted, f"{law['r2']:.3f}"))
+    return markdown("task | widths | FLOPs | best | l | b | variance explained", rows)
+
+
+def planned_memory() -> str:
+    """Planned over allocated memory of a training step, on random configs and on eight H100."""
+    checked, rows = read("plan_check"), []
+    for kind in ("unrolled", "scanned"):
+        found = checked[kind]
+        shares = (f"{100 * found[name]:.0f} %" for name in ("mean_error", "largest_error"))
+        good = f"{found['within_10_percent']} of {found['cases']}"
+        rows.append((f"random configs on a CPU, blocks {kind}", good, *shares))
+    for case in read("mesh_compile")["cases"]:
+        error = abs(case["planned_over_allocated"] - 1)
+        name = f"eight H100, mesh {case['mesh']}"
+        rows.append((name, f"{int(error <= 0.1)} of 1", *2 * (f"{100 * error:.0f} %",)))
+    return markdown("step | within 10 % | mean error | largest error", rows)
 
 
 def throughput() -> str:
@@ -479,57 +372,33 @@ def throughput() -> str:
     for (_, *sizes), models in cases.items():
         speeds = (f"{models[name]['users_per_second']:,.0f}" for name in ("hstu", "transformer"))
         rows.append((*map(str, sizes), *speeds, f"{models['hstu']['transformer_over_hstu']:.1f}x"))
-    return markdown(
-        ("events", "blocks", "users of a batch", "HSTU users/s", "Transformer users/s", "ratio"),
-        rows,
-    )
+    head = "events | blocks | users of a batch | HSTU users/s | Transformer users/s"
+    return markdown(f"{head} | ratio", rows)
 
 
+QUALITY = (retrieval, significance, ablation_bias, ablation_loss, successors, ranking, intensity)
+CHOICES = (sparsity, length_speed, length_quality, open_vocabulary, vocabulary_retrieval)
+SPEED = (vocabulary_step, train_speed, throughput, layer_memory, cost_per_label, sparse_step)
+OTHERS = (kernels, serving, m_falcon, scaling_law, planned_memory)
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f
-    for f in (
-        retrieval,
-        ablation_bias,
-        ablation_loss,
-        successors,
-        kernels,
-        ranking,
-        train_speed,
-        sparsity,
-        length_speed,
-        length_quality,
-        m_falcon,
-        serving,
-        sparse_step,
-        layer_memory,
-        intensity,
-        open_vocabulary,
-        vocabulary_retrieval,
-        vocabulary_step,
-        scaling_law,
-        throughput,
-    )
+    table.__name__: table for table in (*QUALITY, *CHOICES, *SPEED, *OTHERS)
 }
 
 
 def filled(text: str) -> str:
-    """The text with each table as the results say."""
+    """The text with each table as the results have it."""
     return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[4], text)
 
 
 def outdated() -> list[str]:
-    """Files whose tables are not what the results say."""
+    """Pages whose tables are not those of the results."""
     texts = {name: (ROOT / name).read_text() for name in FILES}
     return [name for name, text in texts.items() if filled(text) != text]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit with 1 if a table is out of date"
-    )
+    parser = arguments(__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if stale")
     check = parser.parse_args().check
     wrong = outdated()
     for name in wrong:

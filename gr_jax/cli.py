@@ -48,8 +48,8 @@ def parse(
       config: `--config` is required, optional, or no flag of the command.
 
     Returns:
-      One attribute per flag and `debug`; unless `config` is "none" also `config` (overrides applied)
-      and `config_spec` (its `FILE[:variant]`), both None if not given.
+      One attribute per flag and `debug`; unless `config` is "none" also `config`, with overrides
+      applied, and `config_spec`, its `FILE[:variant]`, both None if not given.
 
     Raises:
       ConfigError: anything wrong, in one line with the nearest name where there is one.

@@ -6,7 +6,11 @@ from typing import Any
 
 
 def pyplot() -> Any:
-    """`matplotlib.pyplot`, without a screen; a `SystemExit` that names the extra where it is missing."""
+    """`matplotlib.pyplot`, without a screen.
+
+    Raises:
+      SystemExit: matplotlib is not installed.
+    """
     try:
         import matplotlib  # pyright: ignore[reportMissingImports]
     except ImportError:

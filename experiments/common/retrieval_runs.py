@@ -1,8 +1,9 @@
-"""Runs of retrieval, seed by seed, kept as one file each: what the experiments on public data have in common.
+"""Training runs of retrieval, seed by seed, with their results kept as one file each.
 
-A run is a folder of experiments/results, a name and a seed: NAME-SEED.json there holds command, config, versions, wall
-time, the validation curve, and the metrics of both splits by the checkpoint that validation picked; NAME-SEED.npz the
-rank of every user's test item, of which paired tests across users are made.
+A run is a folder of experiments/results, a name and a seed: NAME-SEED.json there holds command,
+config, versions, wall time, the validation curve, and the metrics of both splits by the checkpoint
+that validation picked; NAME-SEED.npz the rank of every user's test item, of which paired tests
+across users are made.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from experiments.common.results import RESULTS, ROOT, by_seed
-from experiments.tables import spread
+from experiments.common.markdown import spread
+from experiments.common.results import RESULTS, ROOT, arguments, by_seed, keep, metrics_lines
 from gr_jax.data.batches import epochs
 from gr_jax.training.retrieval.evaluation import make_judge
 from gr_jax.training.run import open_trained
@@ -33,7 +34,7 @@ SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexi
 def run(
     experiment: str, name: str, seed: int, config: str, change: list[str], args: argparse.Namespace
 ) -> None:
-    """Trains by the command that a reader would use, resumed where it stopped, and keeps what came out.
+    """Train by the command that a reader would use, resuming where it stopped; keep the result.
 
     Args:
       experiment: folder of results.
@@ -58,7 +59,7 @@ def run(
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(file.with_suffix(".npz"), rank=rank)
-    file.write_text(json.dumps({"command": command_of(said)} | found, indent=1) + "\n")
+    keep(file, {"command": command_of(said)} | found)
 
 
 def command_of(said: Sequence[str]) -> str:
@@ -67,10 +68,11 @@ def command_of(said: Sequence[str]) -> str:
 
 
 def kept_already(experiment: str, name: str, seed: int, said: Sequence[str]) -> bool:
-    """Whether the result of this training is there.
+    """True if the result of this training is there.
 
-    Exits with one line where a result of another training has the name of this run: a mean over both would be of
-    nothing. The seed may differ, and `data.source`, which tells how the file of a log is written.
+    Exits with one line where a result of another training has the name of this run: a mean over
+    both would be of nothing. The seed may differ, and `data.source`, the format of a
+    log is written.
     """
     same = lambda command: [
         x for x in command.split() if not x.startswith(("--config.seed=", "--config.data.source="))
@@ -79,8 +81,8 @@ def kept_already(experiment: str, name: str, seed: int, said: Sequence[str]) -> 
     for other, run in runs.items():
         if same(run["command"]) != same(command):
             sys.exit(
-                f"{RESULTS / experiment / name}-{other}.json is of `{run['command']}`, not of `{command}`: move it"
-                " away, or train with gr_jax.train and a --workdir of your own"
+                f"{RESULTS / experiment / name}-{other}.json is of `{run['command']}`, not of"
+                f" `{command}`: move it away, or train with gr_jax.train in another --workdir"
             )
     if seed in runs:
         print(f"{name}, seed {seed}: kept in experiments/results/{experiment}")
@@ -88,9 +90,9 @@ def kept_already(experiment: str, name: str, seed: int, said: Sequence[str]) -> 
 
 
 def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
-    """What a finished run is and reached, with the metrics of popularity; and the rank of each user's test item."""
+    """Settings and metrics of a finished run, and the rank of each user's test item."""
     result = json.loads((workdir / "result.json").read_text())
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_lines(workdir)
     valid = [line for line in lines if line["split"] == "valid"]
     steps = [line["step_ms"] for line in lines if "step_ms" in line]
     config = json.loads((workdir / "config.json").read_text())
@@ -129,7 +131,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
 
 
 def hardware(device: str) -> str:
-    """What a training that names this device ran on."""
+    """Hardware of a training that names this device."""
     if device != "cpu":
         return device
     return f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} CPU cores, shared with other work"
@@ -146,7 +148,10 @@ def ndcg(rank: np.ndarray, k: int = 10) -> np.ndarray:
 
 
 def significance(experiment: str, better: str, worse: str) -> dict | None:
-    """Paired t-test of NDCG@10 over users, of each the mean over the seeds that both runs have; None without any."""
+    """Paired t-test of NDCG@10 over users, each the mean over the seeds that both runs have.
+
+    None if they have no seed in common.
+    """
     has_ranks = lambda name: {
         seed
         for seed in kept(experiment, name)
@@ -177,7 +182,7 @@ def table(experiment: str, names: list[str]) -> str:
 def run_variants(
     experiment: str, variants: dict[str, tuple[str, list[str]]], doc: str | None
 ) -> None:
-    """The command of an ablation: every variant (its config, and more of the command line) with every seed."""
+    """Run every variant (its config, and more of the command line) with every seed."""
     parser = parser_of(doc)
     parser.add_argument("--only", default=",".join(variants), help="of these variants")
     args = parser.parse_args()
@@ -192,9 +197,7 @@ def run_variants(
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """The arguments that all of these experiments have."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(doc)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--path", default="", help="raw log; downloaded when not given")
     parser.add_argument(

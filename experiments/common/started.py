@@ -1,4 +1,4 @@
-"""A training of retrieval at step 0, without a run, a loop or a folder: for experiments that time or compare steps."""
+"""Training of retrieval at step 0, without a loop or a folder, to time or compare its steps."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def retrieval_step(
 def start(
     config: Config, items: int, *, make_step: Callable = retrieval_step, vocabulary: Any = None
 ) -> Started:
-    """A training at step 0 by the seed of `config`; `vocabulary` as of `training.vocabulary.initial`."""
+    """Training at step 0 by the seed of `config`.
+
+    vocabulary: as of `training.tables.admission.initial`.
+    """
     mesh, optimizer = sharding.make_mesh(config.mesh), make_optimizer(config.optimizer)
     rows, max_length = config.vocabulary.table_ids(items), config.data.max_length
     graphdef, init = functional(config.model, num_items=rows, max_length=max_length)

@@ -1,16 +1,15 @@
-"""Kills a training ten times with signal 9 at random moments, resumes, and compares with the uninterrupted run.
+"""Resumes after ten kills of a training at random moments, against the uninterrupted run.
 
     python -m experiments.faults.kill_resume                # about 6 minutes on 2 idle cores
     python -m experiments.faults.kill_resume --kills=3 --json=experiments/results/kill_resume.json
 
-The log is the generated one; a checkpoint is written every 7 steps, so that many kills fall into a save. Exits with 1
-unless the resumes found readable checkpoints and all arrays of the final state (parameters and both moments) are
-equal to the last bit.
+The log is the generated one; a checkpoint is written every 7 steps, so that many kills fall into a
+save. Exits with 1 unless the resumes found readable checkpoints and all arrays of the final state
+(parameters and both moments) are equal to the last bit.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import subprocess
@@ -22,9 +21,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.common.results import ROOT, arguments, command_line, keep
 from gr_jax.training.checkpoint import Checkpoints
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(workdir: Path, prepared: Path) -> list[str]:
@@ -62,9 +60,7 @@ def final_arrays(workdir: Path) -> list[np.ndarray]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--json", default="", help="file for the result")
@@ -103,9 +99,7 @@ def main() -> int:
     }
     print(json.dumps(result))
     if args.json:
-        Path(args.json).write_text(
-            json.dumps({"command": " ".join(sys.argv), **result}, indent=2) + "\n"
-        )
+        keep(args.json, {"command": command_line(), **result})
     return 0 if equal else 1
 
 

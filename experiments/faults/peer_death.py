@@ -1,15 +1,16 @@
-"""How long the other process of a job of two goes on when one dies or falls silent.
+"""Seconds that the other process of a job of two goes on after one dies or falls silent.
 
-    python -m experiments.faults.peer_death --json=experiments/results/peer_death.json      # about 3 minutes
+    # about 3 minutes
+    python -m experiments.faults.peer_death --json=experiments/results/peer_death.json
 
-Two processes on this machine train on the generated log, one CPU device each. Once steps are taken, one of them gets
-signal 9, as from a lack of memory, or signal STOP, as a host whose network is gone. Kept are the seconds until the
-other has ended, and its exit code (-6: aborted by the JAX runtime).
+Two processes on this machine train on the generated log, one CPU device each. Once steps are taken,
+one of them gets signal 9, as from a lack of memory, or signal STOP, as a host whose network is
+gone. Kept are the seconds until the other has ended, and its exit code (-6: aborted by the JAX
+runtime).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -20,7 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.faults.kill_resume import ROOT, last_step
+from experiments.common.results import ROOT, arguments, command_line, keep
+from experiments.faults.kill_resume import last_step
 
 TIMEOUT = 30  # seconds of silence after which a process counts as dead
 OVERRIDES = {
@@ -48,7 +50,9 @@ def start(folder: Path, process: int, port: int) -> subprocess.Popen:
 
 
 def seconds_until_the_other_ends(dying: int, by: signal.Signals) -> tuple[float, int]:
-    """Sends process `dying` the signal once both have taken steps; the seconds until the other ended, its exit code.
+    """Seconds from a signal to process `dying` to the end of the other, and its exit code.
+
+    The signal is sent once both have taken steps.
 
     Raises:
       RuntimeError: the other did not end, or one ended before.
@@ -77,9 +81,7 @@ def seconds_until_the_other_ends(dying: int, by: signal.Signals) -> tuple[float,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--json", default="", help="file for the result")
     args = parser.parse_args()
     cases = []
@@ -97,11 +99,11 @@ def main() -> None:
             print(json.dumps(cases[-1]), flush=True)
     if args.json:
         result = {
-            "command": " ".join(["python -m experiments.faults.peer_death", *sys.argv[1:]]),
+            "command": command_line(),
             "peer_timeout": TIMEOUT,
         }
         result |= {"machine": f"{os.cpu_count()} CPU cores, shared with other work", "cases": cases}
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        keep(args.json, result)
 
 
 if __name__ == "__main__":

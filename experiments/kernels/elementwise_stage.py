@@ -1,28 +1,27 @@
-"""What the recomputed backward passes of `pallas_kernels/elementwise.py` save and cost in whole training steps.
+"""Memory and time of training steps with the recomputed stages of `pallas_kernels/elementwise.py`.
 
-    python -m experiments.kernels.elementwise_stage                        # ML-1M base and large, 2 and 8 blocks
-    python -m experiments.kernels.elementwise_stage --json=FILE --rows=8   # fewer rows, results elsewhere
-    python -m experiments.kernels.elementwise_stage --sm90                 # memory on an H100, compiled without one
+    python -m experiments.kernels.elementwise_stage  # ML-1M base and large, 2 and 8 blocks
+    # fewer rows, results elsewhere
+    python -m experiments.kernels.elementwise_stage --json=FILE --rows=8
+    # memory on an H100, compiled without one
+    python -m experiments.kernels.elementwise_stage --sm90
 
-Forward and gradients of an HSTU model's blocks by plain differentiation and with these stages: XLA's temporary bytes,
-and milliseconds per step, interleaved. No dropout, no loss: only what differs, and the attention between it.
-With --sm90 nothing runs; it needs the packages of kernel_compile.py, and the attention is pallas_triton in bfloat16.
+Forward and gradients of an HSTU model's blocks by plain differentiation and with these stages:
+XLA's temporary bytes, and milliseconds per step, interleaved. No dropout, no loss: only what
+differs, and the attention between it. With --sm90 nothing runs; it needs the packages of
+kernel_compile.py, and the attention is pallas_triton in bfloat16.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -30,6 +29,7 @@ from flax import nnx  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep  # noqa: E402
 from experiments.kernels.gpu_train_step import random_batch  # noqa: E402
 from experiments.kernels.kernel_compile import TARGET  # noqa: E402
 from gr_jax.config import files  # noqa: E402
@@ -37,8 +37,6 @@ from gr_jax.models import hstu  # noqa: E402
 from gr_jax.models.layers import layer_norm  # noqa: E402
 from pallas_kernels.bench.timing import Program, interleaved  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def plain_projection(x, weight, eps):
@@ -50,7 +48,7 @@ def plain_gate(u, attended, eps, **_):
 
 
 def step(variant: str, blocks: int, rows: int, target: Any = None) -> tuple[Any, tuple]:
-    """Returns the compiled gradient of a stack of blocks in its input and parameters, and the arguments.
+    """Compiled gradient of a stack of blocks in its input and parameters, and its arguments.
 
     target: a mesh of devices that are not there, to compile for.
     """
@@ -77,9 +75,7 @@ def step(variant: str, blocks: int, rows: int, target: Any = None) -> tuple[Any,
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=32, help="rows of 256 tokens")
     parser.add_argument("--json", default="", help="file for the results; default: results/")
     parser.add_argument("--sm90", action="store_true", help="compile for an H100 that is not there")
@@ -117,10 +113,10 @@ def main() -> int:
                 f"{variant}, {blocks} blocks",
                 {n: {k: round(x, 1) for k, x in r.items()} for n, r in record.items()},
             )
-    about = {"command": " ".join(sys.argv), "jax": jax.__version__, "machine": platform.machine()}
+    about = {"command": command_line(), "jax": jax.__version__, "machine": platform.machine()}
     about |= {"cores": os.cpu_count(), "rows": args.rows}
     default = RESULTS / f"elementwise_stage{'_sm90' if target else ''}.json"
-    Path(args.json or default).write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
+    keep(Path(args.json or default), about | {"cases": cases})
     return 0
 
 

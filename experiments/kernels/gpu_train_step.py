@@ -1,35 +1,33 @@
-"""One training step of a small and of a long-sequence model by each attention implementation: time and memory.
+"""Time and memory of a training step by attention implementation, short and long sequences.
 
-    python -m experiments.kernels.gpu_train_step                                 # every implementation that can run here
-    python -m experiments.kernels.gpu_train_step --platform=cpu --tiny           # does the script work?
+    python -m experiments.kernels.gpu_train_step  # every implementation that can run here
+    python -m experiments.kernels.gpu_train_step --platform=cpu --tiny  # does the script work?
 
-Models: `ml_1m:large` in float32 and bfloat16 (256 rows of 256 tokens, full softmax), and `long`: 4 blocks of 4 heads x
-128, sequences of up to 4096 tokens at 80 % sparsity in 8 rows of 8192, bfloat16, recomputed blocks, 512 negatives.
-Batches are random. The step is compiled once and run on the same batch; `memory` is what the compiler reserves for it.
-Needs jax, flax, optax and numpy: no data, no Grain, no polars.
+Models: `ml_1m:large` in float32 and bfloat16 (256 rows of 256 tokens, full softmax), and `long`: 4
+blocks of 4 heads x 128, sequences of up to 4096 tokens at 80 % sparsity in 8 rows of 8192,
+bfloat16, recomputed blocks, 512 negatives. Batches are random. The step is compiled once and run on
+the same batch; `memory` is what the compiler reserves for it. Needs jax, flax, optax and numpy: no
+data, no Grain, no polars.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
 import statistics
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from experiments.common.results import ROOT, arguments, command_line, keep
+
 IMPLEMENTATIONS = ("xla", "pallas_triton", "pallas_mosaic_gpu")
 MODELS = ("ml_1m-large", "ml_1m-large-bf16", "long")
 
 
 def model_case(model: str, tiny: bool):
-    """Returns the config, the shape of the batch and the size of the catalogue."""
+    """Config, shape of the batch, and size of the catalogue."""
     from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, files
     from pallas_kernels.specs import SPECS
 
@@ -67,7 +65,7 @@ def model_case(model: str, tiny: bool):
 
 
 def random_batch(spec, items: int):
-    """Returns packed rows of random items with the lengths and times of the spec."""
+    """Packed rows of random items with the lengths and times of the spec."""
     import numpy as np
 
     from gr_jax.data.batches.batch import Batch
@@ -93,7 +91,7 @@ def random_batch(spec, items: int):
 
 
 def prepare(model: str, implementation: str, tiny: bool) -> dict[str, Any]:
-    """Returns the compiled step with its first state and batch, or why there is none."""
+    """Compiled step with its first state and batch, or the reason why there is none."""
     import jax
 
     from gr_jax.models.recommender import functional
@@ -134,7 +132,7 @@ def prepare(model: str, implementation: str, tiny: bool) -> dict[str, Any]:
 
 
 def run(ready: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Returns the median time of a step, its memory and the losses of the first and the last one."""
+    """Median time of a step, its memory, and the losses of the first and the last."""
     analysis = ready["step"].memory_analysis()
     parts = ("temp", "argument", "output", "alias")
     sizes = {part: int(getattr(analysis, f"{part}_size_in_bytes")) for part in parts}
@@ -158,9 +156,7 @@ def run(ready: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--implementation", default=",".join(IMPLEMENTATIONS))
     parser.add_argument("--model", default=",".join(MODELS))
     parser.add_argument("--platform", default="", help="cpu, or gpu; default: the best there is")
@@ -199,19 +195,18 @@ def main() -> int:
                 found.clear()  # its state need not stay on the device
             records.append({"model": model, "implementation": name} | record)
             text = record.get("skipped") or record.get("error") or (
-                f"{record['ms']:9.1f} ms {record['tokens_per_second']:12,.0f} tokens/s {record['peak_gib']:7.2f} GiB"
+                f"{record['ms']:9.1f} ms {record['tokens_per_second']:12,.0f} tokens/s"
+                f" {record['peak_gib']:7.2f} GiB"
                 f"  loss {record['first_loss']:.4f} -> {record['last_loss']:.4f}"
             )  # fmt: skip
             print(f"{model:18} {name:18} {text}", flush=True)
             if args.json:
                 about = {
-                    "command": " ".join(sys.argv),
+                    "command": command_line(),
                     "device": device.kind,
                     "jax": jax.__version__,
                 }
-                Path(args.json).write_text(
-                    json.dumps(about | {"tiny": args.tiny, "cases": records}, indent=1) + "\n"
-                )
+                keep(args.json, about | {"tiny": args.tiny, "cases": records})
     return 0 if any("ms" in record for record in records) else 1
 
 

@@ -1,22 +1,24 @@
-"""A table and a plot from the results of `python -m pallas_kernels.bench --json=..` and of gpu_checks.sh.
+"""Table and plot of the results of `python -m pallas_kernels.bench --json=..`.
 
-    python -m experiments.kernels.kernel_bench                         # all results/*kernel_bench*.json, markdown on stdout
-    python -m experiments.kernels.kernel_bench FILE.. --plot=out.png   # these files, and a bar chart (needs matplotlib)
+    # all results/*kernel_bench*.json, markdown on stdout
+    python -m experiments.kernels.kernel_bench
+    # these files, and a bar chart (needs matplotlib)
+    python -m experiments.kernels.kernel_bench FILE.. --plot=out.png
 
-Below the table: what the bias costs, what packing gains over padding, and the speed over the peer, per implementation.
+Below the table: what the bias costs, what packing gains over padding, and the speed over the peer,
+per implementation.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from experiments.common import figures
+from experiments.common.results import RESULTS, arguments
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 COLUMNS = (
     "shape",
     "implementation",
@@ -30,7 +32,7 @@ COLUMNS = (
 
 
 def read(paths: list[Path]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Returns where the numbers come from, and the records of all files; a later file replaces an earlier one's."""
+    """Origins of the numbers, and the records of all files, of which the later counts."""
     origins, records = [], {}
     for path in paths:
         content = json.loads(path.read_text())
@@ -43,7 +45,7 @@ def read(paths: list[Path]) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def gpu_records() -> list[dict[str, Any]]:
-    """What the benchmark of attention found on the one kind of GPU that it ran on."""
+    """Records of the benchmark of attention on the one kind of GPU that it ran on."""
     records = read(sorted(RESULTS.glob("gpu_kernel_bench*.json")))[1]
     if len(devices := {record["device"] for record in records}) > 1:
         raise ValueError(
@@ -53,7 +55,7 @@ def gpu_records() -> list[dict[str, Any]]:
 
 
 def row(record: dict[str, Any]) -> list[str]:
-    """Returns the cells of a record that was timed."""
+    """Cells of a record that was timed."""
     cells = [record["shape"], record["implementation"]]
     for part in ("forward", "backward"):
         time = record.get(part)
@@ -67,7 +69,7 @@ def row(record: dict[str, Any]) -> list[str]:
 
 
 def comparisons(records: list[dict[str, Any]]) -> list[str]:
-    """Returns one line per ratio of two times that the records hold."""
+    """One line for each ratio of two times that the records hold."""
     times = {(r["device"], r["shape"], r["implementation"]): r for r in records if "forward" in r}
     lines = []
     for (device, shape, name), record in times.items():
@@ -123,9 +125,7 @@ def plot(records: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="default: results/*kernel_bench*.json")
     parser.add_argument("--plot", default="", help="PNG file to write")
     args = parser.parse_args()
@@ -133,7 +133,8 @@ def main() -> int:
     absent = [str(path) for path in paths if not path.is_file()]
     if not paths or absent:
         print(
-            f"no results in {', '.join(absent) or RESULTS}: run python -m pallas_kernels.bench --json=..",
+            f"no results in {', '.join(absent) or RESULTS}:"
+            " run python -m pallas_kernels.bench --json=..",
             file=sys.stderr,
         )
         return 2

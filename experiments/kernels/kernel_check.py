@@ -1,28 +1,29 @@
 """Every implementation of HSTU attention against the float32 reference, on the device that is here.
 
-    python -m experiments.kernels.kernel_check                              # every implementation that can run
+    python -m experiments.kernels.kernel_check  # every implementation that can run
     python -m experiments.kernels.kernel_check --platform=cpu               # the same on the CPU
-    python -m experiments.kernels.kernel_check --platform=cpu --interpret --length=48 --cases=2   # GPU kernels, interpreted
+    # GPU kernels, interpreted
+    python -m experiments.kernels.kernel_check --platform=cpu --interpret --length=48 --cases=2
 
-Random packed rows with gaps, empty rows, sequences of 1 token and of a whole row; all mask rules; head widths 25 to
-256; float32 and bfloat16. A case passes when output and all gradients are within the tolerance of the reference (over
-the largest entry; the reference runs on the CPU), two runs agree to the last bit (not asked of XLA on a GPU, which adds
-in any order), and NaN in the padding of q, k and v changes nothing. "gate" is the u * LN(attended) kernel and "cached"
-the attention to cached keys, against XLA. Goes on after a failure; the exit code is 1 when something failed.
+Random packed rows with gaps, empty rows, sequences of 1 token and of a whole row; all mask rules;
+head widths 25 to 256; float32 and bfloat16. A case passes when output and all gradients are within
+the tolerance of the reference (over the largest entry; the reference runs on the CPU), two runs
+agree to the last bit (not asked of XLA on a GPU, which adds in any order), and NaN in the padding
+of q, k and v changes nothing. "gate" is the u * LN(attended) kernel and "cached" the attention to
+cached keys, against XLA. Goes on after a failure; the exit code is 1 when something failed.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as OutOfTime
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiments.common.results import arguments, command_line, keep
 
 ROWS, HEADS, SEEDS = 4, 2, 3
 TOLERANCE = {"float32": 3e-3, "bfloat16": 2e-2}  # float32 products may be tf32 on a GPU
@@ -45,7 +46,7 @@ class Case(NamedTuple):
 
 
 def all_cases(implementations: list[str]) -> list[Case]:
-    """Every head width with everything on, then every mask rule at two widths, then no bias: most telling first."""
+    """Every head width with everything on, then every mask rule at two widths, then no bias."""
     shapes = [(w, w, t) for w in (64, 128, 25, 50, 256) for t in ("bfloat16", "float32")] + [
         (50, 25, "float32")
     ]
@@ -60,7 +61,7 @@ def all_cases(implementations: list[str]) -> list[Case]:
 
 
 def random_inputs(case: Case, length: int, seed: int) -> tuple[dict, dict]:
-    """Returns the float inputs with `d_out`, and the integer inputs, as numpy arrays."""
+    """Float inputs with `d_out`, and integer inputs, as numpy arrays."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -104,7 +105,7 @@ def random_inputs(case: Case, length: int, seed: int) -> tuple[dict, dict]:
 
 
 def random_times(rng, shape: tuple[int, int]) -> dict:
-    """Returns query and key times of which no pair is so near the end of a time bucket that rounding decides it."""
+    """Query and key times without a pair that rounding could put into another time bucket."""
     import numpy as np
 
     keys = np.cumsum(rng.lognormal(6, 3, shape).clip(0, 1e5), 1).astype(np.int32)
@@ -121,7 +122,7 @@ def random_times(rng, shape: tuple[int, int]) -> dict:
 def output_and_gradients(
     case: Case, implementation: str, length: int, interpret: bool, floats: dict, rows: dict
 ) -> Any:
-    """Returns the output and, where the implementation has them, the gradients of all float inputs."""
+    """Output and, where the implementation has them, the gradients of all float inputs."""
     import jax
 
     from pallas_kernels import hstu_attention
@@ -151,7 +152,7 @@ def compiled(case: Case, length: int, interpret: bool):
 
 
 def check(case: Case, executable, length: int, device: str) -> dict[str, Any]:
-    """Returns the largest errors over the seeds, and what is wrong, as a list of words."""
+    """Largest errors over the seeds, and a list of what is wrong."""
     import jax
     import numpy as np
 
@@ -204,7 +205,7 @@ def check(case: Case, executable, length: int, device: str) -> dict[str, Any]:
 
 
 def check_gate(width: int, dtype: str, interpret: bool) -> dict[str, Any]:
-    """Returns the largest errors of the u * LN(attended) kernels against XLA in float32."""
+    """Largest errors of the u * LN(attended) kernels against float32 XLA."""
     import jax
     import numpy as np
 
@@ -238,7 +239,7 @@ def check_gate(width: int, dtype: str, interpret: bool) -> dict[str, Any]:
 
 
 def check_cached(width: int, dtype: str, interpret: bool) -> dict[str, Any]:
-    """Returns the largest errors of the attention to cached keys, of one query and of many, against XLA in float32."""
+    """Largest errors of the attention to cached keys, one query and many, against float32 XLA."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -297,23 +298,19 @@ def _reference(mask: str, qk_width: int, length: int, bias: bool):
 
 
 def reference(case: Case, length: int):
-    """Returns the compiled reference of a case; the implementations share it."""
+    """Compiled reference of a case; the implementations share it."""
     return _reference(case.mask, case.qk_width, length, case.bias)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--implementation", default="", help="comma-separated; default: all")
     parser.add_argument("--platform", default="", help="cpu, or gpu; default: the best there is")
     parser.add_argument(
         "--interpret", action="store_true", help="run the GPU kernels in their interpreters"
     )
     parser.add_argument("--length", type=int, default=300, help="tokens of a row")
-    parser.add_argument(
-        "--cases", type=int, default=0, help="only so many cases per implementation; 0 = all"
-    )
+    parser.add_argument("--cases", type=int, default=0, help="cases per implementation; 0 = all")
     parser.add_argument(
         "--seconds", type=float, default=0.0, help="begin no case after this time; 0 = no limit"
     )
@@ -334,23 +331,24 @@ def main() -> int:
     )
     cases = all_cases(names)[: args.cases * len(names) or None]
     print(
-        f"{device.kind}, jax {jax.__version__}, {len(cases)} cases; errors over the largest entry of the reference"
+        f"{device.kind}, jax {jax.__version__}, {len(cases)} cases;"
+        " errors over the largest entry of the reference"
     )
-    records, failed, told = [], 0, set()
+    records, failed, printed = [], 0, set()
 
     def about(case: Case, record: dict) -> None:
         records.append(case._asdict() | record)
         if args.json:
             text = {
-                "command": " ".join(sys.argv),
+                "command": command_line(),
                 "device": device.kind,
                 "jax": jax.__version__,
                 "cases": records,
             }
-            Path(args.json).write_text(json.dumps(text, indent=1) + "\n")
-        if "skipped" in record and (case.implementation, case.dtype, record["skipped"]) in told:
+            keep(args.json, text)
+        if "skipped" in record and (case.implementation, case.dtype, record["skipped"]) in printed:
             return  # one line for all cases of a reason
-        told.add((case.implementation, case.dtype, record.get("skipped")))
+        printed.add((case.implementation, case.dtype, record.get("skipped")))
         what = (
             record.get("skipped")
             or record.get("error", "")[:300]
@@ -359,8 +357,9 @@ def main() -> int:
         )
         worst = f"{max(record['errors'].values()):.1e}" if "errors" in record else ""
         widths = f"{case.qk_width}/{case.v_width}"
-        print(f"{case.implementation:18} {case.mask:9} {widths:8} {case.dtype:9} {'bias' if case.bias else '':5}"
-              f"{worst:>8}  {what}", flush=True)  # fmt: skip
+        bias = "bias" if case.bias else ""
+        name = f"{case.implementation:18} {case.mask:9} {widths:8} {case.dtype:9} {bias:5}"
+        print(f"{name}{worst:>8}  {what}", flush=True)
 
     extras = [("gate", check_gate, 50, "float32"), ("gate", check_gate, 512, "bfloat16")]
     extras += [("cached", check_cached, 50, "float32"), ("cached", check_cached, 128, "bfloat16")]

@@ -1,12 +1,14 @@
-"""Registers, spills and tensor-core instructions of every GPU kernel, compiled for sm_90a on a machine without a GPU.
+"""Registers, spills and tensor-core instructions of every GPU kernel, compiled without a GPU.
 
-    python -m experiments.kernels.kernel_compile                                      # every kernel, several minutes
+    python -m experiments.kernels.kernel_compile  # every kernel, several minutes
     python -m experiments.kernels.kernel_compile --implementation=pallas_triton --shape=4x128-l4096
-    python -m experiments.kernels.kernel_compile --blocks=64,64,8,2 --shape=4x128-l4096-bias    # another block size
+    # another block size
+    python -m experiments.kernels.kernel_compile --blocks=64,64,8,2 --shape=4x128-l4096-bias
 
-Needs jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cuda-nvcc of the version of jax; for jax_triton also jax-triton and
-triton. What is not installed is skipped with the reason. Forward and backward are compiled with the shipped block
-sizes; the exit code is 1 when a kernel spills registers or does not compile. Nothing runs, so nothing is timed.
+Needs jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cuda-nvcc of the version of jax; for jax_triton
+also jax-triton and triton. What is not installed is skipped with the reason. Forward and backward
+are compiled with the shipped block sizes; the exit code is 1 when a kernel spills registers or does
+not compile. Nothing runs, so nothing is timed.
 """
 
 from __future__ import annotations
@@ -28,20 +30,22 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "kernel_compile.json"
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep
+
+RESULT = RESULTS / "kernel_compile.json"
 IMPLEMENTATIONS = ("pallas_triton", "pallas_mosaic_gpu", "jax_triton")
 SHAPES = (
-    "ml_1m-base-bias", "ml_1m-base-bf16-bias", "ml_1m-large-bias", "ml_1m-large-bf16-bias", "books-bias",
-    "books-bf16-bias", "4x64-l4096", "4x64-l4096-bias", "4x128-l4096", "4x128-l4096-bias", "4x256-l4096",
-    "4x256-l4096-bias",
+    "ml_1m-base-bias", "ml_1m-base-bf16-bias", "ml_1m-large-bias", "ml_1m-large-bf16-bias",
+    "books-bias", "books-bf16-bias", "4x64-l4096", "4x64-l4096-bias", "4x128-l4096",
+    "4x128-l4096-bias", "4x256-l4096", "4x256-l4096-bias",
 )  # fmt: skip
 DEVICE = "NVIDIA H100 80GB HBM3"
-# What the compiler has to know of the device (a GpuTargetConfigProto); numbers of the vendor's data sheet and XLA.
+# The device for the compiler (a GpuTargetConfigProto); numbers of the vendor's data sheet and XLA.
 TARGET = f"""
 gpu_device_info {{
   threads_per_block_limit: 1024  threads_per_warp: 32
-  shared_memory_per_block: 49152  shared_memory_per_core: 233472  shared_memory_per_block_optin: 232448
+  shared_memory_per_block: 49152  shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
   threads_per_core_limit: 2048  core_count: 132  fpus_per_core: 128
   block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
   memory_bandwidth: 3352320000000  l2_cache_size: 52428800  clock_rate_ghz: 1.98
@@ -55,14 +59,15 @@ runtime_version {{ major: 13 minor: 0 patch: 0 }}
 device_description_str: "{DEVICE}"
 """
 KERNEL = re.compile(
-    r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+    r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+    r".*?Used (\d+) registers",
     re.S,
 )
 THUNK = re.compile(r"(\w+) grid: .* shared_memory: (\d+) bytes")
 
 
 def compile_one(implementation: str, shape: str, blocks: str) -> None:
-    """Compiles forward and backward of one shape in this process; the compilers write what they made to files."""
+    """Compile forward and backward of one shape; the compilers write to the dump folder."""
     import jax
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
@@ -106,7 +111,7 @@ def compile_one(implementation: str, shape: str, blocks: str) -> None:
 
 
 def record_shared_memory() -> dict[str, int]:
-    """Returns a dict that fills with the shared memory of each Mosaic kernel as it is lowered: jax does not tell it."""
+    """Dict that fills with the shared memory of each Mosaic kernel while it is lowered."""
     from jax.experimental.mosaic.gpu import core
 
     lower, sizes = core._lower_as_gpu_kernel, {}
@@ -121,7 +126,7 @@ def record_shared_memory() -> dict[str, int]:
 
 
 def resources(log: str) -> list[dict]:
-    """Returns the kernels in the output of `ptxas -v`."""
+    """Kernels in the output of `ptxas -v`."""
     return [
         {"kernel": name, "registers": int(registers), "spill_bytes": int(stores) + int(loads)}
         for name, stores, loads, registers in KERNEL.findall(log)
@@ -129,7 +134,7 @@ def resources(log: str) -> list[dict]:
 
 
 def assemble(path: str) -> list[dict]:
-    """Returns the kernels of a PTX file, with the number of tensor-core instructions of each kind."""
+    """Kernels of a PTX file, with the number of tensor-core instructions of each kind."""
     text = Path(path).read_text(errors="replace")
     if ".entry" not in text:
         return []
@@ -143,7 +148,7 @@ def assemble(path: str) -> list[dict]:
 
 
 def ptxas() -> str:
-    """Returns the newest assembler of the installed packages: an old one does not read the PTX of a newer compiler."""
+    """Newest installed assembler: an old one does not read the PTX of a newer compiler."""
     folders = [
         f"{d}/{p}"
         for d in site.getsitepackages()
@@ -156,7 +161,7 @@ def ptxas() -> str:
 
 
 def inspect(case: tuple[str, str], blocks: str) -> dict:
-    """Compiles one case in a process of its own, for its own dump folder, and returns what is known of its kernels."""
+    """Record of the kernels of one case, compiled in a process with its own dump folder."""
     implementation, shape = case
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as dump:
@@ -220,7 +225,7 @@ def inspect(case: tuple[str, str], blocks: str) -> dict:
 
 
 def missing(implementation: str) -> str:
-    """Returns what has to be installed to compile for a GPU, or an empty string."""
+    """Packages to install before compiling for a GPU, or an empty string."""
     packages = ["jax_cuda13_plugin"] + (
         ["jax_triton", "triton"] if implementation == "jax_triton" else []
     )
@@ -229,9 +234,7 @@ def missing(implementation: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--implementation", default=",".join(IMPLEMENTATIONS))
     parser.add_argument("--shape", default=",".join(SHAPES), help="names of pallas_kernels.specs")
     parser.add_argument(
@@ -265,9 +268,13 @@ def main() -> int:
             bad += "error" in record
             for kernel in record.get("kernels", []):
                 bad += kernel["spill_bytes"] > 0
-                counts = f"{kernel.get('shared_bytes', '-'):>7} {kernel.get('wgmma', '-'):>6} {kernel.get('mma', '-'):>6}"
+                counts = "".join(
+                    f" {kernel.get(name, '-'):>{width}}"
+                    for name, width in (("shared_bytes", 7), ("wgmma", 6), ("mma", 6))
+                )
                 print(
-                    f"{head} {kernel['kernel'][:34]:34} {kernel['registers']:9} {kernel['spill_bytes']:7} {counts}",
+                    f"{head} {kernel['kernel'][:34]:34} {kernel['registers']:9}"
+                    f" {kernel['spill_bytes']:7}{counts}",
                     flush=True,
                 )
     full = (
@@ -275,16 +282,16 @@ def main() -> int:
         and args.shape == ",".join(SHAPES)
         and not args.blocks
     )
-    path = Path(args.json) if args.json else RESULTS if full else None
+    path = Path(args.json) if args.json else RESULT if full else None
     if path:
         import jax
 
         about = {
-            "command": " ".join(sys.argv),
+            "command": command_line(),
             "jax": jax.__version__,
             "target": f"sm_90a, {DEVICE}, nothing was run",
         }
-        path.write_text(json.dumps(about | {"cases": records}, indent=1) + "\n")
+        keep(path, about | {"cases": records})
     if not collections.Counter("kernels" in record for record in records)[True]:
         print("no kernel was compiled", file=sys.stderr)
         return 1

@@ -1,12 +1,14 @@
-"""What the relative attention bias is worth: HSTU on MovieLens-1M with none, position, time and both.
+"""Ablation of the relative attention bias: HSTU on MovieLens-1M with none, position, time, both.
 
-    python -m experiments.quality.ablation_bias --path=ml-1m             # 5 runs a seed, each as long as configs/ml_1m.py
-    python -m experiments.quality.ablation_bias --path=ml-1m --seeds=0 -- --config.train.epochs=20     # what is in results/
+    # 5 runs a seed, each as long as configs/ml_1m.py
+    python -m experiments.quality.ablation_bias --path=ml-1m
+    # what is in results/
+    python -m experiments.quality.ablation_bias --path=ml-1m --seeds=0 -- --config.train.epochs=20
     python -m experiments.quality.ablation_bias --quick
 
-Published, one seed, HR@10: .2980 none, .3023 position, .3205 time, .3227 both. "Query time" measures the time of a key
-from the event that is to be predicted, the paper's public code does the same; without it, from the token's own.
-Runs and results as in `public_retrieval`.
+Published, one seed, HR@10: .2980 none, .3023 position, .3205 time, .3227 both. "Query time"
+measures the time of a key from the event that is to be predicted, the paper's public code does the
+same; without it, from the token's own. Runs and results as in `public_retrieval`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""What the loss is worth, beside the architecture: HSTU and SASRec on MovieLens-1M with each of three losses.
+"""Ablation of the loss: HSTU and SASRec on MovieLens-1M with each of three losses.
 
-    python -m experiments.quality.ablation_loss --path=ml-1m             # 6 runs a seed, each as long as configs/ml_1m.py
+    # 6 runs a seed, each as long as configs/ml_1m.py
+    python -m experiments.quality.ablation_loss --path=ml-1m
     python -m experiments.quality.ablation_loss --path=ml-1m --seeds=0
     python -m experiments.quality.ablation_loss --quick
 
-128 negatives for each token (the paper's), 128 shared by 128 neighbouring tokens, and the full softmax.
-Runs and results as in `public_retrieval`.
+128 negatives for each token (the paper's), 128 shared by 128 neighbouring tokens, and the full
+softmax. Runs and results as in `public_retrieval`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""What a ranking model has to beat: the constant rate, and a logistic regression on counts of the past.
+"""Baselines of ranking: the constant rate, and a logistic regression on counts of the past.
 
-    python -m experiments.quality.count_baseline --config=configs/ml_1m.py:ranking [--config.data.path=ml-1m]
+    python -m experiments.quality.count_baseline --config=configs/ml_1m.py:ranking
 
-Every event is described by what was known before it, in the order of time over the whole log: how many events its user
-and its item had, and how often the action happened at them. The regression is fitted once, on the events before the
-test part; its features go on counting through the test part, as the histories of the sequence models do. Prints NE and
-AUC on the test part for each binary task of the config; takes seconds.
+Every event is described by what was known before it, in the order of time over the whole log: how
+many events its user and its item had, and how often the action happened at them. The regression is
+fitted once, on the events before the test part; its features go on counting through the test part,
+as the histories of the sequence models do. Prints NE and AUC on the test part for each binary task
+of the config; takes seconds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ FEATURES = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """Probabilities of an action at the events to judge."""
+    """Probabilities of an action at the events of the test part."""
 
     event: Int[np.ndarray, " T"]  # flat index in the dataset, in the order of time
     probability: Float[np.ndarray, " T"]
@@ -52,20 +53,21 @@ def happened(dataset: Dataset, action: str) -> Float[np.ndarray, " E"]:
     """
     if dataset.events.action is None or action not in dataset.catalogue.actions:
         raise ConfigError(
-            f"no action {action!r} in {dataset.folder}: it has {', '.join(dataset.catalogue.actions) or 'none'}"
+            f"no action {action!r} in {dataset.folder}:"
+            f" it has {', '.join(dataset.catalogue.actions) or 'none'}"
         )
     return (dataset.events.action >> dataset.catalogue.actions.index(action) & 1).astype(np.float64)
 
 
 def time_order(dataset: Dataset) -> Int[np.ndarray, " E"]:
-    """Flat indices by time; of events in the same second, users in their order and a user's events in theirs."""
+    """Flat indices by time; events of the same second stay in the order of the dataset."""
     return np.argsort(dataset.events.timestamp, kind="stable")
 
 
 def before(
     group: Int[np.ndarray, " E"], value: Float[np.ndarray, " E"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Number and sum of the values before each event among those of its group; all in the order of time."""
+    """Number and sum of the earlier values in the group of each event; all in the order of time."""
     order = np.argsort(group, kind="stable")
     sorted_group = group[order]
     first = np.searchsorted(sorted_group, sorted_group)  # of the same group
@@ -103,8 +105,8 @@ def fit_logistic(
 ) -> Float[np.ndarray, " D1"]:
     """Weights of a logistic regression, the last one of the constant, by Newton's method.
 
-    Minimises the mean log loss + ridge / 2 * |weights|^2, the constant left out; a step that does not lower it is
-    halved. The ridge lets collinear features and separable outcomes have an answer.
+    Minimises the mean log loss + ridge / 2 * |weights|^2, the constant left out; a step that does
+    not lower it is halved. The ridge lets collinear features and separable outcomes have an answer.
 
     Raises:
       ConfigError: all outcomes are of one class.
@@ -152,7 +154,7 @@ def _sides(
 
 
 def constant_rate(dataset: Dataset, action: str, *, test_from: int) -> Prediction:
-    """The rate of the events before `test_from` (unix seconds) as the probability of every later one.
+    """Rate of the events before `test_from` (unix seconds), predicted for every later one.
 
     Raises:
       ConfigError: no such action, or no event on one side.
@@ -163,7 +165,7 @@ def constant_rate(dataset: Dataset, action: str, *, test_from: int) -> Predictio
 
 
 def count_regression(dataset: Dataset, action: str, *, test_from: int) -> Prediction:
-    """The regression on counts, fitted on the events before `test_from` (unix seconds), for every later one.
+    """Regression on counts, fitted before `test_from` (unix seconds), for every later event.
 
     Raises:
       ConfigError: no such action, no event on one side, or all training outcomes of one class.
@@ -177,7 +179,7 @@ def count_regression(dataset: Dataset, action: str, *, test_from: int) -> Predic
 
 
 def split_time(dataset: Dataset, share: float) -> int:
-    """The time of the event that has this share of all events before it, ties aside: where a test part begins."""
+    """Time before which this share of all events lies, ties aside."""
     return int(np.sort(dataset.events.timestamp)[int(dataset.num_events * share)])
 
 

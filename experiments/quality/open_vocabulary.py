@@ -1,30 +1,34 @@
-"""What fewer rows than items cost: a catalogue of rows, hashed rows, and rows that items earn and lose.
+"""Quality and speed with fewer table entries than items: hashed, or earned and lost by items.
 
-    python -m experiments.quality.open_vocabulary stream       # clicks on a generated log whose item ids are renewed
+    # clicks on a generated log whose item ids are renewed
+    python -m experiments.quality.open_vocabulary stream
     python -m experiments.quality.open_vocabulary retrieval    # next items of configs/synthetic.py
-    python -m experiments.quality.open_vocabulary step         # a step of Amazon Books' model with a million items
+    # a step of Amazon Books' model with a million items
+    python -m experiments.quality.open_vocabulary step
 
-stream: the log of `gr_jax/data/log/synthetic_actions.py` (1,500 users, 100 items), where each item gets a new id six times
-a year, each at another time, as a listing does that is posted again: some 700 ids, of which about 100 live at a time.
-A ranking model goes through it once in the order of time. Reported are NE and AUC of the clicks in the last tenth of
-the events, which no step has seen, and the mean NE of the second half of the windows, each before it is trained on.
+stream: the log of `gr_jax/data/log/synthetic_actions.py` (1,500 users, 100 items), where each item
+gets a new id six times a year, each at another time, as a listing does that is posted again: some
+700 ids, of which about 100 live at a time. A ranking model goes through it once in the order of
+time. Reported are NE and AUC of the clicks in the last tenth of the events, which no step has seen,
+and the mean NE of the second half of the windows, each before it is trained on.
 
-retrieval: fewer epochs than the config has; HR@10 and NDCG@10 of the test split after the best validation.
+retrieval: fewer epochs than the config has; HR@10 and NDCG@10 of the test split after the best
+validation.
 
-Rows are a share of all ids; of `admitted`, a fifth of them are shared. Every run has the same seed, model and batches.
+Rows are a share of all ids; of `admitted`, a fifth of them are shared. Every run has the same seed,
+model and batches.
 
-step: milliseconds of whole training steps (row-wise AdamW, group loss, 128 users), one of each case in turn, so that a
-slow spell of the machine meets all; and of the host's moment of giving and taking rows.
+step: milliseconds of whole training steps (row-wise AdamW, group loss, 128 users), one of each case
+interleaved, so that a slow spell of the machine meets all; and of the host's moment of giving and
+taking rows.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +38,7 @@ import jax
 import numpy as np
 import polars as pl
 
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep, metrics_lines
 from experiments.common.started import start
 from experiments.speed import sparse_step
 from gr_jax import train
@@ -57,8 +62,7 @@ from gr_jax.models.embeddings import table_rows
 from gr_jax.training import sharding
 from gr_jax.training.tables import admission as vocabulary
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "experiments/results/open_vocabulary.json"
+RESULT = RESULTS / "open_vocabulary.json"
 RUNS = ROOT / "runs/open_vocabulary"
 SHARES = (0.1, 0.25, 0.5)
 LIVES = 6  # ids of an item in the year of the log
@@ -130,7 +134,7 @@ def result_of(config: Config, workdir: Path) -> tuple[dict, list[dict]]:
     """The result and the validations of a run, trained here unless it was before."""
     if not (workdir / "result.json").exists():
         train.train(config, workdir)
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_lines(workdir)
     return json.loads((workdir / "result.json").read_text()), [
         x for x in lines if x["split"] == "valid"
     ]
@@ -177,7 +181,7 @@ def retrieval(epochs: int) -> Iterator[dict]:
 
 
 def step(rounds: int) -> Iterator[dict]:
-    """Times of a step by vocabulary, all with a row-wise rule, and of the host's moment of giving and taking."""
+    """Times of a step by vocabulary, with a row-wise rule, and of one revision of the entries."""
     base = sparse_step.books_config("rowwise_adamw")
     log = sparse_step.log_of(base, ITEMS)
     log.__dict__["item_table"] = pl.DataFrame(
@@ -232,9 +236,7 @@ def step(rounds: int) -> Iterator[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("part", choices=("stream", "retrieval", "step"))
     parser.add_argument("--epochs", type=int, default=4, help="of retrieval")
     parser.add_argument("--rounds", type=int, default=30, help="steps of each case that are timed")
@@ -245,14 +247,12 @@ def main() -> None:
         "step": lambda: step(args.rounds),
     }
     for found in parts[args.part]():
-        found["command"] = " ".join(
-            ["python -m experiments.quality.open_vocabulary", *sys.argv[1:]]
-        )
+        found["command"] = command_line()
         found["machine"] = (
             f"{os.cpu_count()} CPU cores, load {os.getloadavg()[1]:.1f}, jax {jax.__version__}"
         )
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps(results | {args.part: found}, indent=2) + "\n")
+        results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+        keep(RESULT, results | {args.part: found})
         print(json.dumps(found.get("runs", [found])[-1]), flush=True)
 
 

@@ -1,13 +1,14 @@
-"""Retrieval on public data, seed by seed: HSTU against SASRec, a Transformer of more FLOPs, and popularity.
+"""Retrieval on public data, seed by seed: HSTU, SASRec, a larger Transformer, and popularity.
 
     python -m experiments.quality.public_retrieval --dataset=beauty --path=ratings_Beauty.csv
-    python -m experiments.quality.public_retrieval --dataset=ml-1m --models=hstu,sasrec,hstu-large --path=ml-1m
-    python -m experiments.quality.public_retrieval --dataset=ml-20m --path=ml-20m    # made for a GPU
-    python -m experiments.quality.public_retrieval --quick                 # one epoch of each: does it run?
+    python -m experiments.quality.public_retrieval --path=ml-1m --models=hstu,sasrec,hstu-large
+    python -m experiments.quality.public_retrieval --dataset=ml-20m --path=ml-20m  # made for a GPU
+    python -m experiments.quality.public_retrieval --quick  # one epoch of each: does it run?
 
 Every run goes to runs/public_retrieval/ and resumes where it stopped; one that has its file in
-experiments/results/public_retrieval/ (DATASET-MODEL-SEED.json, see `retrieval_runs`) is not repeated. Prints the table
-of all seeds and writes significance.json there: paired t-tests over users of HSTU against the others.
+experiments/results/public_retrieval/ (DATASET-MODEL-SEED.json, see `retrieval_runs`) is not
+repeated. Prints the table of all seeds and writes significance.json there: paired t-tests over
+users of HSTU against the others.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def write_significance() -> str:
-    """Compares HSTU with SASRec and the Transformer on each dataset, over the seeds that both have."""
+    """Compare HSTU with SASRec and the Transformer on each dataset; keep and return the JSON."""
     pairs = [
         (f"{data}-hstu", f"{data}-{rival}")
         for data in CONFIGS

@@ -1,41 +1,41 @@
-"""Ranking on MovieLens-1M: the sequence model, the DLRM, counts, the constant rate; on the last tenth of the events.
+"""Ranking on the last tenth of MovieLens-1M: sequence model, DLRM, counts, constant rate.
 
-    python -m experiments.quality.ranking_quality --path=ml-1m --variants=ranking,ranking-dlrm --seeds=0,1,2
+    python -m experiments.quality.ranking_quality --path=ml-1m --seeds=0,1,2
 
-Trains the variants of configs/ml_1m.py (runs/ranking/, resumed where they stopped, not repeated when they are done),
-each with its own early stopping on the events between .81 and .9 of the log by time, and tests the best checkpoint
-once. Writes experiments/results/ranking_quality.json, where runs of other variants and seeds stay, and prints a table
-of means and standard deviations over seeds.
+Trains the variants of configs/ml_1m.py (runs/ranking/, resumed where they stopped, not repeated
+when they are done), each with its own early stopping on the events between .81 and .9 of the log by
+time, and tests the best checkpoint once. Writes experiments/results/ranking_quality.json, where
+runs of other variants and seeds stay, and prints a table of means and standard deviations over
+seeds.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+from experiments.common.markdown import figure, spread
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep, metrics_lines
 from experiments.quality import count_baseline
-from experiments.tables import figure, spread
 from gr_jax.config import files
 from gr_jax.config.overrides import override_all
 from gr_jax.data.batches.sequences import time_bounds
 from gr_jax.data.log.preparation import prepare
 from gr_jax.training.ranking import metrics
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "experiments/results/ranking_quality.json"
+RESULT = RESULTS / "ranking_quality.json"
 METRICS = ("ne", "auc", "user_auc", "calibration")
 SHOWN = (*(f"{metric}/{task}" for task in ("liked", "loved") for metric in METRICS), "mse/rating")
 
 
 def outcome(workdir: Path) -> dict:
-    """What a finished run is and reached."""
+    """Settings and metrics of a finished run."""
     result = json.loads((workdir / "result.json").read_text())
     config = json.loads((workdir / "config.json").read_text())
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_lines(workdir)
     valid = [line for line in lines if line["split"] == "valid"]
     steps = [line["step_ms"] for line in lines if "step_ms" in line]
     del config["data"]["path"], config["data"]["prepared"]
@@ -58,7 +58,7 @@ def outcome(workdir: Path) -> dict:
 
 
 def baselines(path: str) -> dict[str, dict[str, float]]:
-    """Metrics on the test events of the constant rate and of a logistic regression on counts of the past."""
+    """Test metrics of the constant rate and of a logistic regression on counts of the past."""
     config = files.load(str(ROOT / "configs/ml_1m.py:ranking"))
     config = override_all(config, {"data.path": path} if path else {})
     dataset = prepare(config.data)
@@ -94,9 +94,7 @@ def table(models: dict[str, list[dict]], others: dict[str, dict[str, float]]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument(
         "--path", default="", help="folder of MovieLens-1M; downloaded when not given"
     )
@@ -133,11 +131,11 @@ def main() -> None:
     print(table(models, rates))
     said = ["--path=ml-1m" if word.startswith("--path") else word for word in sys.argv[1:]]
     made = {
-        "command": " ".join(["python -m experiments.quality.ranking_quality", *said]),
+        "command": command_line(said),
         "split": "test",
     }
     summary = made | {"models": models, "baselines": rates}
-    RESULT.write_text(json.dumps(summary, indent=1) + "\n")
+    keep(RESULT, summary)
 
 
 if __name__ == "__main__":

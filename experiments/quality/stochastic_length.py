@@ -1,21 +1,26 @@
 """Stochastic Length: the tokens it removes, the time that saves, and what it costs in quality.
 
-    python -m experiments.quality.stochastic_length sparsity                     # A: closed form, measured, paper; seconds
-    python -m experiments.quality.stochastic_length speed --data=synthetic       # B: s per epoch by alpha, in turns; minutes
-    python -m experiments.quality.stochastic_length train --data=synthetic       # C: training by alpha and selection; hours
-    python -m experiments.quality.stochastic_length train --data=ml-1m --path=DIR [--ranking] [--quick]
+    # A: closed form, measured, paper; seconds
+    python -m experiments.quality.stochastic_length sparsity
+    # B: s per epoch by alpha, interleaved; minutes
+    python -m experiments.quality.stochastic_length speed --data=synthetic
+    # C: training by alpha and selection; hours
+    python -m experiments.quality.stochastic_length train --data=synthetic
+    python -m experiments.quality.stochastic_length train --data=ml-1m --path=DIR [--ranking]
 
-`sparsity` draws cuts of histories of exactly N events with `gr_jax.data.batches.stochastic_length.choose` (selection greedy:
-which events are kept does not change how many). Table 3 of the paper
-(Zhai et al. 2024) is of real histories, many of them shorter than N: its sparsity is higher where N is large.
+`sparsity` draws cuts of histories of exactly N events with
+`gr_jax.data.batches.stochastic_length.choose` (selection greedy: which events are kept does not
+change how many). Table 3 of the paper (Zhai et al. 2024) is of real histories, many of them shorter
+than N: its sparsity is higher where N is large.
 
-`speed` and `train` use the generated log of clicks with as many events as its year holds, half the users above 220 and
-N = 256 (ranking, one token an event, NE), or MovieLens-1M with N = 1024 (retrieval, HR@10 and NDCG@10; with --ranking
-NE of its actions). A training run is cut, its evaluation is not. Runs lie in runs/stochastic_length/, resume where they
-stopped and are not repeated when they are done; alpha = 2 is one run, as nothing is selected. `saving` is the share of
-alpha = 2 that is not computed (tokens) or not waited for (seconds); their quotient says how much of the tokens saved
-becomes time. In `speed` a round takes one step of every alpha in turn, so that a slow spell of the machine meets all;
-the medians count.
+`speed` and `train` use the generated log of clicks with as many events as its year holds, half the
+users above 220 and N = 256 (ranking, one token an event, NE), or MovieLens-1M with N = 1024
+(retrieval, HR@10 and NDCG@10; with --ranking NE of its actions). A training run is cut, its
+evaluation is not. Runs lie in runs/stochastic_length/, resume where they stopped and are not
+repeated when they are done; alpha = 2 is one run, as nothing is selected. `saving` is the share of
+alpha = 2 that is not computed (tokens) or not waited for (seconds); their quotient says how much of
+the tokens saved becomes time. In `speed` a round takes one step of every alpha, so that a
+slow spell of the machine meets all; the medians count.
 """
 
 from __future__ import annotations
@@ -25,7 +30,6 @@ import dataclasses
 import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,7 @@ import jax
 import numpy as np
 
 import gr_jax.train
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep, metrics_lines
 from gr_jax.config import Config, SyntheticConfig, files
 from gr_jax.config.overrides import override_all
 from gr_jax.data.batches.stochastic_length import choose, keep_full_probability, threshold
@@ -41,8 +46,6 @@ from gr_jax.training import sharding
 from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_run
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "experiments/results"
 ALPHAS = (1.6, 1.7, 1.8, 1.9, 2.0)
 SELECTIONS = ("greedy", "random", "weighted")
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -135,7 +138,8 @@ def base_config(args: argparse.Namespace) -> Config:
     per_event = 2 if config.ranking.tasks and config.ranking.tokens != "sum" else 1
     row_length = per_event * max_length + (128 if data.user_features else 0)
     if args.data == "synthetic":
-        row_length *= 4  # most users have nearly N events: in a row of N tokens what is cut off would be padding
+        # Most users have nearly N events: cut, they would leave a row of N tokens padded.
+        row_length *= 4
     data = dataclasses.replace(data, max_length=max_length, row_length=row_length)
     epochs = 1 if args.quick else args.epochs or config.train.epochs
     train = dataclasses.replace(
@@ -154,7 +158,7 @@ def with_cuts(config: Config, alpha: float, selection: str) -> Config:
 
 
 def tokens_per_epoch(config: Config, workdir: Path, epochs: int) -> dict[str, float]:
-    """Mean over the epochs that a run took: batches, real tokens, and tokens computed (padding of rows included)."""
+    """Batches, real tokens and computed tokens (with padding), mean over the epochs of a run."""
     plan: Any = objective_of(open_run(config, workdir)).plan
     steps = [plan.steps(epoch) for epoch in range(epochs)]
     real = [int(plan.count(plan.epoch(epoch).spans).sum()) for epoch in range(epochs)]
@@ -167,7 +171,7 @@ def tokens_per_epoch(config: Config, workdir: Path, epochs: int) -> dict[str, fl
 
 
 def speed(args: argparse.Namespace) -> None:
-    """Part B: seconds of training steps per epoch, alphas in turns."""
+    """Part B: seconds of training steps per epoch, alphas interleaved."""
     config, workdir = base_config(args), ROOT / "runs/stochastic_length/speed"
     timed: dict[float, dict] = {}
     for alpha in ALPHAS:
@@ -222,7 +226,7 @@ def speed(args: argparse.Namespace) -> None:
 
 
 def savings(rows: list[dict]) -> list[dict]:
-    """Rows with `token_saving`, `time_saving` and their quotient `time_of_saving`, against that of alpha = 2."""
+    """Rows with `token_saving`, `time_saving` and their quotient, against the row of alpha = 2."""
     whole = next((row for row in rows if row["alpha"] == 2), None)
     if whole is None:
         return rows
@@ -238,7 +242,7 @@ def savings(rows: list[dict]) -> list[dict]:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Part C: one run for each alpha and selection; the JSON is written anew after each."""
+    """Part C: one run for each alpha and selection; the JSON is written after each."""
     config = base_config(args)
     variants = [(alpha, selection) for alpha in ALPHAS if alpha < 2 for selection in SELECTIONS]
     variants = [(2.0, "weighted"), *variants]
@@ -269,9 +273,9 @@ def train(args: argparse.Namespace) -> None:
 
 
 def outcome(config: Config, workdir: Path, alpha: float, selection: str) -> dict:
-    """What a finished run did and reached: tokens and seconds of training per epoch, test metrics."""
+    """Tokens and seconds of training per epoch, and test metrics, of a finished run."""
     result = json.loads((workdir / "result.json").read_text())
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_lines(workdir)
     step_ms = statistics.median([line["step_ms"] for line in lines if "step_ms" in line])
     epochs = max(1, max(line["epoch"] for line in lines if line["split"] == "valid"))
     tokens = tokens_per_epoch(config, workdir, epochs)
@@ -310,7 +314,7 @@ def name_of(args: argparse.Namespace) -> str:
 
 
 def settings(args: argparse.Namespace, config: Config) -> dict:
-    """What the numbers were made with."""
+    """Seed and config of the numbers."""
     parts = {
         name: files.to_dict(config)[name] for name in ("data", "model", "ranking", "loss", "train")
     }
@@ -321,7 +325,7 @@ def settings(args: argparse.Namespace, config: Config) -> dict:
 def write(name: str, content: dict) -> None:
     """A JSON file in results, with the command, machine and versions."""
     made = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command_line(),
         "jax": jax.__version__,
         "numpy": np.__version__,
     }
@@ -330,13 +334,11 @@ def write(name: str, content: dict) -> None:
     )
     folder = ROOT / "runs/stochastic_length" if "-quick" in name else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(json.dumps(made | content, indent=2) + "\n")
+    keep(folder / name, made | content)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parts = parser.add_subparsers(required=True)
     part = parts.add_parser("sparsity", help="tokens removed: closed form, measured, paper")
     part.add_argument("--users", type=int, default=1000, help="histories of N events")
@@ -353,9 +355,7 @@ def main() -> None:
         )
         part.add_argument("--quick", action="store_true", help="tiny: to see that it runs")
         part.add_argument("--seed", type=int, default=0)
-        part.add_argument(
-            "--epochs", type=int, default=0, help="exactly so many; 0 = as the config says"
-        )
+        part.add_argument("--epochs", type=int, default=0, help="0 = as the config says")
         part.add_argument(
             "--change", nargs="*", default=[], help="of the config, such as model.num_blocks=1"
         )

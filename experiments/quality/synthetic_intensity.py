@@ -1,31 +1,32 @@
-"""Pointwise against softmax attention where intensity matters: the paper's streaming data (appendix C), smaller.
+"""Pointwise against softmax attention on the paper's streaming data (appendix C), smaller.
 
-    python -m experiments.quality.synthetic_intensity                  # 3 models, 3 seeds, about 3 minutes a run on 2 CPU cores
+    # 3 models, 3 seeds, about 3 minutes a run on 2 CPU cores
+    python -m experiments.quality.synthetic_intensity
     python -m experiments.quality.synthetic_intensity --seeds=0
-    python -m experiments.quality.synthetic_intensity --quick          # some steps of each; no results are kept
+    # some steps of each; no results are kept
+    python -m experiments.quality.synthetic_intensity --quick
 
-Records of 128 items, each a Dirichlet process: with probability alpha / (alpha + n - 1) item n is of a category drawn
-from the record's prior over five categories, else of one that the record had before, in proportion to how often; alpha
-is uniform in 1 to 500. Items are released over time: at first 40 % of each category, the rest evenly until the last
-record, so models learn a vocabulary that grows, in one pass in the order of records. The last tenth tests: rank of the
-true item among the whole catalogue at every eighth position of the second half.
+Records of 128 items, each a Dirichlet process: with probability alpha / (alpha + n - 1) item n is
+of a category drawn from the record's prior over five categories, else of one that the record had
+before, in proportion to how often; alpha is uniform in 1 to 500. Items are released over time: at
+first 40 % of each category, the rest evenly until the last record, so models learn a vocabulary
+that grows, in one pass in the order of records. The last tenth tests: rank of the true item among
+the whole catalogue at every eighth position of the second half.
 
-The paper has 1,000,000 records of 20,000 items in 100 categories, and does not tell sizes, rates and loss: here are
-20,000 records of 4,000 items in 100 categories, models of equal width and depth, the same loss and learning rate. It
-reports HR@10 / HR@50 of .0442 / .2025 (Transformer), .0617 / .2496 (softmax HSTU) and .0893 / .3170 (HSTU), none with
-a relative bias. `oracle` knows categories, prior, alpha and releases: nothing can be better on average.
+The paper has 1,000,000 records of 20,000 items in 100 categories, and does not give sizes, rates
+and loss: here are 20,000 records of 4,000 items in 100 categories, models of equal width and depth,
+the same loss and learning rate. It reports HR@10 / HR@50 of .0442 / .2025 (Transformer), .0617 /
+.2496 (softmax HSTU) and .0893 / .3170 (HSTU), none with a relative bias. `oracle` knows categories,
+prior, alpha and releases: nothing can be better on average.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -33,12 +34,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from experiments.common.results import RESULTS, arguments, command_line, keep
 from experiments.common.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.training.retrieval import metrics
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "synthetic_intensity.json"
+RESULT = RESULTS / "synthetic_intensity.json"
 RECORDS, LENGTH, ITEMS, CATEGORIES, OF_A_RECORD = 20_000, 128, 4_000, 100, 5
 FIRST_RELEASE, TRAIN = 0.4, 0.9
 BATCH = 16  # records
@@ -57,7 +59,7 @@ MODELS = {
 
 
 class World(NamedTuple):
-    """Records in the order of time; row i of `of_category` holds the items of category i, first released first."""
+    """Records in the order of time; `of_category[i]` are the items of category i by release."""
 
     item: Int[np.ndarray, "B N"]  # 1 to X
     category: Int[np.ndarray, "B N"]
@@ -112,8 +114,8 @@ def oracle(world: World, records: slice) -> dict[str, float]:
         count[row, (world.own == world.category[:, n, None]).argmax(1)] += 1
         if n not in JUDGED:
             continue
-        # Items of a category are equally likely: the hit rate of the k best is that of filling k places with the
-        # categories in the order of probability an item.
+        # Items of a category are equally likely: the k best are those of the best categories, by
+        # probability an item.
         each = next_category(world.prior, world.alpha, count)[records]
         size = world.released[records, None]
         best = -np.sort(-each, axis=1)
@@ -146,7 +148,8 @@ def train(world: World, model: ModelConfig, seed: int, steps: int) -> dict:
         if number % 200 == 199:
             recent = float(np.mean(losses[-200:]))
             print(
-                f"step {number + 1} of {steps}  loss {recent:.4f}  {time.perf_counter() - begin:.0f} s",
+                f"step {number + 1} of {steps}  loss {recent:.4f}"
+                f"  {time.perf_counter() - begin:.0f} s",
                 flush=True,
             )
     params = training.state.params
@@ -201,9 +204,7 @@ def table(runs: list[dict], best: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", default="0,1,2", help="of data and models")
     parser.add_argument("--quick", action="store_true", help="some steps; no results are kept")
     args = parser.parse_args()
@@ -222,11 +223,7 @@ def main() -> None:
             found["runs"].append({"model": name, "seed": seed} | run)
             print(table(found["runs"], best), flush=True)
             if not args.quick:
-                made = {
-                    "command": " ".join(
-                        ["python -m experiments.quality.synthetic_intensity", *sys.argv[1:]]
-                    )
-                }
+                made = {"command": command_line()}
                 made |= {
                     "jax": jax.__version__,
                     "hardware": f"{os.cpu_count()} CPU cores, shared with other work",
@@ -241,7 +238,7 @@ def main() -> None:
                 made |= {
                     "models": {name: dataclasses.asdict(model) for name, model in MODELS.items()}
                 }
-                RESULT.write_text(json.dumps(made | found, indent=1) + "\n")
+                keep(RESULT, made | found)
 
 
 if __name__ == "__main__":

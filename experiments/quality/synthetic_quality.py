@@ -1,15 +1,15 @@
-"""What the commands of configs/synthetic.py reach and how long they take: retrieval, without time too, and ranking.
+"""Metrics and wall time of the commands of configs/synthetic.py: retrieval and ranking.
 
-    python -m experiments.quality.synthetic_quality               # four trainings, about 10 minutes on 2 cores
-    python -m experiments.quality.synthetic_quality --only=base   # one of them; the others' results are kept
+    python -m experiments.quality.synthetic_quality  # four trainings, about 10 minutes on 2 cores
+    # one of them; the others' results are kept
+    python -m experiments.quality.synthetic_quality --only=base
 
-Each run is the command of a reader, by one seed, in a folder that is thrown away. The best possible is known of these
-logs: `synthetic_structure.py` and `synthetic_ranking_structure.py`.
+Each run is the command of a reader, by one seed, in a folder that is thrown away. The best possible
+is known of these logs: `synthetic_structure.py` and `synthetic_ranking_structure.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,8 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "experiments/results/synthetic_quality.json"
+from experiments.common.results import RESULTS, ROOT, arguments, keep
+
+RESULT = RESULTS / "synthetic_quality.json"
 RUNS = {  # name -> command line of gr_jax.train
     "base": ["--config=configs/synthetic.py"],
     "position": ["--config=configs/synthetic.py", "--config.model.bias=position"],
@@ -28,7 +29,7 @@ RUNS = {  # name -> command line of gr_jax.train
 
 
 def trained(said: list[str]) -> dict:
-    """The command of a run with what its result.json says."""
+    """Command of a run, with its result.json."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "-m", "gr_jax.train", *said, f"--workdir={workdir}"]
         subprocess.run(command, check=True, cwd=ROOT)
@@ -38,18 +39,16 @@ def trained(said: list[str]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--only", choices=list(RUNS), help="one of the runs")
     names = [args.only] if (args := parser.parse_args()).only else list(RUNS)
     for name in names:
-        result = json.loads(FILE.read_text()) if FILE.exists() else {"runs": {}}
+        result = json.loads(RESULT.read_text()) if RESULT.exists() else {"runs": {}}
         load = os.getloadavg()[0]
         result["runs"][name] = {
             "hardware": f"{os.cpu_count()} CPU cores, load {load:.1f} before"
         } | trained(RUNS[name])
-        FILE.write_text(json.dumps(result, indent=1) + "\n")
+        keep(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,37 @@
-"""How much of the generated actions each kind of knowledge can predict: NE on the last tenth of the log by time.
+"""NE of the generated actions by kind of knowledge, on the last tenth of the log by time.
 
-    python -m experiments.quality.synthetic_ranking_structure [--num_users=6000] [--num_items=100] [--mean_length=40]
-        [--seeds=0,1,2] [--json=experiments/results/synthetic_ranking_structure.json]
+    python -m experiments.quality.synthetic_ranking_structure
+    python -m experiments.quality.synthetic_ranking_structure --num_users=500 --json=FILE
 
-NE = mean log loss / entropy of the label rate of the events judged; 1 = no better than their rate. Every predictor
-but the oracle is a table of click rates by cells of its features, counted on the first nine tenths; the features are
+NE = mean log loss / entropy of the label rate of the events judged; 1 = no better than their rate.
+Every predictor but the oracle is a table of click rates by cells of its features, counted on the
+first nine tenths; the features are
 
     recency   exp(-elapsed / decay) since the user's last event of the item's category
     shares    of the user's events so far: those of the category, and those of it that were acted on
     events    how many events of the category the user had before
-    counts    the same, those acted on counted twice: all that the past tells besides recency
+    counts    the same, those acted on counted twice: all that the past says besides recency
 
-so that `shares_and_recency` is what an average over the history (attention with softmax) can tell, and
-`counts_and_recency` what a sum can; `events_and_recency` is a sum that ignores the actions. Tables of shares are
-counted at several resolutions and the one best on the events judged is quoted, in their favour. Who knows the number
-of events so far besides (`length`) can turn shares into counts. The oracle is the true probability: no model does
-better.
-Takes seconds; writes one JSON file.
+so that `shares_and_recency` is what an average over the history (attention with softmax) can tell,
+and `counts_and_recency` what a sum can; `events_and_recency` is a sum that ignores the actions.
+Tables of shares are counted at several resolutions and the one best on the events judged is quoted,
+in their favour. Who knows the number of events so far besides (`length`) can turn shares into
+counts. The oracle is the true probability: no model does better. Takes seconds; writes one JSON
+file.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import statistics
-import sys
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from experiments.common.results import RESULTS, arguments, command_line, keep
 from gr_jax.config import RankingConfig, SyntheticConfig
 from gr_jax.data.log import synthetic_actions
 
-ROOT = Path(__file__).resolve().parents[2]
 PRIOR = 4  # events with the mean rate that every cell is counted with besides its own
 RESOLUTIONS = {
     1: (6, 12, 25),
@@ -116,9 +113,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     defaults = SyntheticConfig(
         num_users=6000, num_items=100
     )  # those of configs/synthetic.py:ranking
@@ -127,9 +122,7 @@ def main() -> None:
             f"--{name}", type=type(getattr(defaults, name)), default=getattr(defaults, name)
         )
     parser.add_argument("--seeds", default="0,1,2", help="of the generated worlds")
-    parser.add_argument(
-        "--json", default=str(ROOT / "experiments/results/synthetic_ranking_structure.json")
-    )
+    parser.add_argument("--json", default=str(RESULTS / "synthetic_ranking_structure.json"))
     args = parser.parse_args()
     sizes = {name: getattr(args, name) for name in ("num_users", "num_items", "mean_length")}
     seeds = [int(seed) for seed in args.seeds.split(",")]
@@ -149,7 +142,7 @@ def main() -> None:
         "DECAY",
     )
     result = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command_line(),
         "config": dataclasses.asdict(SyntheticConfig(actions=True, **sizes)),
         "generator": {name: getattr(synthetic_actions, name) for name in constants},
         "numpy": np.__version__,
@@ -159,7 +152,7 @@ def main() -> None:
             for s, r in zip(seeds, runs, strict=True)
         ],
     }
-    Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
+    keep(args.json, result)
 
 
 if __name__ == "__main__":

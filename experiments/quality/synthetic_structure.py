@@ -1,29 +1,27 @@
-"""How much of the generated log each kind of knowledge can predict: HR@10 on the last event of every user.
+"""HR@10 on the generated log by kind of knowledge, on the last event of every user.
 
-    python -m experiments.quality.synthetic_structure [--num_users=4000] [--num_items=1000] [--mean_length=40]
+    python -m experiments.quality.synthetic_structure
+    python -m experiments.quality.synthetic_structure --num_users=500 --json=FILE
 
-Popularity and the Markov chains are fitted on all but the last two events of each user. The two `best`
-rankings know the generator and where each user stands, without and with the time of the request: no model can
-do better.
-Takes seconds.
+Popularity and the Markov chains are fitted on all but the last two events of each user. The two
+`best` rankings know the generator and where each user stands, without and with the time of the
+request: no model can do better. Takes seconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from experiments.common.results import RESULTS, arguments, command_line, keep
 from gr_jax.config import SyntheticConfig
 from gr_jax.data.log.synthetic import World, ceilings, generate, simulate
 from gr_jax.training.retrieval.baseline import popularity_ranks, training_counts
 
-FILE = Path(__file__).resolve().parents[1] / "results/synthetic_structure.json"
+RESULT = RESULTS / "synthetic_structure.json"
 TOP = 10
 HELD_OUT = 2  # events at the end of each user's log that nothing is fitted on
 
@@ -38,7 +36,10 @@ def transition_counts(
 
 
 def hit_rate(scores: Float[np.ndarray, "B rows"], world: World) -> float:
-    """HR@10 of the last events under `scores` (column = item id): seen items left out, ties against it."""
+    """HR@10 of the last events by `scores` (column = item id), seen items left out.
+
+    A tie counts as a miss.
+    """
     everyone, last = np.arange(len(scores)), world.length - 1
     target = world.item[everyone, last]
     own = scores[everyone, target][:, None]
@@ -51,7 +52,7 @@ def hit_rate(scores: Float[np.ndarray, "B rows"], world: World) -> float:
 
 
 def markov(world: World, num_items: int, *, gap: Int[np.ndarray, "B N"] | None = None) -> float:
-    """HR@10 of the first-order chain: how often an item follows the last, after a gap of the same class."""
+    """HR@10 of the first-order chain, counted apart for each class of gap."""
     everyone, last = np.arange(len(world.length)), world.length - 1
     fitted = np.arange(1, world.item.shape[1]) < (world.length - HELD_OUT)[:, None]
     gap = np.zeros_like(world.item) if gap is None else gap
@@ -97,12 +98,10 @@ def measure(config: SyntheticConfig) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     for field in dataclasses.fields(SyntheticConfig):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
-    parser.add_argument("--json", default=str(FILE), help="file for the result")
+    parser.add_argument("--json", default=str(RESULT), help="file for the result")
     args = vars(parser.parse_args())
     file = Path(args.pop("json"))
     config = SyntheticConfig(**args)
@@ -110,9 +109,9 @@ def main() -> None:
     print(f"{'ranking':<26}HR@{TOP}")
     for name, value in measured.items():
         print(f"{name.replace('_', ' '):<26}{value:.3f}")
-    command = " ".join(["python -m experiments.quality.synthetic_structure", *sys.argv[1:]])
+    command = command_line()
     result = {"command": command, "config": dataclasses.asdict(config), f"hr@{TOP}": measured}
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    keep(file, result)
 
 
 if __name__ == "__main__":

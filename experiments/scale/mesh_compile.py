@@ -1,40 +1,37 @@
-"""A whole training step compiled for eight H100 that are not there: memory and collectives against `gr_jax.plan`.
+"""Memory and collectives of a training step compiled for eight absent H100, against the plan.
 
     python -m experiments.scale.mesh_compile                       # data 8 x model 1, and 4 x 2
     python -m experiments.scale.mesh_compile --meshes=8x1 --blocks=2
 
-Needs the packages of kernel_compile.py. Nothing runs. The collectives are those of the compiled program, each with its
-bytes and how often it runs in a step; exit code 1 when a mesh does not compile.
+Needs the packages of kernel_compile.py. Nothing runs. The collectives are those of the compiled
+program, each with its bytes and how often it runs in a step; exit code 1 when a mesh does not
+compile.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
+from experiments.common.results import RESULTS, arguments, command_line, keep  # noqa: E402
 from experiments.kernels.kernel_compile import TARGET  # noqa: E402
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig  # noqa: E402
 from gr_jax.planning import compiled_step, memory  # noqa: E402
 from gr_jax.planning.collectives import exchanges  # noqa: E402
 from gr_jax.planning.sizes import Sizes  # noqa: E402
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "mesh_compile.json"
+RESULT = RESULTS / "mesh_compile.json"
 
 
 def case(data: int, model: int, blocks: int, attention: str) -> tuple[Config, Sizes]:
-    """A model of bfloat16 blocks with two heads, and its sizes: 64 rows of 256 tokens, 50,000 items."""
+    """Model of bfloat16 blocks with two heads, and its sizes: 64 rows of 256 tokens."""
     config = Config(
         data=DataConfig(max_length=200, row_length=256),
         model=ModelConfig(
@@ -90,9 +87,7 @@ def by_kind(pairs: list[tuple[str, float]]) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--meshes", default="8x1,4x2", help="data x model, several with commas")
     parser.add_argument("--blocks", type=int, default=1, help="of the model")
     parser.add_argument(
@@ -100,7 +95,7 @@ def main() -> int:
         default="xla",
         help="implementation; jax 0.11.2 crashes on pallas_triton here",
     )
-    parser.add_argument("--json", default=str(RESULTS), help="file for the results")
+    parser.add_argument("--json", default=str(RESULT), help="file for the results")
     args = parser.parse_args()
     cases = []
     for mesh in args.meshes.split(","):
@@ -120,12 +115,12 @@ def main() -> int:
                 flush=True,
             )
         about = {
-            "command": " ".join(sys.argv),
+            "command": command_line(),
             "jax": jax.__version__,
             "target": "NVIDIA H100 80GB HBM3, not there",
         }
         about |= {"blocks": args.blocks, "attention": args.attention}
-        Path(args.json).write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
+        keep(args.json, about | {"cases": cases})
     return 0
 
 

@@ -1,39 +1,36 @@
-"""The memory that `gr_jax.plan` foretells against what XLA allocates for the same training step, on a CPU.
+"""Memory that `gr_jax.plan` predicts against what XLA allocates for the same step, on a CPU.
 
-    python -m experiments.scale.plan_check                  # 32 random configs that the numbers were not fitted to
+    python -m experiments.scale.plan_check  # 32 random configs that the numbers were not fitted to
     python -m experiments.scale.plan_check --seed=4 --cases=4 --json=FILE
 
-Each config (width, heads, depth, row length, reach, loss, catalogue, dropout, remat, scan, bfloat16) is compiled from
-shapes alone; about 5 s each. Other seeds fitted the numbers in `gr_jax/planning/memory.py`. Blocks that are scanned
-(`model.scan_blocks`) are summed up apart: the compiler shares their buffers in ways that the formulas follow less well.
+Each config (width, heads, depth, row length, reach, loss, catalogue, dropout, remat, scan,
+bfloat16) is compiled from shapes alone; about 5 s each. Other seeds fitted the numbers in
+`gr_jax/planning/memory.py`. Blocks that are scanned (`model.scan_blocks`) are summed up apart: the
+compiler shares their buffers in ways that the formulas follow less well.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
-import sys
 import time
-from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Buffers are assigned before machine code is made: it need not be good code.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
-ROOT = Path(__file__).resolve().parents[2]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from experiments.common.results import RESULTS, arguments, command_line, keep  # noqa: E402
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig  # noqa: E402
 from gr_jax.planning import compiled_step, memory  # noqa: E402
 from gr_jax.planning.sizes import Sizes  # noqa: E402
 from gr_jax.training import sharding  # noqa: E402
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "plan_check.json"
+RESULT = RESULTS / "plan_check.json"
 KINDS = ("unrolled", "scanned")
 
 
@@ -103,18 +100,17 @@ def describe(config: Config, sizes: Sizes) -> str:
     flags = [name for name in ("remat", "scan_blocks") if getattr(m, name)]
     flags += ["bfloat16"] * (m.compute_dtype == "bfloat16") + ["no dropout"] * (not m.dropout)
     return (
-        f"D{m.width} {m.num_blocks} blocks {m.num_heads}x{m.qk_width}/{m.v_width}, {sizes.batch_rows} rows of"
-        f" {sizes.row_length}, N {sizes.max_tokens}, {config.loss.kind}, {sizes.num_items} items {' '.join(flags)}"
+        f"D{m.width} {m.num_blocks} blocks {m.num_heads}x{m.qk_width}/{m.v_width},"
+        f" {sizes.batch_rows} rows of {sizes.row_length}, N {sizes.max_tokens}, {config.loss.kind},"
+        f" {sizes.num_items} items {' '.join(flags)}"
     ).strip()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--seed", type=int, default=13, help="of the configs")
     parser.add_argument("--cases", type=int, default=32, help="how many")
-    parser.add_argument("--json", default=str(RESULTS), help="file for the results")
+    parser.add_argument("--json", default=str(RESULT), help="file for the results")
     args = parser.parse_args()
     rng, cases, about = random.Random(args.seed), [], {}
     for _ in range(args.cases):
@@ -125,7 +121,7 @@ def main() -> int:
         print(f"{last['error']:+6.1%} {total:8.1f} MiB planned {peak:8.1f} allocated", end="")
         print(f"  {last['config']}", flush=True)
         about = {
-            "command": f"python {' '.join(sys.argv)}",
+            "command": command_line(),
             "jax": jax.__version__,
             "seed": args.seed,
         }
@@ -133,7 +129,7 @@ def main() -> int:
             kind: summary([c for c in cases if c["scanned"] == (kind == "scanned")])
             for kind in KINDS
         }
-        Path(args.json).write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
+        keep(args.json, about | {"cases": cases})
     for kind in KINDS:
         print(kind, about[kind])
     return 0

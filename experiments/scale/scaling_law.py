@@ -1,22 +1,23 @@
-"""Loss against training FLOPs over sizes and budgets, with a fit and its uncertainty: retrieval and ranking.
+"""Loss of retrieval and ranking against training FLOPs, with a fit and its uncertainty.
 
-    python -m experiments.scale.scaling_law                      # both tasks on the generated log, 4 widths
-    python -m experiments.scale.scaling_law --task=ml-1m --path=ml-1m     # retrieval on MovieLens-1M, 4 widths
+    python -m experiments.scale.scaling_law  # both tasks on the generated log, 4 widths
+    # retrieval on MovieLens-1M, 4 widths
+    python -m experiments.scale.scaling_law --task=ml-1m --path=ml-1m
     python -m experiments.scale.scaling_law --figure             # fits and figure from the results
-    python -m experiments.scale.scaling_law --quick              # two small runs; no results are kept
+    python -m experiments.scale.scaling_law --quick  # two small runs; no results are kept
 
-The learning rate is constant, so the validation after epoch e of a run is the result of a budget of e epochs: one run
-of each width gives all its budgets. Retrieval: natural log of the perplexity of the next item over the whole catalogue;
-ranking: normalised entropy of clicks. FLOPs are those of the mathematics on real tokens (`gr_jax.models.flops`).
-The fit is L = l + k C^-b over the frontier, the runs that no other beats with fewer FLOPs, from the third epoch on:
-before that a run has hardly begun to learn, whatever its width. Uncertainties are standard errors of least squares.
-The paper's figure 7 is linear in ln C, far from the end of what its log has to give; these budgets are not, so l is
-needed. Runs go to runs/scaling_law/ and resume.
+The learning rate is constant, so the validation after epoch e of a run is the result of a budget of
+e epochs: one run of each width gives all its budgets. Retrieval: natural log of the perplexity of
+the next item over the whole catalogue; ranking: normalised entropy of clicks. FLOPs are those of
+the mathematics on real tokens (`gr_jax.models.flops`). The fit is L = l + k C^-b over the frontier,
+the runs that no other beats with fewer FLOPs, from the third epoch on: before that a run has hardly
+begun to learn, whatever its width. Uncertainties are standard errors of least squares. The paper's
+figure 7 is linear in ln C, far from the end of what its log has to give; these budgets are not, so
+l is needed. Runs go to runs/scaling_law/ and resume.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -27,12 +28,12 @@ import numpy as np
 from scipy import optimize
 
 from experiments.common.figures import pyplot
+from experiments.common.results import RESULTS, ROOT, arguments, keep, metrics_lines
 from gr_jax.config import files
 from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_run
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "experiments/results/scaling_law.json"
+RESULT = RESULTS / "scaling_law.json"
 SKIPPED = 2  # epochs of each run that the fit leaves out
 TASKS = {  # task -> config, widths, what is measured on validation, more of the command line
     "retrieval": (
@@ -87,7 +88,7 @@ def budgets(task: str, width: int, workdir: Path) -> list[dict]:
     metric = TASKS[task][2]
     run = open_run(files.read(workdir / "config.json"), workdir)
     cost = objective_of(run).cost
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_lines(workdir)
     return [
         {
             "task": task,
@@ -102,7 +103,7 @@ def budgets(task: str, width: int, workdir: Path) -> list[dict]:
 
 
 def frontier(points: list[dict]) -> list[dict]:
-    """The points that no other beats with as few FLOPs, by FLOPs."""
+    """Points that no other beats with fewer FLOPs, by FLOPs."""
     best, kept = float("inf"), []
     for point in sorted(points, key=lambda p: p["flops"]):
         if point["value"] < best:
@@ -117,7 +118,7 @@ def law(flops: np.ndarray, least: float, k: float, b: float) -> np.ndarray:
 
 
 def fit(points: list[dict]) -> dict:
-    """`law` of the points by least squares: parameters with standard errors, and the share of variance explained."""
+    """`law` fitted by least squares: parameters, standard errors, share of variance explained."""
     x, y = (np.array([p[name] for p in points]) for name in ("flops", "value"))
     start = (0.9 * y.min(), (y[0] - 0.9 * y.min()) * (x[0] / 1e15) ** 0.5, 0.5)
     found, covariance = optimize.curve_fit(law, x, y, p0=start, bounds=(0, (y.min(), np.inf, 5)))
@@ -149,7 +150,8 @@ def draw(found: dict, path: Path) -> None:
         line = found["fits"][task]
         least, *_, most = (p["flops"] for p in frontier(points))
         flops = np.geomspace(least, most, 50)
-        label = f"{line['least']:.2f} (±{line['least_se']:.2f}) + k C^-{line['b']:.2f} (±{line['b_se']:.2f})"
+        label = f"{line['least']:.2f} (±{line['least_se']:.2f})"
+        label += f" + k C^-{line['b']:.2f} (±{line['b_se']:.2f})"
         axis.plot(flops, law(flops, line["least"], line["k"], line["b"]), "k--", label=label)
         axis.set_xscale("log")
         axis.set(xlabel="training FLOPs C", ylabel=f"validation {names[task]}", title=task)
@@ -159,9 +161,7 @@ def draw(found: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--task", default="retrieval,ranking", help=f"some of {','.join(TASKS)}")
     parser.add_argument("--path", default="", help="raw log of ml-1m; downloaded when not given")
     parser.add_argument("--quick", action="store_true", help="two small runs; no results are kept")
@@ -196,7 +196,7 @@ def main() -> None:
             "command": f"python -m experiments.scale.scaling_law --task={','.join(found['fits'])}"
         }
         made |= {"hardware": f"{os.cpu_count()} CPU cores, shared with other work", "seed": 0}
-        RESULT.write_text(json.dumps(made | {"tasks": TASKS} | found, indent=1) + "\n")
+        keep(RESULT, made | {"tasks": TASKS} | found)
         draw(found, RESULT.with_suffix(".png"))
 
 

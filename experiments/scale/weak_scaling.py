@@ -1,30 +1,29 @@
-"""Weak scaling: the work of a device stays, the devices grow. The plan's model for H100s, and measured virtual devices.
+"""Weak scaling: the plan for 1 to 256 H100, and virtual devices of one CPU measured.
 
-    python -m experiments.scale.weak_scaling                # the plan for 1 to 256 H100: results/weak_scaling.json and .png
-    python -m experiments.scale.weak_scaling --measure      # and 1 to 8 virtual devices of this machine
+    # the plan for 1 to 256 H100: results/weak_scaling.json and .png
+    python -m experiments.scale.weak_scaling
+    python -m experiments.scale.weak_scaling --measure  # and 1 to 8 virtual devices of this machine
 
-The plan is a roofline at peak rates of data sheets (NVLink inside nodes of eight, 400 Gb/s for each device between
-them): once with communication after the work and once hidden behind it. Virtual devices share the cores of one machine,
-so what is measured is the overhead of dividing the work, and no scaling: on c cores ideal time grows as devices / c.
+The plan is a roofline at peak rates of data sheets (NVLink inside nodes of eight, 400 Gb/s for each
+device between them): once with communication after the work and once hidden behind it. Virtual
+devices share the cores of one machine, so what is measured is the overhead of dividing the work,
+and no scaling: on c cores ideal time grows as devices / c.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 import jax  # noqa: E402
 
 from experiments.common.figures import pyplot  # noqa: E402
+from experiments.common.results import RESULTS, arguments, command_line, keep  # noqa: E402
 from experiments.common.started import start  # noqa: E402
 from experiments.kernels.gpu_train_step import random_batch  # noqa: E402
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig  # noqa: E402
@@ -34,17 +33,13 @@ from gr_jax.planning.plan import make_plan, with_row_wise_tables  # noqa: E402
 from gr_jax.training import sharding  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
-USERS, ITEMS, MEAN_LENGTH = (
-    64,
-    39_064 * 256 - 1,
-    1000.0,
-)  # users of a device; 256 devices divide the rows of 10 million items
+USERS, MEAN_LENGTH = 64, 1000.0  # users of a device
+ITEMS = 39_064 * 256 - 1  # 256 devices divide the entries of 10 million items
 ROWS, LENGTH = 8, 256  # measured: rows of a device
 
 
 def planned(devices: int, row_wise: bool) -> dict:
-    """The plan of a wide model on so many H100, 64 users each, histories of up to 4096 events."""
+    """Plan of a wide model on H100s, 64 users each, histories of up to 4096 events."""
     config = Config(
         data=DataConfig(max_length=4096, row_length=4096),
         model=ModelConfig(
@@ -75,7 +70,7 @@ def planned(devices: int, row_wise: bool) -> dict:
 
 
 def measured(devices: int, steps: int) -> dict:
-    """Median time of a step of a small model on so many virtual devices, 8 rows of 256 tokens each."""
+    """Median time of a step of a small model on virtual devices, 8 rows of 256 tokens each."""
     config = Config(
         data=DataConfig(max_length=200, row_length=LENGTH),
         model=ModelConfig(width=64, num_blocks=2, num_heads=2, qk_width=32, v_width=32),
@@ -153,9 +148,7 @@ def draw(record: dict, path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--measure", action="store_true", help="also time 1 to 8 virtual devices")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument(
@@ -165,7 +158,7 @@ def main() -> int:
     if args.measure:
         jax.config.update("jax_num_cpu_devices", 8)
     record = {
-        "command": " ".join(sys.argv),
+        "command": command_line(),
         "jax": jax.__version__,
         "cores": os.cpu_count(),
         "planned": [planned(2**i, row_wise) for row_wise in (False, True) for i in range(9)],
@@ -176,9 +169,10 @@ def main() -> int:
         print(f"{p['tables']:22} {p['devices']:4} H100: {about}")
     for m in record["measured"]:
         print(
-            f"{m['devices']:4} virtual: {1e3 * m['step_s']:9.1f} ms, {m['tokens_per_second']:,.0f} tokens/s"
+            f"{m['devices']:4} virtual: {1e3 * m['step_s']:9.1f} ms,"
+            f" {m['tokens_per_second']:,.0f} tokens/s"
         )
-    Path(args.json).write_text(json.dumps(record, indent=1) + "\n")
+    keep(args.json, record)
     draw(record, Path(args.json).with_suffix(".png"))
     return 0
 

@@ -1,28 +1,30 @@
-"""Time per ranking request against candidates m, history n and micro-batch b: cold, cached, and without M-FALCON.
+"""Time of a ranking request by candidates m, history n and micro-batch b, with M-FALCON or not.
 
-    python -m experiments.serving.mfalcon                 # the table and the figure; about an hour on 2 CPU cores
-    python -m experiments.serving.mfalcon --quick         # a tiny model, a minute; writes to runs/mfalcon/
+    python -m experiments.serving.mfalcon  # the table and the figure; about an hour on 2 CPU cores
+    python -m experiments.serving.mfalcon --quick  # a tiny model, a minute; writes to runs/mfalcon/
 
-`cached`: the history lies in the cache. `cold`: it is encoded first. `naive`: one forward over history and candidate
-for each candidate, the faster of one and of four per call; a few are timed and multiplied by m. `append`: one token
-into the cache. All are medians, results on the host; `error` is the largest difference of a logit from one pass over
-the history and 16 candidates. Histories have n tokens, one for each event (stream "sum").
+`cached`: the history lies in the cache. `cold`: it is encoded first. `naive`: one forward over
+history and candidate for each candidate, the faster of one and of four per call; a few are timed
+and multiplied by m. `append`: one token into the cache. All are medians, results on the host;
+`error` is the largest difference of a logit from one pass over the history and 16 candidates.
+Histories have n tokens, one for each event (stream "sum").
 
-Floor for m = n = 1024, width 256 (q, k and v: 256 over all heads), 8 blocks, in FLOPs. A token costs 2 * 256 * 5 * 256
-= 0.655 M in the projections of a block, a pair of tokens 2 * (256 + 256) = 1024.
+Floor for m = n = 1024, width 256 (q, k and v: 256 over all heads), 8 blocks, in FLOPs. A token
+costs 2 * 256 * 5 * 256 = 0.655 M in the projections of a block, a pair of tokens 2 * (256 + 256) =
+1024.
     cached  8 * 1024 * (0.655 M + 1025 * 1024)                            14.0 G
     encode  8 * (1024 * 0.655 M + 1024 * 1025 / 2 * 1024)                  9.7 G
     cold                                                                  23.6 G
-    naive   1024 * 8 * (1025 * 0.655 M + 1025 * 1026 / 2 * 1024)           9.9 T: 419 times cold, 710 times cached
-A forward that computes the masked half of the pairs too, as the XLA implementation does for rows of more than 512
-tokens, needs 14.0 G for the encode and 14.3 T for naive: 512 times cold, 1024 times cached. `floor_ms` of each number
-is its FLOPs, with the causal half only, over the FLOP/s of a matrix product of this machine.
+    naive   1024 * 8 * (1025 * 0.655 M + 1025 * 1026 / 2 * 1024)           9.9 T
+so that naive is 419 times cold and 710 times cached.
+A forward that computes the masked half of the pairs too, as the XLA implementation does for rows of
+more than 512 tokens, needs 14.0 G for the encode and 14.3 T for naive: 512 times cold, 1024 times
+cached. `floor_ms` of each number is its FLOPs, with the causal half only, over the FLOP/s of a
+matrix product of this machine.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import statistics
@@ -38,13 +40,13 @@ import numpy as np
 from flax import nnx
 
 from experiments.common import figures
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.recommender import functional
 from gr_jax.serving.history_tokens import Tokens
 from gr_jax.serving.m_falcon import Candidates, Scorer
 
-ROOT = Path(__file__).resolve().parents[2]
 ITEMS, CHECKED = 10_000, 16
 FULL = dict(
     width=256,
@@ -79,8 +81,11 @@ def peek_flops(config: ModelConfig, n: int, m: int) -> int:
 
 
 def seconds(run: Callable[[], Any], *, at_least: int = 3, within: float = 6.0) -> float:
-    """Median time of a call, one untimed before: so many times, fewer if they take more than twice `within` seconds
-    together, more while they fit into it, 30 at most."""
+    """Median time of a call, after one that is not timed.
+
+    Timed are `at_least` calls, fewer if they take more than twice `within` seconds together, more
+    while they fit into it, 30 at most.
+    """
     run()
     times: list[float] = []
     while (
@@ -141,7 +146,7 @@ def whole_rows(tokens: Tokens, given: Candidates, rows: int, *, together: bool) 
 
 
 def naive_seconds(rank: Callable, params: dict, tokens: Tokens) -> float:
-    """Seconds per candidate of one forward each, one or four to a call, whichever is faster."""
+    """Seconds per candidate of one forward each, by calls of one or of four: the faster."""
     batches = [whole_rows(tokens, asked(tokens, rows), rows, together=False) for rows in (1, 4)]
     return min(seconds(lambda b=b: np.asarray(rank(params, b))) / len(b.item) for b in batches)
 
@@ -159,7 +164,7 @@ def append_seconds(scorer: Scorer, tokens: Tokens) -> float:
 
 
 def measure(config: ModelConfig, n: int, sizes: dict, rate: float) -> tuple[list[dict], dict]:
-    """The rows of a history of n tokens, one for each b and m, and what does not depend on these."""
+    """Results of a history of n tokens: one for each b and m, and those of no b and m."""
     graphdef, init = functional(
         config, num_items=ITEMS, max_length=n + 1, num_actions=1, num_tasks=1
     )
@@ -265,9 +270,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--out", type=Path, help="JSON file; the figure lies beside it")
     parser.add_argument("--n", type=int, nargs="*", help="histories, instead of all")
@@ -276,11 +279,7 @@ def main() -> int:
     args = parser.parse_args()
     sizes: dict[str, Any] = dict(QUICK if args.quick else FULL)
     sizes |= {name: tuple(given) for name in "nmb" if (given := getattr(args, name))}
-    out = args.out or (
-        ROOT / "runs/mfalcon/quick.json"
-        if args.quick
-        else ROOT / "experiments/results/mfalcon.json"
-    )
+    out = args.out or (ROOT / "runs/mfalcon/quick.json" if args.quick else RESULTS / "mfalcon.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     head = sizes["width"] // sizes["heads"]
     config = ModelConfig(
@@ -299,11 +298,12 @@ def main() -> int:
         rows, shared = rows + more, [*shared, about]
         text = ", ".join(f"{name} {value:.3f}" for name, value in about.items() if name != "n")
         print(
-            f"n={n}: {text}; an append costs {about['append_ms'] / about['encode_ms']:.2%} of an encode",
+            f"n={n}: {text}; an append costs"
+            f" {about['append_ms'] / about['encode_ms']:.2%} of an encode",
             flush=True,
         )
         result = {
-            "command": " ".join(["python -m experiments.serving.mfalcon", *sys.argv[1:]]),
+            "command": command_line(),
             "model": {name: sizes[name] for name in ("width", "blocks", "heads")},
             "gflops_per_second_of_a_matmul": rate / 1e9,
             "rows": rows,
@@ -320,7 +320,7 @@ def main() -> int:
                 "numpy": np.__version__,
             },
         }
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        keep(out, result)
     print(f"written: {out}")
     draw(rows, out.with_suffix(".png"))
     return 0

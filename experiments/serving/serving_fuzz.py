@@ -1,16 +1,16 @@
-"""A server and requests that it cannot answer: schemathesis on its own OpenAPI, and the largest ones by hand.
+"""Requests that the server cannot answer: schemathesis on its OpenAPI, and the largest by hand.
 
     pip install schemathesis
-    python -m experiments.serving.serving_fuzz --workdir=runs/ml_1m --out=experiments/results/serving_fuzz.json
+    python -m experiments.serving.serving_fuzz --workdir=runs/ml_1m --out=FILE
 
-schemathesis draws requests that fit the interface and requests that do not; a status of 500 or above other than a
-documented 503, an answer that the interface does not describe, or none within 10 seconds is a failure. The server has
-to answer a usual request at the end, and to be gone within 30 seconds of SIGTERM.
+schemathesis draws requests that fit the interface and requests that do not; a status of 500 or
+above other than a documented 503, an answer that the interface does not describe, or none within 10
+seconds is a failure. The server has to answer a usual request at the end, and to be gone within 30
+seconds of SIGTERM.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import platform
@@ -20,10 +20,14 @@ import sys
 import time
 from pathlib import Path
 
+from experiments.common.results import arguments, command_line, keep
 from experiments.serving.serving_load import Server
 from gr_jax.config import files
 
-CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+CHECKS = (
+    "not_a_server_error,status_code_conformance,"
+    "content_type_conformance,response_schema_conformance"
+)
 ITEMS = 10**6  # candidates of the largest request
 EVENTS = 100_000
 
@@ -50,7 +54,7 @@ def by_hand() -> dict[str, bytes]:
 
 
 def send(port: int, path: str, body: bytes) -> tuple[int | str, float, str]:
-    """Status, seconds and the start of the answer; the name of the error where the connection was closed."""
+    """Status, seconds and the start of the answer, or the name of the error if there is none."""
     start = time.monotonic()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
@@ -67,9 +71,7 @@ def send(port: int, path: str, body: bytes) -> tuple[int | str, float, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seconds", type=int, default=120, help="of schemathesis")
     parser.add_argument(
@@ -103,16 +105,16 @@ def main() -> int:
     hand = {}
     for path in ("/recommend", "/score"):
         for name, body in by_hand().items():
-            status, seconds, told = send(server.port, path, body)
+            status, seconds, answer = send(server.port, path, body)
             hand[f"{path}: {name}"] = {
                 "status": status,
                 "seconds": round(seconds, 3),
-                "answer": told,
+                "answer": answer,
             }
-            print(f"{path:11}{name:30}{status!s:>10}{seconds:8.2f} s  {told[:90]}")
+            print(f"{path:11}{name:30}{status!s:>10}{seconds:8.2f} s  {answer[:90]}")
     last = send(server.port, "/recommend", b'{"history": [], "k": 1}')
     result = {
-        "command": " ".join(["python -m experiments.serving.serving_fuzz", *sys.argv[1:]]),
+        "command": command_line(),
         "schemathesis": {
             "exit": done.returncode,
             "seconds": time.monotonic() - start,
@@ -131,7 +133,7 @@ def main() -> int:
     print("FAILED" if failed else "passed")
     if args.out:
         there = json.loads(args.out.read_text()) if args.out.is_file() else {}
-        args.out.write_text(json.dumps(there | {kind: result}, indent=1) + "\n")
+        keep(args.out, there | {kind: result})
     return int(bool(failed))
 
 

@@ -1,23 +1,25 @@
-"""Latency, requests/s and memory of `python -m gr_jax.serve` under load from a second process on the same machine.
+"""Latency, requests/s and memory of `python -m gr_jax.serve` under load on the same machine.
 
-    python -m experiments.serving.serving_load --workdir=runs/ml_1m                   # latency and requests/s
-    python -m experiments.serving.serving_load --workdir=runs/ml_1m --memory=20000    # resident memory over so many requests
+    python -m experiments.serving.serving_load --workdir=runs/ml_1m  # latency and requests/s
+    # resident memory over 20,000 requests
+    python -m experiments.serving.serving_load --workdir=runs/ml_1m --memory=20000
 
-The server is a process of its own on the loopback interface; this one sends. 1, 8 and 32 clients each ask for the next
-thing when they have the answer, over a connection that they keep (a closed loop, so that the load is bounded). A client
-draws a user of the log at random and asks `/recommend` for 10 items or `/score` for 200 candidates, in two ways:
-`user` names the user, whose events the server has; `history` sends all of their events but the last with the request.
-With `--memory` so many requests of all kinds come from 8 clients, and the resident memory of the server is read every
-500; its growth is counted from a tenth of them on: give `--flag=--cache-mb=16`, so that the cache is full by then. A
-status other than 200 is an error.
+The server is a process of its own on the loopback interface; this one sends. 1, 8 and 32 clients
+each ask for the next thing when they have the answer, over a connection that they keep (a closed
+loop, so that the load is bounded). A client draws a user of the log at random and asks `/recommend`
+for 10 items or `/score` for 200 candidates, in two ways: `user` names the user, whose events the
+server has; `history` sends all of their events but the last with the request. With `--memory` so
+many requests of all kinds come from 8 clients, and the resident memory of the server is read every
+500; its growth is counted from a tenth of them on: give `--flag=--cache-mb=16`, so that the cache
+is full by then. A status other than 200 is an error.
 
-Client and server share the cores. `client_ms` is the processor time of the sender for a request, `server_ms` that of
-the server with all of its threads: on two cores no server can answer more than 2000 / server_ms requests a second.
+Client and server share the cores. `client_ms` is the processor time of the sender for a request,
+`server_ms` that of the server with all of its threads: on two cores no server can answer more than
+2000 / server_ms requests a second.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib.metadata
 import json
@@ -35,12 +37,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from experiments.common.results import ROOT, arguments, command_line, keep
 from gr_jax.config import Config, files
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.log.preparation import prepare
 from gr_jax.serving.history import HistoryReader
 
-ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = (1, 8, 32)
 CANDIDATES, K = 200, 10
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -114,9 +116,12 @@ class Server:
         return time.monotonic() - start
 
 
-def questions(config: Config, dataset: Dataset, most_users: int = 0) -> dict[tuple[str, str], Ask]:
-    """(path, way of asking) -> a function that draws a request of one of so many users (0 = all), as it is sent."""
-    users = dataset.catalogue.users["raw"].to_list()[: most_users or None]
+def questions(config: Config, dataset: Dataset, max_users: int = 0) -> dict[tuple[str, str], Ask]:
+    """(path, way of asking) -> a function that draws a request as it is sent.
+
+    max_users: users that ask, the first of the log; 0 = all.
+    """
+    users = dataset.catalogue.users["raw"].to_list()[: max_users or None]
     items = dataset.catalogue.items["raw"].to_list()
     reader = HistoryReader.of(config, dataset)
     events = [
@@ -141,7 +146,8 @@ def questions(config: Config, dataset: Dataset, most_users: int = 0) -> dict[tup
     def asking(
         path: str, what: Callable[[random.Random], str], who: Callable[[random.Random], str]
     ) -> Ask:
-        head = f"POST {path} HTTP/1.1\r\nhost: load\r\ncontent-type: application/json\r\ncontent-length: "
+        head = f"POST {path} HTTP/1.1\r\nhost: load\r\n"
+        head += "content-type: application/json\r\ncontent-length: "
 
         def ask(draw: random.Random) -> bytes:
             body = "{" + who(draw) + ", " + what(draw) + "}"
@@ -156,7 +162,7 @@ def questions(config: Config, dataset: Dataset, most_users: int = 0) -> dict[tup
     }
 
 
-async def client(port: int, requests: Iterator[bytes], told: Callable[[int, float], None]) -> None:
+async def client(port: int, requests: Iterator[bytes], count: Callable[[int, float], None]) -> None:
     """One connection: sends a request, reads the answer, and so on to the end of the requests."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for request in requests:
@@ -165,7 +171,7 @@ async def client(port: int, requests: Iterator[bytes], told: Callable[[int, floa
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
         await reader.readexactly(length)
-        told(int(head[9:12]), time.perf_counter() - start)
+        count(int(head[9:12]), time.perf_counter() - start)
     writer.close()
     await writer.wait_closed()
 
@@ -178,18 +184,18 @@ def until(ends: float, ask: Ask, seed: int) -> Iterator[bytes]:
 
 
 def measure(server: Server, ask: Ask, *, clients: int, seconds: float) -> dict:
-    """Latencies and requests/s of so many clients, after a second that is not counted."""
+    """Latencies and requests/s by number of clients, after a second that is not counted."""
     statuses: dict[int, int] = {}
     times: list[float] = []
 
-    def told(status: int, took: float) -> None:
+    def count(status: int, took: float) -> None:
         statuses[status] = statuses.get(status, 0) + 1
         times.append(took)
 
     async def load(seconds: float, seed: int) -> None:
         ends = time.monotonic() + seconds
         sends = [
-            client(server.port, until(ends, ask, seed + number), told) for number in range(clients)
+            client(server.port, until(ends, ask, seed + number), count) for number in range(clients)
         ]
         await asyncio.gather(*sends)
 
@@ -198,25 +204,25 @@ def measure(server: Server, ask: Ask, *, clients: int, seconds: float) -> dict:
     times.clear()
     start, ours, theirs = time.monotonic(), time.process_time(), server.cpu_seconds()
     asyncio.run(load(seconds, 2000))
-    took, count = time.monotonic() - start, len(times)
+    took, answered = time.monotonic() - start, len(times)
     cuts = statistics.quantiles(times, n=100, method="inclusive")
     return {
         "clients": clients,
-        "requests": count,
-        "errors": count - statuses.get(200, 0),
+        "requests": answered,
+        "errors": answered - statuses.get(200, 0),
         "p50_ms": 1e3 * cuts[49],
         "p99_ms": 1e3 * cuts[98],
         "max_ms": 1e3 * max(times),
-        "requests_per_second": count / took,
-        "server_ms": 1e3 * (server.cpu_seconds() - theirs) / count,
-        "client_ms": 1e3 * (time.process_time() - ours) / count,
+        "requests_per_second": answered / took,
+        "server_ms": 1e3 * (server.cpu_seconds() - theirs) / answered,
+        "client_ms": 1e3 * (time.process_time() - ours) / answered,
     }
 
 
 def memory(
     server: Server, asks: list[Ask], *, total: int, clients: int = 8, every: int = 500
 ) -> dict:
-    """Resident memory of the server over many requests, and what it grew after the first tenth of them."""
+    """Resident memory of the server over many requests, and its growth after a tenth of them."""
     draw, statuses = random.Random(3), {}
     sent, samples = 0, [(0, server.resident_mib())]
 
@@ -228,12 +234,12 @@ def memory(
                 samples.append((sent, server.resident_mib()))
             yield draw.choice(asks)(draw)
 
-    def told(status: int, took: float) -> None:
+    def count(status: int, took: float) -> None:
         statuses[status] = statuses.get(status, 0) + 1
 
     async def load() -> None:
         shared = requests()
-        await asyncio.gather(*(client(server.port, shared, told) for _ in range(clients)))
+        await asyncio.gather(*(client(server.port, shared, count) for _ in range(clients)))
 
     start = time.monotonic()
     asyncio.run(load())
@@ -255,7 +261,7 @@ def memory(
 def load(
     workdir: Path, flags: list[str], *, seconds: float, total: int, only: str, users: int
 ) -> dict:
-    """The whole test of one run."""
+    """Results of the whole test of one run."""
     config = files.read(workdir / "config.json")
     dataset = prepare(config.data)
     asks = {
@@ -266,7 +272,8 @@ def load(
     server = Server(workdir, flags)
     kind = "ranking" if config.ranking.tasks else "retrieval"
     print(
-        f"{kind}: loaded after {server.loaded_seconds:.1f} s, ready after {server.ready_seconds:.1f} s",
+        f"{kind}: loaded after {server.loaded_seconds:.1f} s,"
+        f" ready after {server.ready_seconds:.1f} s",
         flush=True,
     )
     result = {
@@ -302,13 +309,12 @@ def line(case: dict) -> str:
     """A row of the table."""
     numbers = ("p50_ms", "p99_ms", "max_ms", "requests_per_second", "server_ms", "client_ms")
     cells = "".join(f"{case[name]:10.2f}" for name in numbers)
-    return f"{case['path']:11}{case['way']:8}{case['clients']:4}{case['requests']:7}{case['errors']:7}{cells}"
+    counts = f"{case['clients']:4}{case['requests']:7}{case['errors']:7}"
+    return f"{case['path']:11}{case['way']:8}{counts}{cells}"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument(
         "--workdir",
         type=Path,
@@ -346,7 +352,7 @@ def main() -> int:
         }
         result = load(workdir, args.flag, **sizes)
         result |= {
-            "command": " ".join(["python -m experiments.serving.serving_load", *sys.argv[1:]]),
+            "command": command_line(),
             "machine": {
                 "cores": os.cpu_count(),
                 "load_before": load_before,
@@ -361,7 +367,7 @@ def main() -> int:
         if args.out:
             there = json.loads(args.out.read_text()) if args.out.is_file() else {}
             name = ", ".join([result["kind"], *["memory"] * bool(args.memory), *args.flag])
-            args.out.write_text(json.dumps(there | {name: result}, indent=1) + "\n")
+            keep(args.out, there | {name: result})
     return 0
 
 

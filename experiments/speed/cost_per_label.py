@@ -1,36 +1,38 @@
-"""Cost of a label: generative training (a label at every event) against impression-level training of the same encoder.
+"""Cost of a label: a label at every event against a sequence for each label, the same encoder.
 
-    python -m experiments.speed.cost_per_label                    # n = 64 to 1024, 9 minutes on 2 busy cores
+    python -m experiments.speed.cost_per_label  # n = 64 to 1024, 9 minutes on 2 busy cores
     python -m experiments.speed.cost_per_label --plot_only        # the figure again, from the JSON
 
-A user has n events and n labels. Generative training reads the n events once, with a label at each. Training on
-impressions reads, for each label, the events up to it: n sequences of 1 to n events with one label each. The encoder
-(two HSTU blocks, ranking head, BCE), the labels and what each of them may see are the same, so the ratio of the cost
-per label is what reading the history once saves: between n/2 (where the cost of a sequence is linear in its length)
-and n/3 (where it is quadratic). Zhai et al. 2024, section 2.3.
+A user has n events and n labels. Generative training reads the n events once, with a label at each.
+Training on impressions reads, for each label, the events up to it: n sequences of 1 to n events
+with one label each. The encoder (two HSTU blocks, ranking head, BCE), the labels and what each of
+them may see are the same, so the ratio of the cost per label is what reading the history once
+saves: between n/2 (where the cost of a sequence is linear in its length) and n/3 (where it is
+quadratic). Zhai et al. 2024, section 2.3.
 
 Per label are given
   formula   FLOPs by `gr_jax.models.flops.train_flops`, causal pairs, over all n prefixes;
-  xla       FLOPs counted by XLA's cost analysis of the compiled loss and gradient, attention `reference` (dense: no
-            loops, whose bodies it would count once), over the sampled prefixes;
-  wall      seconds of the compiled loss and gradient with the attention that trains here, over the sampled prefixes;
+  xla       FLOPs counted by XLA's cost analysis of the compiled loss and gradient, attention
+            `reference` (dense: no loops, whose bodies it would count once), over the sampled
+            prefixes;
+  wall      seconds of the compiled loss and gradient with the attention that trains here, over the
+            sampled prefixes;
   cpu       the same in seconds of all cores: what other programs on the machine disturb least.
 On CPU the attention works in chunks of 64 tokens, so that prefixes below 64 cost as much as 64.
 
-Sampled: not all n prefixes, but `--prefixes` lengths, the middles of as many equal parts of 1 to n (4 of them put the
-quadratic cost 1.6 % too low, the linear one right). A step holds as many sequences of one length as fit into `--tokens`
-tokens, without padding. Steps of both kinds take turns in every round, so that a slow spell of the machine meets both;
-the median over the rounds counts.
+Sampled: not all n prefixes, but `--prefixes` lengths, the middles of equal parts of 1 to n
+(4 of them put the quadratic cost 1.6 % too low, the linear one right). A step holds as many
+sequences of one length as fit into `--tokens` tokens, without padding. Steps of both kinds take
+turns in every round, so that a slow spell of the machine meets both; the median over the rounds
+counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,12 +45,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from experiments.common import figures
+from experiments.common.results import RESULTS, arguments, command_line, keep
 from gr_jax.config import Config, ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.flops import train_flops
 from gr_jax.models.recommender import functional
 
-ROOT = Path(__file__).resolve().parents[2]
 NUM_ITEMS = 1000
 MODEL = ModelConfig(
     width=32, num_blocks=2, qk_width=32, v_width=32, head_width=32, input_dropout=0.0, dropout=0.0
@@ -56,7 +58,7 @@ MODEL = ModelConfig(
 
 
 def make_step(max_length: int, attention: str, *, last_only: bool) -> tuple[Callable, dict]:
-    """Loss and gradient of a batch with labels at every event or at the last of each row alone, and parameters."""
+    """Loss and gradient of a batch, labels at every event or the last of a row, and parameters."""
     config = dataclasses.replace(MODEL, attention=attention)
     graphdef, init = functional(config, num_items=NUM_ITEMS, max_length=max_length, num_tasks=1)
 
@@ -102,7 +104,7 @@ def prefix_lengths(n: int, count: int) -> list[int]:
 
 
 class Timer:
-    """Steps of one shape, compiled, and what they took per sequence: seconds of the clock and of the cores."""
+    """Compiled steps of one shape, and their wall and CPU seconds per sequence."""
 
     def __init__(self, max_length: int, length: int, tokens: int, *, last_only: bool):
         self.rows = max(1, tokens // length)
@@ -187,16 +189,12 @@ def plot(cases: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--n", default="64,128,256,512,1024")
     parser.add_argument("--prefixes", type=int, default=4, help="sampled prefix lengths for each n")
     parser.add_argument("--tokens", type=int, default=2048, help="of a step")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument(
-        "--json", type=Path, default=ROOT / "experiments/results/cost_per_label.json"
-    )
+    parser.add_argument("--json", type=Path, default=RESULTS / "cost_per_label.json")
     parser.add_argument(
         "--plot_only", action="store_true", help="draw the figure of an existing JSON file"
     )
@@ -216,8 +214,9 @@ def main() -> None:
             for x in cases[0]["ratio"]
         }
         result = {
-            "command": " ".join(["python", *sys.argv]),
-            "machine": f"{os.cpu_count()} CPU cores, load average {os.getloadavg()[1]:.1f} over the last 5 minutes",
+            "command": command_line(),
+            "machine": f"{os.cpu_count()} CPU cores, load average {os.getloadavg()[1]:.1f}"
+            " over the last 5 minutes",
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
             "model": dataclasses.asdict(MODEL),
             "exponent_of_n_in_the_ratio": {
@@ -225,7 +224,7 @@ def main() -> None:
             },
             "cases": cases,
         }
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        keep(args.json, result)
     plot(json.loads(args.json.read_text())["cases"], args.json.with_suffix(".png"))
 
 

@@ -1,30 +1,29 @@
-"""Bytes of activations that a layer keeps of a token, HSTU against a Transformer: XLA's buffer assignment for an H100.
+"""Bytes that a layer of HSTU or a Transformer keeps of a token, by XLA's buffers for an H100.
 
     python -m experiments.speed.memory             # about 4 minutes; results/memory.json
     python -m experiments.speed.memory --figure    # draws results/memory.png of it
-    python -m experiments.speed.memory --quick     # two depths, width 128: to see that it runs; no results are kept
+    # two depths, width 128: to see that it runs; no results are kept
+    python -m experiments.speed.memory --quick
 
-Forward and gradients of a stack of blocks with dropout are compiled for an H100 that is not there, at several depths:
-what the temporary memory grows by for a layer more is what a layer keeps. The paper counts 14 d for HSTU and 33 d for a
-Transformer (section 3.3, appendix), d being the width, heads together as wide, and 16-bit activations.
-HSTU's attention is the kernel `pallas_triton`; that of the Transformer (SASRec's block, feed-forward 4 d) is computed
-again in the backward pass, so that no [L, L] array is kept, as with a flash kernel. Needs the packages of
-kernel_compile.py; nothing runs.
+Forward and gradients of a stack of blocks with dropout are compiled for an H100 that is not there,
+at several depths: what the temporary memory grows by for a layer more is what a layer keeps. The
+paper counts 14 d for HSTU and 33 d for a Transformer (section 3.3, appendix), d being the width,
+heads together as wide, and 16-bit activations. HSTU's attention is the kernel `pallas_triton`; that
+of the Transformer (SASRec's block, feed-forward 4 d) is computed again in the backward pass, so
+that no [L, L] array is kept, as with a flash kernel. Needs the packages of kernel_compile.py;
+nothing runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -34,6 +33,7 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 from experiments.common.figures import pyplot  # noqa: E402
+from experiments.common.results import RESULTS, arguments, command_line, keep  # noqa: E402
 from experiments.kernels.gpu_train_step import random_batch  # noqa: E402
 from experiments.kernels.kernel_compile import TARGET  # noqa: E402
 from gr_jax.config import ModelConfig  # noqa: E402
@@ -43,8 +43,8 @@ from gr_jax.models.transformer import SasrecBlock  # noqa: E402
 from gr_jax.planning import compiled_step  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 
-RESULT = ROOT / "experiments/results/memory.json"
-ROWS, LENGTH, HEADS = 256, 256, 4  # so many tokens that sums of weights are small beside them
+RESULT = RESULTS / "memory.json"
+ROWS, LENGTH, HEADS = 256, 256, 4  # tokens enough for sums of weights to be small beside them
 PAPER = {"hstu": 14, "transformer": 33}  # bytes of a token and layer, in widths
 BUDGETS = (16, 40, 80)  # GB of a device
 TOKENS = 131_072  # of a device, for the deepest model
@@ -95,7 +95,8 @@ def measure(
 ) -> dict:
     """Temporary bytes by depth, and the slope for a token in bytes and in widths.
 
-    Recomputed layers keep so little that the block at work is most of a shallow stack: those are taken twice as deep.
+    Recomputed layers keep so little that the block at work is most of a shallow stack: those are
+    taken twice as deep.
     """
     depths = tuple(2 * depth for depth in depths) if remat else depths
     config = config_of(kind, width, dtype)
@@ -123,13 +124,13 @@ def parameters(kind: str, width: int) -> int:
 
 
 def deepest(case: dict, budget: float) -> int:
-    """Layers that fit: kept activations, and 16 bytes a parameter (float32, its gradient, two moments)."""
+    """Layers that fit: kept activations, and 16 bytes a parameter (with gradient and moments)."""
     layer = TOKENS * case["bytes_of_a_token_and_layer"] + 16 * case["parameters_of_a_layer"]
     return int((budget - TOKENS * case["fixed_bytes_of_a_token"]) // layer)
 
 
 def draw(cases: list[dict], path: Path) -> None:
-    """Temporary bytes of a token against depth, and bytes of a token and layer beside the paper's count."""
+    """Draw temporary bytes of a token by depth, and of a layer beside the paper's count."""
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     shown = [case for case in cases if case["dtype"] == "bfloat16"]
     for case, colour in zip(shown, ("C0", "C0", "C1", "C1"), strict=True):
@@ -158,9 +159,7 @@ def draw(cases: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="small; no results are kept")
     parser.add_argument("--figure", action="store_true", help="draw the results that are there")
     args = parser.parse_args()
@@ -179,13 +178,14 @@ def main() -> None:
             case["deepest"] = {f"{budget} GB": deepest(case, budget * 1e9) for budget in BUDGETS}
             cases.append(case)
             print(
-                f"{kind:12} {dtype:9} {'recomputed' if remat else 'kept':10} {case['in_widths']:6.1f} d a token and"
-                f" layer (paper {PAPER[kind]} d), straight to {case['worst_fit']:.1%}; deepest {case['deepest']}",
+                f"{kind:12} {dtype:9} {'recomputed' if remat else 'kept':10}"
+                f" {case['in_widths']:6.1f} d a token and layer (paper {PAPER[kind]} d),"
+                f" straight to {case['worst_fit']:.1%}; deepest {case['deepest']}",
                 flush=True,
             )
     if not args.quick:
         about = {
-            "command": " ".join(["python -m experiments.speed.memory", *sys.argv[1:]]),
+            "command": command_line(),
             "jax": jax.__version__,
         }
         about |= {
@@ -193,7 +193,7 @@ def main() -> None:
             "tokens_of_a_device": TOKENS,
             "paper_widths": PAPER,
         }
-        RESULT.write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
+        keep(RESULT, about | {"cases": cases})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Speed and fill of the data pipeline: sequences/s of packed batches out of the Grain iterator, packing included.
+"""Sequences/s and fill of packed batches out of the Grain iterator, packing included.
 
     python -m experiments.speed.pipeline_speed
 
-Generated logs with the lengths of MovieLens-1M (200 at most) and of Amazon Books (50 at most); rows of 256 and 64
-tokens, and rows of at least 4 mean lengths. Prints a table; the bar is 20,000 sequences/s on 2 cores, fill 95 %.
+Generated logs with the lengths of MovieLens-1M (200 at most) and of Amazon Books (50 at most); rows
+of 256 and 64 tokens, and rows of at least 4 mean lengths. Prints a table; the bar is 20,000
+sequences/s on 2 cores, fill 95 %.
 """
 
 from __future__ import annotations

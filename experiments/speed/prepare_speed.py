@@ -1,11 +1,12 @@
-"""Time and memory of preparing a log of MovieLens-20M's format and size. Bar: 60 s and 3 GiB on 2 cores.
+"""Time and memory of preparing a log of MovieLens-20M's size. Bar: 60 s and 3 GiB on 2 cores.
 
     python -m experiments.speed.prepare_speed [--rows=20000000] [--filter=none]
-    python -m experiments.speed.prepare_speed --ml-1m=FOLDER --runner=both --json=experiments/results/beam_prepare.json
+    python -m experiments.speed.prepare_speed --ml-1m=FOLDER --runner=both --json=FILE
 
-The log is made up (nothing is downloaded): 138,493 users with log-normal history lengths, 26,744 items with
-Zipf popularity, rows in the order of the official file (by user, then movie). Prints JSON. With --runner=both polars
-and Apache Beam, in one process, prepare the same log, each in a process of its own, and their files are compared.
+The log is made up (nothing is downloaded): 138,493 users with log-normal history lengths, 26,744
+items with Zipf popularity, rows in the order of the official file (by user, then movie). Prints
+JSON. With --runner=both polars and Apache Beam, in one process, prepare the same log, each in a
+process of its own, and their files are compared.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from experiments.common.results import ROOT
+from experiments.common.results import ROOT, command_line
 from gr_jax import cli
 from gr_jax.config import DataConfig
 
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
         args.ml_1m
     )
     text = json.dumps(
-        {"command": " ".join(["python -m experiments.speed.prepare_speed", *shown]), **result},
+        {"command": command_line(shown), **result},
         indent=2,
     )
     print(text)

@@ -1,22 +1,26 @@
-"""A training step with row-wise tables against one with dense AdamW: time and memory by the size of the table.
+"""Time and memory of a training step with row-wise tables or dense AdamW, by size of the table.
 
     python -m experiments.speed.sparse_step                        # 0.1, 1 and 10 million rows
-    python -m experiments.speed.sparse_step --rows=695763          # the catalogue of Amazon Books alone
-    python -m experiments.speed.sparse_step --interleaved          # times alone, all sizes in one process in turn
-    python -m experiments.speed.sparse_step --table                # the same of the table's part of the step
-    python -m experiments.speed.sparse_step --figure               # table and figure from the results
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.speed.sparse_step --meshes
+    python -m experiments.speed.sparse_step --rows=695763  # the catalogue of Amazon Books alone
+    # times alone, all sizes interleaved in one process
+    python -m experiments.speed.sparse_step --interleaved
+    python -m experiments.speed.sparse_step --table  # the same of the table's part of the step
+    python -m experiments.speed.sparse_step --figure  # table and figure from the results
+    export XLA_FLAGS=--xla_force_host_platform_device_count=8
+    python -m experiments.speed.sparse_step --meshes
 
-A step is that of configs/amazon.py:books (4 blocks of 4 heads, width 64, 512 negatives for each 32 tokens,
-loss.kind=group) on 128 users whose lengths are those of Amazon Books, items drawn by a power law: the whole step from
-ids to updated parameters, batches ready on the device. Each case runs in its own process, for its peak memory, which
-is that of making the first parameters; temporaries are those of XLA's `memory_analysis`. --interleaved takes one step
-of each case in turn, so that a slow spell of the machine meets all, and tells times alone; the smallest dense table is
-the cost of the model without one. --table does that with the same batches and negatives but no model: rows are looked
-up, their gradients (of a sum of squares) are made and the table is updated, so that what the rules differ in is seen.
+A step is that of configs/amazon.py:books (4 blocks of 4 heads, width 64, 512 negatives for each 32
+tokens, loss.kind=group) on 128 users whose lengths are those of Amazon Books, items drawn by a
+power law: the whole step from ids to updated parameters, batches ready on the device. Each case
+runs in its own process, for its peak memory, which is that of making the first parameters;
+temporaries are those of XLA's `memory_analysis`. --interleaved interleaves steps of all cases,
+so that a slow spell of the machine meets all, and reports times alone; the smallest dense table is
+the cost of the model without one. --table does that with the same batches and negatives but no
+model: rows are looked up, their gradients (of a sum of squares) are made and the table is updated,
+so that what the rules differ in is seen.
 
---meshes trains 50 small steps on every shape of mesh over 1, 2, 4 and 8 virtual devices, dense and sparse, and tells
-the largest relative difference of a loss from one device.
+--meshes trains 50 small steps on every shape of mesh over 1, 2, 4 and 8 virtual devices, dense and
+sparse, and prints the largest relative difference of a loss from one device.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import figures
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep
 from experiments.common.started import retrieval_step, start
 from experiments.speed.train_speed import USERS, generated_log
 from gr_jax.config import (
@@ -61,10 +66,9 @@ from gr_jax.training.retrieval.losses import draw_negatives
 from gr_jax.training.run import keep_freed_memory
 from gr_jax.training.tables.update import descend
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "experiments/results/sparse_step.json"
+RESULT = RESULTS / "sparse_step.json"
 RULES = ("dense", "rowwise_adamw", "rowwise_adagrad")
-BATCHES = 4  # different ones, in turn
+BATCHES = 4  # different ones, used in a circle
 
 
 def books_config(rule: str) -> Config:
@@ -85,7 +89,7 @@ def log_of(config: Config, items: int) -> Dataset:
 
 
 def table_step(_: Any, optimizer: Optimizer, config: Config, items: int) -> Any:
-    """A step down the sum of squares of all rows that a batch of retrieval names, with their negatives."""
+    """Step down the sum of squares of all entries that a batch names, with its negatives."""
 
     def objective(params: dict, batch: Batch, negatives: Any, _: Any) -> tuple[jax.Array, dict]:
         table, named = (
@@ -150,7 +154,7 @@ IN_TURN = (
 
 
 def interleave(steps: int, *, table_alone: bool) -> None:
-    """One step of each case in turn; adds medians, and ratios to the dense step before, to the results."""
+    """Time interleaved steps of all cases; keep medians, and ratios to the dense step before."""
     keep_freed_memory()
     key, runs = jax.random.key(1), []
     for rule, rows in sorted(
@@ -194,16 +198,16 @@ def interleave(steps: int, *, table_alone: bool) -> None:
             case["times_faster"] = statistics.median(dense / ours for dense, ours in pairs)
         cases.append(case)
         print(case, flush=True)
-    found: dict = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": []}
+    found: dict = json.loads(RESULT.read_text()) if RESULT.exists() else {"cases": []}
     part = "table_alone" if table_alone else "interleaved"
-    found[part] = {"command": f"python {' '.join(sys.argv)}", "steps": steps, "cases": cases}
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    found[part] = {"command": command_line(), "steps": steps, "cases": cases}
+    keep(RESULT, found)
 
 
 def compare(sizes: list[int], rounds: int, steps: int) -> None:
     """Every rule at every size, interleaved; adds to the results."""
-    found: dict = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": []}
-    command = f"python {' '.join(sys.argv)}"
+    found: dict = json.loads(RESULT.read_text()) if RESULT.exists() else {"cases": []}
+    command = command_line()
     for rows in sizes:
         runs: dict[str, list[dict]] = {rule: [] for rule in RULES}
         for number in range(rounds):
@@ -221,7 +225,8 @@ def compare(sizes: list[int], rounds: int, steps: int) -> None:
                     sys.exit(done.stderr)
                 runs[rule].append(json.loads(done.stdout.splitlines()[-1]))
                 print(
-                    f"{rows:>11,} rows  round {number + 1}  {rule:16} {runs[rule][-1]['ms']:8.1f} ms",
+                    f"{rows:>11,} rows  round {number + 1}  {rule:16}"
+                    f" {runs[rule][-1]['ms']:8.1f} ms",
                     flush=True,
                 )
         for rule, results in runs.items():
@@ -244,12 +249,12 @@ def compare(sizes: list[int], rounds: int, steps: int) -> None:
                 c for c in found["cases"] if (c["rule"], c["rows"]) != (rule, rows)
             ] + [case]
         found["cases"].sort(key=lambda c: (c["rows"], RULES.index(c["rule"])))
-        RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+        keep(RESULT, found)
 
 
 def show() -> None:
     """Table and figure of the results."""
-    found = json.loads(RESULTS.read_text())
+    found = json.loads(RESULT.read_text())
     print("| rows | rule | ms/step | dense / this | state MiB | temporaries MiB | peak RSS MiB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for c in found["cases"]:
@@ -260,7 +265,8 @@ def show() -> None:
         )
         print(f" | {c['temporary_mib']:,.0f} | {c['peak_rss_mib']:,.0f} |")
     print(
-        "\n| rows | rule | ms/step, interleaved | least | dense / this |\n| --- | --- | --- | --- | --- |"
+        "\n| rows | rule | ms/step, interleaved | least | dense / this |"
+        "\n| --- | --- | --- | --- | --- |"
     )
     for c in found["interleaved"]["cases"]:
         ratio = f"{c['times_faster']:.1f}" if "times_faster" in c else "-"
@@ -280,7 +286,7 @@ def show() -> None:
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.tight_layout()
-    figure.savefig(RESULTS.with_suffix(".png"), dpi=120)
+    figure.savefig(RESULT.with_suffix(".png"), dpi=120)
 
 
 def small_config(data: int, model: int, exchange: str, rule: str) -> Config:
@@ -313,8 +319,8 @@ def sweep_meshes(steps: int = 50, items: int = 300) -> None:
             values.append(float(metrics["loss"]))
         return np.array(values)
 
-    path = RESULTS.with_name("sparse_meshes.json")
-    command = f"python {' '.join(sys.argv)}"
+    path = RESULT.with_name("sparse_meshes.json")
+    command = command_line()
     found: dict = {"command": command, "steps": steps, "jax": jax.__version__, "cases": []}
     found = (
         json.loads(path.read_text()) if path.exists() else found
@@ -333,7 +339,7 @@ def sweep_meshes(steps: int = 50, items: int = 300) -> None:
             found["cases"].append(
                 {"rule": rule, "mesh": mesh, "exchange": exchange, "worst": worst}
             )
-            path.write_text(json.dumps(found, indent=2) + "\n")
+            keep(path, found)
             print(
                 f"{rule:16} {mesh} {exchange:10} largest relative difference {worst:.1e}",
                 flush=True,
@@ -341,9 +347,7 @@ def sweep_meshes(steps: int = 50, items: int = 300) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--rows", default="100000,1000000,10000000", help="sizes of the table")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps in each round")

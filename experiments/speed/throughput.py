@@ -1,21 +1,20 @@
-"""Training users/s by length, depth and batch: HSTU against a Transformer, whole steps on the device that is here.
+"""Training users/s of HSTU and a Transformer by length, depth and batch, whole steps.
 
-    python -m experiments.speed.throughput            # about 10 minutes on 2 CPU cores; results/throughput.json and .png
+    # about 10 minutes on 2 CPU cores; results/throughput.json and .png
+    python -m experiments.speed.throughput
     python -m experiments.speed.throughput --quick    # the smallest cases; no results are kept
 
-Both have width 64 and two heads; the Transformer is SASRec's block with a feed-forward layer of 256, and attention in
-plain XLA. Histories fill their rows, batches are ready on the device, and the loss shares 128 negatives among 64
-tokens, so that the blocks are most of the step. HSTU computes relative position and time bias besides, which the
-Transformer has not. Two steps of each case in turn, the second timed, medians; a ratio is that of neighbours in time.
+Both have width 64 and two heads; the Transformer is SASRec's block with a feed-forward layer of
+256, and attention in plain XLA. Histories fill their rows, batches are ready on the device, and the
+loss shares 128 negatives among 64 tokens, so that the blocks are most of the step. HSTU computes
+relative position and time bias besides, which the Transformer has not. Two steps of each case in
+turn, the second timed, medians; a ratio is that of neighbours in time.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,13 @@ import jax
 import numpy as np
 
 from experiments.common.figures import pyplot
+from experiments.common.results import RESULTS, arguments, command_line, keep
 from experiments.common.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.training.run import keep_freed_memory
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "throughput.json"
+RESULT = RESULTS / "throughput.json"
 ITEMS = 10_000
 SHARED: dict[str, Any] = {"width": 64, "num_heads": 2}
 MODELS = {
@@ -56,8 +56,9 @@ def batch_of(length: int, users: int) -> Batch:
 
 
 def measure(cases: list[tuple[str, int, int, int]], rounds: int) -> list[dict]:
-    """Median step of both models in each case, in turn."""
-    keep_freed_memory()  # as training does: else a step pays for the pages that a larger one before it gave back
+    """Median step of both models in each case, interleaved."""
+    # As training does: else a step pays for the pages that a larger one before it gave back.
+    keep_freed_memory()
     key, runs = jax.random.key(0), []
     for sweep, length, depth, users in cases:
         for name, model in MODELS.items():
@@ -131,9 +132,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each case")
     parser.add_argument(
         "--quick", action="store_true", help="the smallest cases; no results are kept"
@@ -141,18 +140,21 @@ def main() -> None:
     args = parser.parse_args()
     rows = measure(list(CASES[:2] if args.quick else CASES), 2 if args.quick else args.rounds)
     for row in rows:
-        about = f"{row['sweep']:7} {row['length']:5} {row['blocks']} blocks {row['users']:4} users {row['model']:12}"
+        about = f"{row['sweep']:7} {row['length']:5} {row['blocks']} blocks"
+        about += f" {row['users']:4} users {row['model']:12}"
         print(
-            f"{about} {row['ms']:8.1f} ms {row['users_per_second']:8.1f} users/s {row['transformer_over_hstu']:.2f}x"
+            f"{about} {row['ms']:8.1f} ms {row['users_per_second']:8.1f} users/s"
+            f" {row['transformer_over_hstu']:.2f}x"
         )
     if not args.quick:
-        device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, load {os.getloadavg()[1]:.1f}"
+        device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores,"
+        device += f" load {os.getloadavg()[1]:.1f}"
         made = {
-            "command": " ".join(["python -m experiments.speed.throughput", *sys.argv[1:]]),
+            "command": command_line(),
             "device": device,
         }
         made |= {"jax": jax.__version__, "rounds": args.rounds, "width": SHARED["width"]}
-        RESULT.write_text(json.dumps(made | {"rows": rows}, indent=1) + "\n")
+        keep(RESULT, made | {"rows": rows})
         draw(rows, RESULT.with_suffix(".png"))
 
 

@@ -1,13 +1,15 @@
-"""Training speed on CPU: users/s and tokens/s of whole steps, host packing included, for each loss and model size.
+"""Users/s and tokens/s of whole training steps on a CPU, host packing included, by loss and size.
 
-    python -m experiments.speed.train_speed                       # every case, 3 rounds in turn, about 10 minutes on 2 cores
+    # every case, 3 interleaved rounds, about 10 minutes on 2 cores
+    python -m experiments.speed.train_speed
     python -m experiments.speed.train_speed --cases=base/full     # one of them
 
-Data are generated with the length distribution of MovieLens-1M (log-normal, clipped to 18-200 events, mean 109) or of
-Amazon Books (mean 11.6, at most 50; 695,762 items), Zipf items and increasing times. Each case runs in its own
-process; rounds are interleaved so that a slow spell of the machine meets all cases. The ratio is against the public
-PyTorch code (of June 2025) on an idle 2-core machine, a batch of 128 such users, measured once and quoted here.
-Its negatives are drawn per token: only `per_token` is the same mathematics, `full` and `group` are other losses.
+Data are generated with the length distribution of MovieLens-1M (log-normal, clipped to 18-200
+events, mean 109) or of Amazon Books (mean 11.6, at most 50; 695,762 items), Zipf items and
+increasing times. Each case runs in its own process; rounds are interleaved so that a slow spell of
+the machine meets all cases. The ratio is against the public PyTorch code (of June 2025) on an idle
+2-core machine, a batch of 128 such users, measured once and quoted here. Its negatives are drawn
+per token: only `per_token` is the same mathematics, `full` and `group` are other losses.
 """
 
 from __future__ import annotations
@@ -24,15 +26,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.common.results import ROOT, arguments, command_line
 from experiments.common.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, files
 from gr_jax.data.batches import epochs
 from gr_jax.data.dataset import Catalogue, Dataset, Events
 from gr_jax.training.run import keep_freed_memory
 
-ROOT = Path(__file__).resolve().parents[2]
 USERS = 128  # mean users of a batch
-# ms a step of 128 users of the PyTorch reference, idle 2-core machine: 3.2 GiB base, 4.5 GiB large, 2.4 GiB books.
+# ms a step of 128 users of the PyTorch reference on an idle 2-core machine, where it took 3.2 GiB
+# (base), 4.5 GiB (large) and 2.4 GiB (books).
 REFERENCE_MS = {"base": 2687.0, "large": 7677.0, "books": 1878.0, "sasrec": None}
 CASES = (
     "base/group",
@@ -116,9 +119,7 @@ def measure(case: str, steps: int, *, keep_memory: bool) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated model/loss")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="timed steps in each round")
@@ -159,7 +160,7 @@ def main() -> None:
         print(f"{line['fill']:14.1%}{line['peak_rss_gib']:14.2f}{ratio:>14}")
     if args.json:
         text = json.dumps(
-            {"command": " ".join(sys.argv), "jax": jax.__version__, "cases": summary}, indent=2
+            {"command": command_line(), "jax": jax.__version__, "cases": summary}, indent=2
         )
         Path(args.json).write_text(text + "\n")
 

@@ -81,9 +81,11 @@ def test_another_training_does_not_take_the_name_of_a_kept_one(results, seed):
 def asked(monkeypatch):
     """Runs that an ablation of two variants asks for."""
     found = []
-    monkeypatch.setattr(retrieval_runs, "run", lambda experiment, name, seed, config, change, args: found.append(
-        (name, seed, config, change)
-    ))  # fmt: skip
+
+    def run(experiment, name, seed, config, change, args):
+        found.append((name, seed, config, change))
+
+    monkeypatch.setattr(retrieval_runs, "run", run)
 
     def ablation(*arguments: str):
         monkeypatch.setattr("sys.argv", ["ablation", *arguments])

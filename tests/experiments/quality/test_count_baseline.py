@@ -84,7 +84,7 @@ def test_an_outcome_changes_no_feature_of_its_event_or_an_earlier_one(
     before = count_baseline.count_features(dataset, "liked")
     action = np.array(dataset.events.action)
     action[changed] ^= 2
-    object.__setattr__(dataset, "action", action)
+    object.__setattr__(dataset.events, "action", action)
     after = count_baseline.count_features(dataset, "liked")
     order = list(count_baseline.time_order(dataset))
     known = order[: order.index(changed) + 1]
@@ -165,7 +165,7 @@ def test_outcomes_of_the_test_part_do_not_reach_the_fit(tmp_path):
     before = count_baseline.count_regression(dataset, "liked", test_from=150)
     action = np.array(dataset.events.action)
     action[before.event[-1]] ^= 2
-    object.__setattr__(dataset, "action", action)
+    object.__setattr__(dataset.events, "action", action)
     after = count_baseline.count_regression(dataset, "liked", test_from=150)
     np.testing.assert_array_equal(before.probability, after.probability)
 
