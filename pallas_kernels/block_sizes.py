@@ -1,23 +1,33 @@
-"""The block-size table that ships with the package: which blocks each GPU kernel uses for which shape and device.
+"""The block sizes that ship with the package: measured ones by shape and device.
 
-`python -m pallas_kernels.bench --tune` fills `block_sizes.json` on a GPU. For a shape or device without an entry the
-kernel's own rule decides, which comes from the compiler's reports of registers, spills and shared memory and not from
-a timing. The table holds no measured entry yet, so for now the rules decide everything.
+`python -m pallas_kernels.bench --tune` fills `block_sizes.json` on a GPU. It holds no entry yet:
+for a shape or device without one the kernel's own `default_blocks` decides, which comes from the
+compiler's reports of registers, spills and shared memory and not from a timing.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from pallas_kernels import dispatch
 
 TABLE = Path(__file__).with_name("block_sizes.json")
 
 
 class Blocks(NamedTuple):
-    """Of the Triton kernels: tile of queries by keys, warps of a program, stages of the software pipeline."""
+    """Block sizes of the Triton kernels.
+
+    Attributes:
+      query_block, key_block: queries and keys of a tile.
+      num_warps: of a program.
+      num_stages: of the software pipeline.
+    """
 
     query_block: int
     key_block: int
@@ -25,23 +35,8 @@ class Blocks(NamedTuple):
     num_stages: int
 
 
-# Module with the rule of each implementation, `default_blocks(a, v, dtype)`.
-_RULES = {
-    "pallas_triton": "triton.attention",
-    "jax_triton": "jax_triton.attention",
-    "pallas_mosaic_gpu": "mosaic_gpu.attention",
-}
-
-
-def kind(implementation: str) -> type:
-    """Returns the type of the blocks of an implementation."""
-    if implementation == "pallas_mosaic_gpu":
-        return importlib.import_module("pallas_kernels.mosaic_gpu.tiles").MosaicBlocks
-    return Blocks
-
-
 class Key(NamedTuple):
-    """What an entry of the table is for; widths and lengths count up to the next power of two."""
+    """The shape of an entry of the table; widths and lengths count up to the next power of two."""
 
     implementation: str
     qk_width: int  # A, at least 16
@@ -51,54 +46,47 @@ class Key(NamedTuple):
     device: str  # the device kind, such as NVIDIA H200
 
 
-def key_of(implementation: str, a: int, v: int, length: int, dtype: str, device_kind: str) -> Key:
-    """Returns the table key of a shape."""
+def key_of(implementation: str, q: jax.Array | np.ndarray, v: jax.Array | np.ndarray) -> Key:
+    """The key of the shapes and the dtype of q and v, [R, L, H, ..], on the current device."""
     up = lambda n, least: max(least, 1 << (n - 1).bit_length())
-    return Key(implementation, up(a, 16), up(v, 16), up(length, 64), dtype, device_kind)
+    widths = up(q.shape[3], 16), up(v.shape[3], 16)
+    kind = dispatch.current_device().kind
+    return Key(implementation, *widths, up(q.shape[1], 64), v.dtype.name, kind)
 
 
-def choose(implementation: str, a: int, v: int, length: int, dtype: str, device_kind: str) -> tuple:
-    """Returns the blocks for a shape: measured on this kind of device if the table has them, else by the kernel's rule.
+def measured(key: Key) -> dict[str, int] | None:
+    """The fields of the fastest blocks that were measured for a shape; None = there are none.
 
-    a, v: head widths of q and v. length: L. dtype: name of the dtype of q, k and v.
-    An entry of another length, the nearest, counts as measured; other widths, dtypes and devices do not.
+    An entry of another length, the nearest, counts as measured; other widths, dtypes and devices do
+    not.
     """
-    key = key_of(implementation, a, v, length, dtype, device_kind)
     same = {
-        k.length: blocks
-        for k, blocks in _table(TABLE).items()
-        if k._replace(length=key.length) == key
+        found.length: blocks
+        for found, blocks in _table(TABLE).items()
+        if found._replace(length=key.length) == key
     }
-    if same:
-        return same[min(same, key=lambda n: (abs(n.bit_length() - key.length.bit_length()), n))]
-    rules = importlib.import_module(f"pallas_kernels.{_RULES[implementation]}")
-    return rules.default_blocks(a, v, dtype)
+    apart = lambda n: (abs(n.bit_length() - key.length.bit_length()), n)
+    return same[min(same, key=apart)] if same else None
 
 
 @functools.cache
-def _table(path: Path) -> dict[Key, tuple]:
-    """Returns the entries of a table file; read once, as every trace of the op asks for it."""
-    return {
-        Key(**entry["key"]): kind(entry["key"]["implementation"])(**entry["blocks"])
-        for entry in json.loads(path.read_text())["entries"]
-    }
+def _table(path: Path) -> dict[Key, dict[str, int]]:
+    """The entries of a table file; read once, as every trace of the op asks for it."""
+    entries = json.loads(path.read_text())["entries"]
+    return {Key(**entry["key"]): entry["blocks"] for entry in entries}
 
 
-def record(key: Key, blocks: Any, milliseconds: float, how: str, path: Path = TABLE) -> None:
-    """Writes the fastest blocks of a shape into the table, in place of an older entry.
+def record(key: Key, blocks: dict[str, int], milliseconds: float, how: str, path: Path) -> None:
+    """Write the fastest blocks of a shape into a table, in place of an older entry.
 
-    milliseconds: of forward plus backward, kept for the reader. how: versions and command of the measurement.
+    milliseconds: of forward plus backward, kept for the reader.
+    how: versions and command of the measurement.
     """
-    assert isinstance(blocks, kind(key.implementation))
     entries = json.loads(path.read_text())["entries"] if path.exists() else []
     entries = [entry for entry in entries if Key(**entry["key"]) != key]
-    entry = {
-        "key": key._asdict(),
-        "blocks": blocks._asdict(),
-        "ms": round(milliseconds, 4),
-        "how": how,
-    }
-    entries = sorted([*entries, entry], key=lambda e: tuple(e["key"].values()))
-    lines = ",\n".join("  " + json.dumps(e) for e in entries)
+    about = {"ms": round(milliseconds, 4), "how": how}
+    entries.append({"key": key._asdict(), "blocks": blocks} | about)
+    entries.sort(key=lambda entry: tuple(entry["key"].values()))
+    lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
     path.write_text('{"entries": [\n' + lines + "\n]}\n")
     _table.cache_clear()

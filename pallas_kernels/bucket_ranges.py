@@ -1,4 +1,4 @@
-"""Which time buckets the pairs of a tile can have, so that a kernel without gathers loops over few of them.
+"""The time buckets that the pairs of a tile can have, for kernels without gathers to loop over.
 
 Letters: R rows, L tokens in a row, W tiles of 64 queries, K tiles of 64 keys.
 """
@@ -16,7 +16,7 @@ REACHED_BUCKETS = 72  # the largest int32 is in bucket 71
 
 
 def bucket_limits(num_buckets: int) -> Int[Array, "buckets 2"]:
-    """Returns the smallest and the largest |seconds| of each bucket, both inclusive, of a table of this size.
+    """Smallest and largest |seconds| of each bucket of a table of this size, both inclusive.
 
     Found by bisection on `time_bucket` itself, hence exact for any logarithm that does not fall.
     Buckets that no int32 reaches are (LARGEST, LARGEST).
@@ -45,10 +45,11 @@ def bucket_ranges(
     num_buckets: int,
     tile: int,
 ) -> Int[Array, "R W K 2"]:
-    """Returns the first and last bucket that the visible pairs of a tile can have; first > last where there are none.
+    """First and last bucket that the visible pairs of a tile can have; first > last for no pairs.
 
-    The keys of a tile that a query sees are of one sequence, so the earliest and the latest key of that sequence in
-    the tile bound them. Timestamps need not be sorted; where one is negative, differences may overflow: all buckets.
+    The keys of a tile that a query sees are of one sequence, so the earliest and the latest key of
+    that sequence in the tile bound them. Timestamps need not be sorted; where one is negative,
+    differences may overflow: all buckets.
     """
     rows, length = segments.shape
     in_tiles = lambda x: x.reshape(rows, -1, tile)
@@ -57,6 +58,8 @@ def bucket_ranges(
     earliest = jnp.where(same, keys, LARGEST).min(3).reshape(rows, length)
     latest = jnp.where(same, keys, -LARGEST).max(3).reshape(rows, length)
 
+    # Of each query and tile of keys: the key of its sequence in the tile that stands for all of
+    # them.
     start = jnp.arange(0, length, tile)
     index = jnp.arange(length)[None, :, None]
     own = (index // tile == start // tile) & (visible.first < length)[..., None]
@@ -64,6 +67,8 @@ def bucket_ranges(
     at = jnp.where(own, index, jnp.clip(visible.first[..., None], start, start + tile - 1))
     of_sequence = lambda x: jnp.take_along_axis(x, at.reshape(rows, -1), axis=1).reshape(at.shape)
     earliest, latest = of_sequence(earliest), of_sequence(latest)
+
+    # The distance of the query from the nearest and the furthest of these keys, as buckets.
     far, near = query_times[..., None] - earliest, query_times[..., None] - latest
     smallest = jnp.where((near <= 0) & (far >= 0), 0, jnp.minimum(jnp.abs(near), jnp.abs(far)))
     largest = jnp.maximum(jnp.abs(near), jnp.abs(far))

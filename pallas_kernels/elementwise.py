@@ -1,11 +1,11 @@
-"""The elementwise stages around attention, with backward passes that compute again what they need.
+"""The elementwise stages around attention, with backward passes that recompute what they need.
 
     normalised_projection   SiLU(LN(x) W), the queries, keys, values and gates of a layer
     normalised_gate         u * LN(attended)
 
-Plain differentiation keeps the normalised rows, the products before SiLU and its sigmoid of every layer until the
-backward pass. Here only the inputs are kept, which other parts of the layer keep as well. On a CPU XLA drops the
-barrier between the two passes and makes the same program of both ways.
+Plain differentiation keeps the normalised rows, the products before SiLU and its sigmoid of every
+layer until the backward pass. Here only the inputs are kept, which other parts of the layer keep as
+well. On a CPU XLA drops the barrier between the two passes and makes the same program of both ways.
 
 Letters: R rows, L tokens in a row, D and F widths.
 """
@@ -24,7 +24,10 @@ from pallas_kernels import dispatch
 def normalise(
     x: Float[Array, "*T F"], eps: float
 ) -> tuple[Float[Array, "*T F"], Float[Array, "*T 1"]]:
-    """Returns (x - mean) / sqrt(variance + eps) along the last axis and that 1 / sqrt(..), in float32 or wider."""
+    """(x - mean) / sqrt(variance + eps) along the last axis and that 1 / sqrt(..).
+
+    Both in float32 or wider.
+    """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - wide.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
@@ -34,7 +37,7 @@ def normalise(
 def normalise_gradient(
     normal: Float[Array, "*T F"], inverse: Float[Array, "*T 1"], d_normal: Float[Array, "*T F"]
 ) -> Float[Array, "*T F"]:
-    """Returns the gradient of the x of `normalise`, from its results and the gradient of the first one."""
+    """The gradient of the x of `normalise`, from its results and the gradient of the first one."""
     along = normal * (d_normal * normal).mean(-1, keepdims=True)
     return inverse * (d_normal - d_normal.mean(-1, keepdims=True) - along)
 
@@ -42,9 +45,9 @@ def normalise_gradient(
 def normalised_projection(
     x: Float[Array, "R L D"], weight: Float[Array, "D F"], eps: float
 ) -> Float[Array, "R L F"]:
-    """Returns SiLU(LN(x) weight) in the dtype of x, without affine parameters in LN.
+    """SiLU(LN(x) weight) in the dtype of x, without affine parameters in LN.
 
-    The backward pass makes the product with the weight once more. Raises nothing of its own.
+    The backward pass makes the product with the weight once more.
     Source: arXiv:2402.17152 eq. 1.
     """
     return _projection(x, weight, eps)
@@ -60,7 +63,8 @@ def _projection_forward(x, weight, eps):
 
 
 def _projection_backward(eps, kept, d_out):
-    # Else XLA finds the forward pass here and keeps its results; and without d_out does this right after it.
+    # Else XLA finds the forward pass here and keeps its results; and without d_out does this right
+    # after it.
     (x, weight), d_out = jax.lax.optimization_barrier((kept, d_out))
     normal, inverse = normalise(x, eps)
     rounded = normal.astype(x.dtype)
@@ -85,13 +89,14 @@ def normalised_gate(
     row_axis: str = "data",
     column_axis: str = "model",
 ) -> Float[Array, "R L F"]:
-    """Returns u * LN(attended) in the dtype of u, without affine parameters in LN.
+    """u * LN(attended) in the dtype of u, without affine parameters in LN.
 
-    implementation: that of the attention before it: "pallas_triton", and None where that would choose it, runs a
-        Pallas Triton kernel; with any other name XLA computes the gate.
-    interpret: runs the kernel in its interpreter, on any device.
-    row_axis: axis of the ambient mesh over which rows are split. column_axis: where the mesh splits columns over
-        devices, rows do not lie on one of them, and XLA computes the gate.
+    implementation: that of the attention before it: "pallas_triton", and None where that would
+        choose it, runs a Pallas Triton kernel; with any other name XLA computes the gate.
+    interpret: run the kernel in its interpreter, on any device.
+    row_axis: axis of the ambient mesh over which rows are split.
+    column_axis: where the mesh splits columns over devices, rows do not lie on one of them, and XLA
+        computes the gate.
     Raises NotImplementedError where "pallas_triton" cannot run. Source: arXiv:2402.17152 eq. 3.
     """
     device, width = dispatch.current_device(), 1  # any width: a row is in one tile
@@ -117,7 +122,8 @@ def _gate_forward(u, attended, eps):
 
 
 def _gate_backward(eps, kept, d_out):
-    (u, attended), d_out = jax.lax.optimization_barrier((kept, d_out))  # as in _projection_backward
+    # As in _projection_backward.
+    (u, attended), d_out = jax.lax.optimization_barrier((kept, d_out))
     normal, inverse = normalise(attended, eps)
     d_attended = normalise_gradient(normal, inverse, (d_out * u).astype(normal.dtype))
     return d_out * normal.astype(u.dtype), d_attended.astype(attended.dtype)

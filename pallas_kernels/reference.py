@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from pallas_kernels.arguments import Bias, Mask, Options
 from pallas_kernels.masks import allowed_pairs, describe_tokens, pair_bias
 
 
@@ -16,33 +17,21 @@ def reference_attention(
     q: Float[Array, "R L H A"],
     k: Float[Array, "R L H A"],
     v: Float[Array, "R L H V"],
-    segments: Int[Array, "R L"],
-    *,
-    max_length: int,
-    scale: float = 1.0,
-    position_table: Float[Array, " P"] | None = None,
-    time_table: Float[Array, " buckets"] | None = None,
-    query_times: Int[Array, "R L"] | None = None,
-    key_times: Int[Array, "R L"] | None = None,
-    targets: Bool[Array, "R L"] | None = None,
-    contexts: Bool[Array, "R L"] | None = None,
-    window: int | None = None,
-    full_window_tail: int = 0,
+    mask: Mask,
+    bias: Bias,
+    options: Options,
 ) -> Float[Array, "R L H V"]:
-    """Returns sum_j mask_ij SiLU(scale q_i.k_j + bias_ij) / N v_j; arguments as in `pallas_kernels.hstu_attention`."""
-    tokens = describe_tokens(segments, targets, contexts, full_window_tail=full_window_tail)
-    query, key = (
-        jax.tree.map(lambda x: x[:, :, None], tokens),
-        jax.tree.map(lambda x: x[:, None, :], tokens),
-    )
-    times = (query_times, key_times)
-    if query_times is not None and key_times is not None:
-        times = query_times[:, :, None], key_times[:, None, :]
-    bias = pair_bias(query, key, position_table, time_table, *times)
-    mask = allowed_pairs(query, key, window)
+    """sum_j mask_ij SiLU(scale q_i.k_j + bias_ij) / N v_j, and 0 at padding."""
+    tokens = describe_tokens(mask)
+    query = jax.tree.map(lambda x: x[:, :, None], tokens)
+    key = jax.tree.map(lambda x: x[:, None, :], tokens)
+    padding = mask.segments[..., None, None] == 0
+
     wide = jnp.promote_types(v.dtype, jnp.float32)
-    q_, k_, v_ = (jnp.where(segments[..., None, None] == 0, 0, x).astype(wide) for x in (q, k, v))
-    scores = scale * jnp.einsum("rihA,rjhA->hrij", q_, k_, precision="highest") + bias
-    weights = jnp.where(mask, jax.nn.silu(scores), 0) / max_length
+    q_, k_, v_ = (jnp.where(padding, 0, x).astype(wide) for x in (q, k, v))
+    scores = options.scale * jnp.einsum("rihA,rjhA->hrij", q_, k_, precision="highest")
+    scores += pair_bias(query, key, bias)
+    allowed = allowed_pairs(query, key, mask.window)
+    weights = jnp.where(allowed, jax.nn.silu(scores), 0) / options.max_length
     out = jnp.einsum("hrij,rjhV->rihV", weights, v_, precision="highest").astype(v.dtype)
-    return jnp.where(segments[..., None, None] == 0, 0, out)
+    return jnp.where(padding, 0, out)

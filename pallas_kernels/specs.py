@@ -1,13 +1,16 @@
-"""Named shapes for benchmarks, lowering tests and block-size tuning, and what a shape costs at least.
+"""Named shapes for benchmarks, lowering tests and block-size tuning, and their least cost.
 
     full length   "4x128-l4096": heads x width, one sequence of 4096 in every row
-    skewed        "4x128-sparse80": log-normal lengths packed back to back in rows of 8192, at most 4096 tokens each
-    padded        "4x128-sparse80-padded": the same users, each in a row of its own, as if all had full length
+    skewed        "4x128-sparse80": log-normal lengths packed back to back in rows of 8192, at most
+                  4096 tokens each
+    padded        "4x128-sparse80-padded": the same users, each in a row of its own, as if all had
+                  full length
     data sets     "ml_1m-large", "books": lengths, heads and dtype of the configs
     with "-bias" at the end: position and time table
 
-Sparsity is what a padded dense kernel would do in vain: 1 - sum n_i^2 / (users * N^2), with n_i the tokens of user i
-and N the maximum length; the causal half is in both and cancels.
+Sparsity is the share of work that a padded dense kernel would do in vain:
+1 - sum n_i^2 / (users * N^2), with n_i the tokens of user i and N the maximum length; the causal
+half is in both and cancels.
 """
 
 from __future__ import annotations
@@ -48,84 +51,38 @@ class Spec:
 
 
 def _named() -> dict[str, Spec]:
-    base = [
-        Spec("tiny", 2, 64, 2, 8, 8, 24, median=10.0, dtype="float32"),
-        Spec(
-            "ml_1m-base",
-            256,
-            256,
-            1,
-            50,
-            50,
-            200,
-            median=97.5,
-            spread=0.75,
-            shortest=18,
-            dtype="float32",
-        ),
-        Spec(
-            "ml_1m-large",
-            256,
-            256,
-            2,
-            25,
-            25,
-            200,
-            median=97.5,
-            spread=0.75,
-            shortest=18,
-            dtype="float32",
-        ),
-        Spec("books", 1024, 64, 4, 16, 16, 50, median=8.2, spread=0.9, shortest=4, dtype="float32"),
-        Spec(
-            "books-large",
-            1024,
-            64,
-            8,
-            8,
-            8,
-            50,
-            median=8.2,
-            spread=0.9,
-            shortest=4,
-            dtype="float32",
-        ),
+    skew = {"ml_1m": (97.5, 0.75, 18), "books": (8.2, 0.9, 4)}  # median, spread, shortest
+    data_sets = [
+        ("ml_1m-base", 256, 256, 1, 50, 200),  # rows, length, heads, width, max_length
+        ("ml_1m-large", 256, 256, 2, 25, 200),
+        ("books", 1024, 64, 4, 16, 50),
+        ("books-large", 1024, 64, 8, 8, 50),
     ]
-    base += [
-        replace(spec, name=spec.name + "-bf16", dtype="bfloat16")
-        for spec in base
-        if spec.name.startswith(("ml_1m", "books"))
-    ]
+    base = [Spec("tiny", 2, 64, 2, 8, 8, 24, median=10.0, dtype="float32")]
+    for name, rows, length, heads, width, n in data_sets:
+        shape = rows, length, heads, width, width, n
+        base.append(Spec(name, *shape, *skew[name.partition("-")[0]], "float32"))
+    base += [replace(spec, name=spec.name + "-bf16", dtype="bfloat16") for spec in base[1:]]
     for heads, width in HEADS:
         for n in FULL_LENGTHS:
             base.append(Spec(f"{heads}x{width}-l{n}", TOKENS // n, n, heads, width, width, n))
         for percent, median in SPARSE_MEDIANS.items():
             name, n = f"{heads}x{width}-sparse{percent}", 4096
-            packed = Spec(name, TOKENS // (2 * n), 2 * n, heads, width, width, n, median=median)
+            packed = Spec(name, TOKENS // (2 * n), 2 * n, heads, width, width, n, median)
             base.append(packed)
             if (heads, width) == (4, 128):
-                base.append(
-                    replace(
-                        packed,
-                        name=name + "-padded",
-                        rows=len(lengths(packed)),
-                        length=n,
-                        median=0.0,
-                    )
-                )
-    both = [
-        variant
-        for spec in base
-        for variant in (spec, replace(spec, name=spec.name + "-bias", bias=True))
-    ]
-    return {spec.name: spec for spec in both}
+                alone = {"rows": len(lengths(packed)), "length": n, "median": 0.0}
+                base.append(replace(packed, name=name + "-padded", **alone))
+    with_bias = lambda spec: replace(spec, name=spec.name + "-bias", bias=True)
+    return {spec.name: spec for plain in base for spec in (plain, with_bias(plain))}
 
 
 @functools.cache
 def _packing(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the lengths of the sequences, longest first, and the row of each.
+    """The lengths of the sequences, longest first, and the row of each.
 
-    Lengths are evenly spaced quantiles, so a case of few users has the distribution too; as many users as fit.
+    Lengths are evenly spaced quantiles, so a case of few users has the distribution too; of all
+    numbers of users the largest that fits.
     """
     if not spec.median:
         per_row = spec.length // spec.max_length
@@ -147,7 +104,7 @@ def _packing(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _first_fit(tokens: list[int], spec: Spec) -> tuple[int, ...] | None:
-    """Returns the first row with room for each sequence in turn, or None when one does not fit."""
+    """The first row with room for each sequence; None when one does not fit."""
     free, rows = np.full(spec.rows, spec.length), []
     for n in tokens:
         row = int(np.argmax(free >= n))
@@ -159,21 +116,22 @@ def _first_fit(tokens: list[int], spec: Spec) -> tuple[int, ...] | None:
 
 
 def lengths(spec: Spec) -> tuple[int, ...]:
-    """Returns the tokens of every sequence, longest first."""
+    """Tokens of every sequence, longest first."""
     return _packing(spec)[0]
 
 
 def sparsity(spec: Spec) -> float:
-    """Returns 1 - sum n_i^2 / (users * N^2)."""
+    """1 - sum n_i^2 / (users * N^2)."""
     tokens = np.array(lengths(spec), np.float64)
     return 1 - float((tokens**2).sum()) / (len(tokens) * spec.max_length**2)
 
 
 def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns the array arguments of `hstu_attention` as numpy arrays; the order of the users in a row is random.
+    """The array arguments of `hstu_attention` as numpy arrays.
 
-    q, k, v: normal, in the spec's dtype, at padding too; tables float32; times in int32 seconds, with log-normal gaps
-    of a median of a minute, and the query time of a token is the time of the event after it.
+    The order of the users in a row is random. q, k, v: normal, in the spec's dtype, at padding too;
+    tables float32; times in int32 seconds, with log-normal gaps of a median of a minute, and the
+    query time of a token is the time of the event after it.
     """
     rng = np.random.default_rng(seed)
     tokens, rows = _packing(spec)
@@ -204,24 +162,25 @@ def inputs(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def options(spec: Spec) -> dict:
-    """Returns the static arguments of `hstu_attention`; the scale keeps q.k of order 1."""
+    """The static arguments of `hstu_attention`; the scale keeps q.k of order 1."""
     return {"max_length": spec.max_length, "scale": 1 / math.sqrt(spec.qk_width)}
 
 
 def flops(spec: Spec, *, backward: bool = False) -> float:
-    """Returns the floating-point operations of the matmuls in the causal-half convention.
+    """Floating-point operations of the matmuls in the causal-half convention.
 
-    Forward: 2 sum n_i^2 H (A + V) / 2, the half of two dense matmuls; backward: 2.5 times that, five matmuls.
+    Forward: 2 sum n_i^2 H (A + V) / 2, the half of two dense matmuls; backward: 2.5 times that,
+    five matmuls.
     """
     pairs = float(sum(n * n for n in lengths(spec)))
     return pairs * spec.heads * (spec.qk_width + spec.v_width) * (2.5 if backward else 1.0)
 
 
 def bytes_floor(spec: Spec, *, backward: bool = False) -> float:
-    """Returns the bytes that have to move: each input of the op read once and each result written once.
+    """Bytes that have to move: each input of the op read once and each result written once.
 
-    Forward: q, k, v in and the output out; backward: q, k, v and the output's gradient in, three gradients out; the
-    integers of a token once each. Padding is not counted, nor are the tables.
+    Forward: q, k, v in and the output out; backward: q, k, v and the output's gradient in, three
+    gradients out; the integers of a token once each. Padding is not counted, nor are the tables.
     """
     per_head = (
         4 * spec.qk_width + 3 * spec.v_width if backward else 2 * spec.qk_width + 2 * spec.v_width

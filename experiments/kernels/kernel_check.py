@@ -30,9 +30,8 @@ TOLERANCE = {"float32": 3e-3, "bfloat16": 2e-2}  # float32 products may be tf32 
 MASKS = {
     "plain": {},
     "window": {"window": 7},
-    "targets": {"targets": True, "window": 7, "full_window_tail": 5},
-    "contexts": {"contexts": True},
-    "all": {"targets": True, "contexts": True, "window": 7, "full_window_tail": 5},
+    "targets": {"targets": True},
+    "all": {"targets": True, "window": 7},
 }
 
 
@@ -66,9 +65,7 @@ def random_inputs(case: Case, length: int, seed: int) -> tuple[dict, dict]:
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    segments, targets, contexts = (
-        np.zeros((ROWS, length), dtype) for dtype in (np.int32, bool, bool)
-    )
+    segments, targets = (np.zeros((ROWS, length), dtype) for dtype in (np.int32, bool))
     for row in range(ROWS):
         start, segment = 0, 0
         while start < length and not (row == 1 and seed == 0):  # one empty row
@@ -79,9 +76,7 @@ def random_inputs(case: Case, length: int, seed: int) -> tuple[dict, dict]:
             stop, segment = min(start + tokens, length), segment + 1
             segments[row, start:stop] = segment
             tail = int(rng.integers(0, stop - start + 1)) // 2
-            head = int(rng.integers(0, stop - start - tail + 1)) // 2
             targets[row, stop - tail : stop] = True
-            contexts[row, start : start + head] = True
             start = stop + int(rng.integers(0, 3))
     shape = ROWS, length, HEADS
     widths = {"q": case.qk_width, "k": case.qk_width, "v": case.v_width, "d_out": case.v_width}
@@ -95,12 +90,8 @@ def random_inputs(case: Case, length: int, seed: int) -> tuple[dict, dict]:
         floats["position_table"] = rng.standard_normal(length // 2, np.float32)
         floats["time_table"] = rng.standard_normal(60, np.float32)
         rows |= random_times(rng, segments.shape)
-    rules = MASKS[case.mask]
-    rows |= {
-        name: flags
-        for name, flags in (("targets", targets), ("contexts", contexts))
-        if rules.get(name)
-    }
+    if MASKS[case.mask].get("targets"):
+        rows["targets"] = targets
     return floats, rows
 
 
@@ -127,15 +118,15 @@ def output_and_gradients(
 
     from pallas_kernels import hstu_attention
 
-    rules = {
-        name: value
-        for name, value in MASKS[case.mask].items()
-        if name not in ("targets", "contexts")
-    }
     call = lambda floats: hstu_attention(
-        **floats, **rows, **rules, max_length=length, scale=case.qk_width**-0.5,
-        implementation=implementation, interpret=interpret,
-    )  # fmt: skip
+        **floats,
+        **rows,
+        window=MASKS[case.mask].get("window"),
+        max_length=length,
+        scale=case.qk_width**-0.5,
+        implementation=implementation,
+        interpret=interpret,
+    )
     inputs = {name: x for name, x in floats.items() if name != "d_out"}
     if implementation == "jax_triton":
         return call(inputs), {}

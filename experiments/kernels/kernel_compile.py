@@ -72,7 +72,7 @@ def compile_one(implementation: str, shape: str, blocks: str) -> None:
     from jax.experimental import topologies
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from pallas_kernels import block_sizes, dispatch, specs
+    from pallas_kernels import dispatch, specs
     from pallas_kernels.bench import measure as bench
 
     spec = specs.SPECS[shape]
@@ -82,9 +82,7 @@ def compile_one(implementation: str, shape: str, blocks: str) -> None:
     mesh = topologies.make_mesh(topology, (1,), ("x",))
     whole = NamedSharding(mesh, PartitionSpec())
     attend = dispatch.load(implementation)
-    if blocks:
-        sizes = [int(n) for n in blocks.split(",")]
-        attend = functools.partial(attend, blocks=block_sizes.kind(implementation)(*sizes))
+    sizes = tuple(int(n) for n in blocks.split(",")) if blocks else None
     arrays = bench.input_sets(spec, 1)[0]
     arrays = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for name, x in arrays.items()
@@ -100,7 +98,7 @@ def compile_one(implementation: str, shape: str, blocks: str) -> None:
             attend = functools.partial(attend, compute_capability=90)
         part = "forward" if implementation == "jax_triton" else "forward_backward"
         shared = record_shared_memory() if implementation == "pallas_mosaic_gpu" else {}
-        lowered = jax.jit(bench.functions(attend, spec)[part]).lower(arrays)
+        lowered = jax.jit(bench.functions(attend, spec, sizes)[part]).lower(arrays)
         found: dict = {"shared": shared}
         if (
             implementation != "jax_triton"

@@ -41,7 +41,7 @@ import gr_jax.train
 from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep, metrics_lines
 from gr_jax.config import Config, SyntheticConfig, files
 from gr_jax.config.overrides import override_all
-from gr_jax.data.batches.stochastic_length import choose, keep_full_probability, threshold
+from gr_jax.data.batches.stochastic_length import Rule, choose, keep_full_probability, threshold
 from gr_jax.training import sharding
 from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_run
@@ -78,9 +78,7 @@ def measured(
             length,
             timestamp,
             np.arange(users),
-            max_length=max_length,
-            alpha=alpha,
-            selection=selection,  # type: ignore[arg-type]
+            rule=Rule(max_length, alpha, selection),  # type: ignore[arg-type]
             seed=0,
             epoch=epoch,
         )

@@ -16,6 +16,7 @@ import numpy as np
 from experiments.speed.train_speed import generated_log
 from gr_jax.config import DataConfig
 from gr_jax.data.batches import epochs
+from gr_jax.data.batches.loader import read_batches
 
 CASES = (("ml_1m", 200, 256), ("ml_1m", 200, 512), ("books", 50, 64), ("books", 50, 128))
 
@@ -27,9 +28,9 @@ def main() -> None:
         config = DataConfig(max_length=max_length, row_length=row_length)
         dataset = generated_log(config, name, users=100_000)
         start = time.perf_counter()
-        rows = epochs.train_rows(dataset, config, batch_users=128)
+        rows = epochs.retrieval_batches(dataset, config, batch_users=128)
         packing = time.perf_counter() - start
-        for _ in epochs.train_batches(rows, 0, rows.steps(0)):
+        for _ in read_batches(rows, 0, rows.steps(0)):
             pass
         seconds = time.perf_counter() - start
         mean = float(np.mean(rows.spans.length))

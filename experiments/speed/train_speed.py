@@ -30,6 +30,7 @@ from experiments.common.results import ROOT, arguments, command_line
 from experiments.common.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, files
 from gr_jax.data.batches import epochs
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.data.dataset import Catalogue, Dataset, Events
 from gr_jax.training.run import keep_freed_memory
 
@@ -93,9 +94,9 @@ def measure(case: str, steps: int, *, keep_memory: bool) -> dict:
     config = case_config(case)
     model = case.split("/")[0]
     dataset = generated_log(config.data, model, users=20 * USERS)
-    rows = epochs.train_rows(dataset, config.data, batch_users=USERS)
+    rows = epochs.retrieval_batches(dataset, config.data, batch_users=USERS)
     training, key = start(config, dataset.num_items), jax.random.key(0)
-    batches = epochs.train_batches(rows, 0, 3 + steps)
+    batches = read_batches(rows, 0, 3 + steps)
     marks, losses = [], []
     for batch in batches:
         training.state, metrics = training.step(training.state, training.on_device(batch), key)

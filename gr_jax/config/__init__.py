@@ -134,6 +134,7 @@ class ModelConfig:
     # hidden width of a SwiGLU layer after attention; 0 = no such layer (hstu, hstu_softmax)
     swiglu_width: int = 0
     bias: str = "both"  # relative attention bias: none | position | time | both (hstu only)
+    window: int = 0  # tokens before itself that a token sees; 0 = no limit (hstu only)
     # retrieval: time bias from the time of the event to predict, else from the token's own
     use_query_time: bool = True
     use_actions: bool = False  # retrieval: a token is item and action, else the item alone
@@ -170,6 +171,9 @@ class ModelConfig:
         for name in ("input_dropout", "dropout"):
             check(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "in [0, 1)")
         check(self.swiglu_width >= 0, "model.swiglu_width", self.swiglu_width, "at least 0")
+        check(self.window >= 0, "model.window", self.window, "at least 0; 0 is no limit")
+        if self.kind != "hstu":
+            check(self.window == 0, "model.window", self.window, f"0 for model.kind={self.kind}")
         if self.kind in ("sasrec", "dlrm"):
             check(
                 self.swiglu_width == 0,

@@ -56,19 +56,8 @@ def prefill(
 
     def attend(block: HstuBlock, q: Array, k: Array, v: Array) -> Array:
         kept.append([_by_head(jnp.where(real[..., None, None], x, 0), storage) for x in (k, v)])
-        asked, time = _bias_times(block, batch)
-        return hstu_attention(
-            q,
-            k,
-            v,
-            batch.segment,
-            max_length=block.max_length,
-            position_table=_table(block.bias.position),
-            time_table=_table(block.bias.time),
-            query_times=asked,
-            key_times=time,
-            implementation=block.config.attention or None,
-        )
+        name, arguments = block.config.attention or None, block.attention_arguments(batch)
+        return hstu_attention(q, k, v, batch.segment, implementation=name, **arguments)
 
     hidden = _through_blocks(model, batch, attend)
     keys, values = zip(*kept, strict=True)
@@ -96,16 +85,14 @@ def delta(
     layers, kept = zip(cached.k, cached.v, strict=True), []
 
     def attend(block: HstuBlock, q: Array, k: Array, v: Array) -> Array:
-        asked, time = _bias_times(block, batch)
         (old_k, old_v), new_k, new_v = next(layers), _by_head(k, ""), _by_head(v, "")
         kept.append((new_k.astype(old_k.dtype), new_v.astype(old_v.dtype)))
+        to_old, to_new = (block.attention_arguments(batch) for _ in range(2))
+        if block.bias.time is not None:
+            to_old["key_times"] = cached.time
         see = functools.partial(hstu_cached_attention, q, implementation=implementation)
-        of_history = see(
-            old_k, old_v, length, **_bias(block, asked, cached.time), positions=length + new
-        )
-        return of_history + see(
-            new_k, new_v, among + 1, **_bias(block, asked, batch.time), positions=among
-        )
+        of_history = see(old_k, old_v, length, positions=length + new, **to_old)
+        return of_history + see(new_k, new_v, among + 1, positions=among, **to_new)
 
     hidden = _through_blocks(model, batch, attend)
     keys, values = zip(*kept, strict=True)
@@ -138,23 +125,21 @@ def peek(
       implementation: of `hstu_cached_attention`.
     """
     ends = cached.length[:, None]
-
     layers = zip(cached.k, cached.v, strict=True)
 
     def attend(block: HstuBlock, q: Array, k: Array, v: Array) -> Array:
-        asked, time = _bias_times(block, batch)
-        keys, values = next(layers)
+        arguments = block.attention_arguments(batch)
+        own_times = arguments["key_times"]
+        if own_times is not None:
+            asked = arguments["query_times"][:, :1]
+            arguments |= {"query_times": asked, "key_times": cached.time}
+        own = {"own_k": k, "own_v": v, "own_times": own_times}
         return hstu_cached_attention(
-            q,
-            keys,
-            values,
-            ends,
-            **_bias(block, None if asked is None else asked[:, :1], cached.time),
+            *(q, *next(layers), ends),
             positions=ends,
-            own_k=k,
-            own_v=v,
-            own_times=time,
             implementation=implementation,
+            **arguments,
+            **own,
         )
 
     return _through_blocks(model, batch, attend)
@@ -188,28 +173,6 @@ def _through_blocks(
             )
         x = block.around(x, functools.partial(attend, block))
     return x
-
-
-def _bias_times(block: HstuBlock, batch: Batch) -> tuple[Array | None, Array | None]:
-    """The times that a block's bias asks about, and those of the tokens; None without a time bias."""
-    if block.bias.time is None:
-        return None, None
-    return (batch.query_time if block.config.use_query_time else batch.time), batch.time
-
-
-def _bias(block: HstuBlock, query_times: Array | None, key_times: Array) -> dict:
-    """Normaliser and bias of a block, as arguments of `hstu_cached_attention`."""
-    return dict(
-        max_length=block.max_length,
-        position_table=_table(block.bias.position),
-        time_table=_table(block.bias.time),
-        query_times=query_times,
-        key_times=None if query_times is None else key_times,
-    )
-
-
-def _table(param) -> Array | None:
-    return None if param is None else param[...]
 
 
 def _by_head(x: Float[Array, "R L H W"], dtype: str) -> Shaped[Array, "R H L W"]:

@@ -19,7 +19,7 @@ from gr_jax.data.batches.batch import Impressions
 from gr_jax.models.embeddings import ContentEmbeddings
 from gr_jax.models.hstu import TIME_BUCKETS
 from gr_jax.models.layers import Linear, dropout, split
-from gr_jax.models.lookup import take_rows
+from gr_jax.models.lookup import take_entries
 from pallas_kernels import time_bucket
 
 ATTENTION_WIDTH = 36  # hidden width of the activation unit, as in the paper of DIN
@@ -110,13 +110,13 @@ class Dlrm(nnx.Module):
 
     def _input(self, impressions: Impressions) -> Float[Array, "B W"]:
         dtype = jnp.dtype(self.config.compute_dtype)
-        items = self.embeddings.items(impressions.item_side)
-        candidate = take_rows(items, impressions.item).astype(dtype)
+        items = self.embeddings.items(impressions.catalogue_features)
+        candidate = take_entries(items, impressions.item).astype(dtype)
         user = jnp.zeros_like(candidate)
-        if impressions.feature is not None:
-            user = self.embeddings.of_values(impressions.feature).sum(1).astype(dtype)
+        if impressions.user_features is not None:
+            user = self.embeddings.of_values(impressions.user_features).sum(1).astype(dtype)
         real = impressions.history_item != 0
-        event = take_rows(items, impressions.history_item)
+        event = take_entries(items, impressions.history_item)
         if self.num_actions:
             event += self.embeddings.of_actions(impressions.history_action)
         event = jnp.where(

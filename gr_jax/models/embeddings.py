@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.layers import dropout
-from gr_jax.models.lookup import take_rows
+from gr_jax.models.lookup import take_entries
 
 # table rows are padded to this, so that the same checkpoint shards over any usual mesh
 ROW_MULTIPLE = 128
@@ -28,9 +28,10 @@ class ContentEmbeddings(nnx.Module):
     Attributes:
       item_table: [rows, D]; row = item id; also the output table of the retrieval head.
       feature_table: [rows, D]; row = feature value id; None without features.
-        In a sparse training step both hold the rows that the batch touches, ids being numbers of these
-        (`training.touched`); over several devices [S, rows, D], see `lookup.take_rows`. Where items share rows, the
-        model is given a table of their vectors (`models.vocabulary`), row = item id again.
+        In a row-wise training step both hold the entries that the batch names, by their place among
+        these (`training.tables.batch_entries`); over several devices [S, rows, D], see
+        `lookup.take_entries`. Where items share entries, the model is given a table of their
+        vectors (`models.vocabulary`), by item id again.
       action_table: [actions + 1, D]; row 0 = the token tells an action, row 1 + i = it was action i; None without.
     """
 
@@ -63,24 +64,24 @@ class ContentEmbeddings(nnx.Module):
         self,
         item: Int[Array, "*T"],
         *,
-        side: Int[Array, "*T F"] | None = None,
-        feature: Int[Array, "*T"] | None = None,
+        item_features: Int[Array, "*T F"] | None = None,
+        user_feature: Int[Array, "*T"] | None = None,
         action: Int[Array, "*T"] | None = None,
     ) -> Float[Array, "*T D"]:
         """Sum of the vectors of what a token holds; ids as in `Batch`, where 0 adds nothing.
 
-        With `item` and `side` alone every token is an item or padding, and padding gets an arbitrary vector.
+        With `item` and `item_features` alone every token is an item or padding, and padding gets an arbitrary vector.
 
         Raises:
           ValueError: features or actions for a model that was made without them.
         """
-        x = take_rows(self.item_table[...], item) * math.sqrt(self.item_table.shape[-1])
-        if feature is not None or action is not None:
+        x = take_entries(self.item_table[...], item) * math.sqrt(self.item_table.shape[-1])
+        if user_feature is not None or action is not None:
             x = jnp.where(item[..., None] != 0, x, 0)
-        if side is not None:
-            x += self.of_values(side).sum(-2)
-        if feature is not None:
-            x += self.of_values(feature)
+        if item_features is not None:
+            x += self.of_values(item_features).sum(-2)
+        if user_feature is not None:
+            x += self.of_values(user_feature)
         if action is not None:
             x += self.of_actions(action)
         return x
@@ -96,10 +97,10 @@ class ContentEmbeddings(nnx.Module):
         bits = action[..., None] >> jnp.arange(len(self.action_table)) & 1
         return bits.astype(self.action_table.dtype) @ self.action_table[...]
 
-    def items(self, side: Int[Array, "*S rows F"] | None) -> Float[Array, "*S rows D"]:
-        """Vectors of all rows of the item table; `side`: feature values of each, None = none."""
+    def items(self, item_features: Int[Array, "*S rows F"] | None) -> Float[Array, "*S rows D"]:
+        """Vectors of all rows of the item table; `item_features`: feature values of each, None = none."""
         x = self.item_table.astype(jnp.float32) * math.sqrt(self.item_table.shape[-1])
-        return x if side is None else x + self.of_values(side).sum(-2)
+        return x if item_features is None else x + self.of_values(item_features).sum(-2)
 
     def of_values(self, value: Int[Array, "*T"]) -> Float[Array, "*T D"]:
         """Vectors of feature values; 0 gives zeros.
@@ -111,7 +112,7 @@ class ContentEmbeddings(nnx.Module):
             raise ValueError(
                 "the batch holds feature values, but the model was made with num_feature_values=0"
             )
-        return jnp.where(value[..., None] != 0, take_rows(self.feature_table[...], value), 0)
+        return jnp.where(value[..., None] != 0, take_entries(self.feature_table[...], value), 0)
 
 
 class InputEmbeddings(ContentEmbeddings):
@@ -145,6 +146,11 @@ class InputEmbeddings(ContentEmbeddings):
         self, batch: Batch, *, rate: float, dtype: jnp.dtype, key: PRNGKeyArray | None
     ) -> Float[Array, "R L D"]:
         """Input vectors in `dtype`, with dropout at `rate` when `key` is given; positions above N - 1 count as that."""
-        x = self.content(batch.item, side=batch.side, feature=batch.feature, action=batch.action)
+        x = self.content(
+            batch.item,
+            item_features=batch.item_features,
+            user_feature=batch.user_feature,
+            action=batch.action,
+        )
         x += self.position_table[jnp.minimum(batch.position, len(self.position_table) - 1)]
         return jnp.where(batch.segment[..., None] != 0, dropout(x, rate, key), 0).astype(dtype)

@@ -16,9 +16,10 @@ def train_flops(
     num_items: int,
     candidates: Int[np.ndarray, " B"] | None = None,
 ) -> float:
-    """FLOPs that the model's mathematics needs for one pass over sequences of these lengths, forward and backward.
+    """FLOPs that the model's mathematics needs for one pass over sequences, forward and backward.
 
-    Multiplications and additions of matrix products count, on real tokens and causal pairs; recomputation does not.
+    Multiplications and additions of matrix products count, on real tokens and causal pairs, also
+    those beyond `model.window`; recomputation does not.
 
     Args:
       config: retrieval, or ranking if it has tasks.

@@ -91,29 +91,36 @@ class HstuBlock(nnx.Module):
         x = x + self.output(dropout(gated, config.dropout, key_output))
         return self.swiglu(x, rate=config.dropout, key=key_swiglu)
 
+    def attention_arguments(self, batch: Batch) -> dict:
+        """Keywords of `hstu_attention` and `hstu_cached_attention` that block and batch decide."""
+        config, table = self.config, lambda param: None if param is None else param[...]
+        asked = batch.query_time if config.use_query_time else batch.time
+        with_time = self.bias.time is not None
+        return dict(
+            max_length=self.max_length,
+            window=config.window or None,
+            position_table=table(self.bias.position),
+            time_table=table(self.bias.time),
+            query_times=asked if with_time else None,
+            key_times=batch.time if with_time else None,
+        )
+
     def _attend(self, q: Array, k: Array, v: Array, batch: Batch) -> Float[Array, "R L H V"]:
-        config, with_time = self.config, self.bias.time is not None
+        config = self.config
         if config.kind == "hstu_softmax":
             return softmax_attention(q, k, v, batch.segment)
-        # Candidates may make a sequence longer than N. They see the history alone, so all of it has to be in reach,
-        # but the normaliser stays N: a score does not depend on how many candidates there are.
+        # Candidates may make a sequence longer than N. They see the history alone, so all of it has
+        # to be in reach, but the normaliser stays N: a score does not depend on how many candidates
+        # there are. User features are plain tokens: a prefix that sees the whole history would
+        # carry it, with the labels in it, to the tokens after it in the next block.
         reach = self.max_length if batch.target is None else max(self.max_length, q.shape[1])
+        arguments = self.attention_arguments(batch)
+        arguments["max_length"] = reach
         attended = hstu_attention(
-            q,
-            k,
-            v,
-            batch.segment,
-            max_length=reach,
-            position_table=None if self.bias.position is None else self.bias.position[...],
-            time_table=None if self.bias.time is None else self.bias.time[...],
-            query_times=(batch.query_time if config.use_query_time else batch.time)
-            if with_time
-            else None,
-            key_times=batch.time if with_time else None,
+            *(q, k, v, batch.segment),
             targets=batch.target,
-            # No `contexts`: a prefix that sees the whole history would carry it, with the labels in it, to the tokens
-            # after it in the next block. As the first tokens of a causal sequence the prefix is seen by all of them.
             implementation=config.attention or None,
+            **arguments,
         )
         if reach != self.max_length:
             attended = (attended * jnp.float32(reach / self.max_length)).astype(attended.dtype)

@@ -42,9 +42,9 @@ def abstract_batch(sizes: Sizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     if sizes.num_actions:
         fields["action"] = of(jnp.int32)
     if sizes.item_values:
-        fields["side"] = of(jnp.int32, sizes.item_values)
+        fields["item_features"] = of(jnp.int32, sizes.item_values)
     if sizes.contexts or sizes.max_series:
-        fields["feature"] = of(jnp.int32)
+        fields["user_feature"] = of(jnp.int32)
     return fields
 
 
@@ -64,7 +64,7 @@ def _shapes(
 ) -> state.TrainState:
     _, init = functional(model, **dict(sizes))
     return state.shapes(
-        lambda key: cast_tables(init(key), optimizer.table_dtype), make_optimizer(optimizer)
+        lambda key: cast_tables(init(key), optimizer.table_dtype), make_optimizer(optimizer).init
     )
 
 

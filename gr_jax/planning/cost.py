@@ -111,8 +111,8 @@ def executed_flops(config: Config, sizes: Sizes) -> float:
 
     The backward pass of a product costs two products; the backward pass of the first projection makes that once more
     (`pallas_kernels/elementwise.py`), that of attention the scores: five products for the forward pass's two; that of
-    SwiGLU its hidden values; `remat` adds a forward pass. Attention counts real pairs: kernels skip blocks
-    without any, XLA's on a CPU does not.
+    SwiGLU its hidden values; `remat` adds a forward pass. Attention counts real pairs, also those
+    beyond `model.window`: kernels skip blocks without any, XLA's on a CPU does not.
     """
     model, tokens = config.model, sizes.tokens
     per_token, per_pair = block_flops(model)

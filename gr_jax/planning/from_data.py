@@ -11,7 +11,7 @@ from gr_jax.data.batches import epochs, packing, ranking, stochastic_length
 from gr_jax.data.batches.sequences import time_bounds
 from gr_jax.data.batches.tokenizer import token_scheme
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.log import sources
+from gr_jax.data.log import raw_files
 from gr_jax.data.log.preparation import prepare
 from gr_jax.data.log.synthetic import lengths as log_normal_lengths
 from gr_jax.planning.sizes import Sizes
@@ -47,7 +47,8 @@ def sizes_of(config: Config, *, items: int, mean_length: float, device_multiple:
             device_multiple=device_multiple,
         )
     prepared = Path(config.data.prepared).expanduser() / "meta.json"
-    if not (config.data.prepared and prepared.is_file()) and not sources.find(config.data):
+    raw = raw_files.find(config.data)
+    if not (config.data.prepared and prepared.is_file()) and not (raw and raw.files):
         raise ConfigError(
             "no prepared dataset and no raw log: tell the sizes with --items=N --mean_length=EVENTS, or set"
             " --config.data.path"
@@ -60,10 +61,12 @@ def measured(config: Config, dataset: Dataset, *, device_multiple: int) -> Sizes
     scheme = token_scheme(config, dataset)
     if config.ranking.tasks:
         before = time_bounds(dataset.events.timestamp, config.ranking)["valid"][0]
-        rows = ranking.train_rows(dataset, config, scheme, before, device_multiple=device_multiple)
+        rows = ranking.training_batches(
+            dataset, config, scheme, before, device_multiple=device_multiple
+        )
     else:
         users = config.train.batch_users
-        rows = epochs.train_rows(
+        rows = epochs.retrieval_batches(
             dataset,
             config.data,
             scheme,

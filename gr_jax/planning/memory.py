@@ -208,7 +208,8 @@ def _gradients(config: Config, sizes: Sizes, state: Any) -> tuple[float, float]:
 def window_sizes(config: Config, rows: float) -> tuple[float, float]:
     """Keys in the windows of XLA's attention, and pairs of a query and a key of its window.
 
-    Of rows beyond 512 tokens: keys of the padded copy that the later chunks cut their windows from, pairs of a chunk.
+    Of rows beyond 512 tokens: keys of the padded copy that the later chunks cut their windows from,
+    pairs of a chunk. `model.window` makes both smaller, which is not counted.
     """
     length, back = config.data.row_length, config.data.max_length - 1
     chunks = -(-length // CHUNK)

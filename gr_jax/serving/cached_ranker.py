@@ -67,12 +67,12 @@ class CachedRanker:
         before = (
             count - self.scheme.tokens_per_event
         )  # of the event asked about the item alone is a token
-        side = self.dataset.catalogue.item_features
+        item_features = self.dataset.catalogue.item_features
         asked = [
             Candidates(
                 item=items,
                 time=int(batch.time[row, before[row]]),
-                side=None if side is None else side[items],
+                item_features=None if item_features is None else item_features[items],
                 action=0 if batch.action is None else int(batch.action[row, before[row]]),
             )
             for row, items in enumerate(candidates)

@@ -1,7 +1,7 @@
-"""Requests -> sequences: histories in the ids of the raw log become the tokens that the model was trained on.
+"""Requests -> sequences: histories in the ids of the raw log become tokens, as in training.
 
-The tokens are made by `data.tokens.fill_rows`, from a small dataset in memory that holds the histories of the request
-and, as a last event, the one that is asked about. Nothing of how events become tokens is written a second time.
+`tokenizer.fill_rows` makes the tokens from the `Events` of a request: each history, and behind it
+the event that is asked about. So events become tokens by the same code in training and serving.
 """
 
 from __future__ import annotations
@@ -199,29 +199,23 @@ def one_a_row(
 
     `num_rows`: at least as many as histories, 0 = just as many; `room`: tokens of the longest -> length of a row.
     """
-    made, spans = sequences(histories, dataset, max_length=max_length, with_asked=with_asked)
-    count, number = tokenizer.token_counts(made, spans, scheme=scheme), len(histories)
-    layout: dict[str, Any] = {
-        "num_rows": num_rows or number,
-        "row_length": room(int(count.max())),
-        "scheme": scheme,
-    }
-    return tokenizer.fill_rows(
-        made, spans, np.arange(number), np.zeros(number, np.int64), **layout
-    ), count
+    events, spans = sequences(histories, dataset, max_length=max_length, with_asked=with_asked)
+    count, row = tokenizer.token_counts(events, spans, scheme), np.arange(len(histories))
+    slots = packing.Slots(row, 0 * row, num_rows or len(row), room(int(count.max())))
+    return tokenizer.fill_rows(events, dataset.catalogue, spans, scheme, slots), count
 
 
 def sequences(
     histories: Sequence[History], dataset: Dataset, *, max_length: int, with_asked: bool
-) -> tuple[Dataset, Spans]:
-    """A dataset of one user per history whose last event is the one asked about, and the visible part of each.
+) -> tuple[Events, Spans]:
+    """Events of one user per history, the last one asked about, and the visible part of each.
 
     Args:
-      histories: what was read; without `with_asked` none is empty.
-      dataset: of the run, for all that is known of items and users.
-      max_length: most events of the history that are visible.
-      with_asked: whether the event asked about is part of the sequences (ranking), or only follows them (retrieval).
-        Its item is 1: the caller replaces it.
+      histories: the histories of a request; without `with_asked` none is empty.
+      dataset: of the run: features and series of its users.
+      max_length: maximum visible events of a history.
+      with_asked: if true the event asked about is part of the sequences (ranking), else it only
+        follows them (retrieval). Its item is 1: the caller replaces it.
     """
     lengths = np.array([len(history) for history in histories])
     offsets = np.concatenate([[0], np.cumsum(lengths + 1)]).astype(np.int64)
@@ -243,33 +237,29 @@ def sequences(
         if dataset.events.action is None
         else column("action", [0] * len(histories), np.int32),
         rating=None if dataset.events.rating is None else np.zeros(offsets[-1], np.float32),
-        **_known(dataset, user),
+        **_known(dataset.events, user),
     )
     visible = np.minimum(lengths, max_length)
     begin = asked - visible
     number = np.arange(len(histories), dtype=np.int32)
-    return Dataset(dataset.catalogue, events), Spans(
-        number, offsets[:-1], begin, (visible + with_asked).astype(np.int32)
-    )
+    length = (visible + with_asked).astype(np.int32)
+    return events, Spans(number, offsets[:-1], begin, length)
 
 
-def _known(dataset: Dataset, user: Int[np.ndarray, " B"]) -> dict[str, Any]:
-    """What the dataset knows of each user; zeros and no entries where it is -1."""
+def _known(log: Events, user: Int[np.ndarray, " B"]) -> dict[str, Any]:
+    """Columns of features and series of these users of the log; empty where a user is -1."""
     is_user, index, known = user >= 0, np.maximum(user, 0), {}
-    if dataset.events.user_features is not None:
-        known["user_features"] = np.where(
-            is_user[:, None], dataset.events.user_features[index], 0
-        ).astype(np.int32)
-    if dataset.events.series_offsets is not None:
-        assert dataset.events.series_value is not None and dataset.events.series_time is not None
-        first = dataset.events.series_offsets[index]
-        count = np.where(is_user, dataset.events.series_offsets[index + 1] - first, 0)
+    if log.user_features is not None:
+        features = np.where(is_user[:, None], log.user_features[index], 0)
+        known["user_features"] = features.astype(np.int32)
+    if log.series_offsets is not None:
+        assert log.series_value is not None and log.series_time is not None
+        first = log.series_offsets[index]
+        count = np.where(is_user, log.series_offsets[index + 1] - first, 0)
         entry = packing.token_index(first, count)
         known["series_offsets"] = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        known["series_value"], known["series_time"] = (
-            dataset.events.series_value[entry],
-            dataset.events.series_time[entry],
-        )
+        known["series_value"] = log.series_value[entry]
+        known["series_time"] = log.series_time[entry]
     return known
 
 

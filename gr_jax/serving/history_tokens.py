@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from gr_jax.data.batches.batch import Batch
 
-FIELDS = ("item", "time", "action", "feature", "side")
+FIELDS = ("item", "time", "action", "user_feature", "item_features")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Tokens:
     item: Int[np.ndarray, " T"]  # item id; 0 where the token is no item
     time: Int[np.ndarray, " T"]  # seconds since the first event of the history
     action: Int[np.ndarray, " T"] | None = None  # 0 = tells no action; else 1 + 2 * bits
-    feature: Int[np.ndarray, " T"] | None = None  # value of a user attribute or slow series
-    side: Int[np.ndarray, "T F"] | None = None  # feature values of the item
+    user_feature: Int[np.ndarray, " T"] | None = None  # value of a user attribute or slow series
+    item_features: Int[np.ndarray, "T F"] | None = None  # feature values of the item
 
     def __len__(self) -> int:
         return len(self.item)

@@ -47,7 +47,7 @@ class Candidates:
 
     item: Int[np.ndarray, " M"]  # item ids
     time: int  # seconds since the first event of the history, as in its tokens
-    side: Int[np.ndarray, "M F"] | None = None  # feature values of the items
+    item_features: Int[np.ndarray, "M F"] | None = None  # feature values of the items
     action: int = 0  # of the candidate tokens: in the stream "sum" the action of the last event, as 1 + 2 * bits
 
 
@@ -318,7 +318,9 @@ class Scorer:
                 size if users == 1 else smaller + 1
             )  # full micro-batches of several users are never one call
             pick = lambda x, n=n: None if x is None else np.repeat(x[:1], n, 0)
-            found.append(dataclasses.replace(one, item=pick(one.item), side=pick(one.side)))
+            found.append(
+                dataclasses.replace(one, item=pick(one.item), item_features=pick(one.item_features))
+            )
         return found
 
     def _scores(
@@ -337,11 +339,11 @@ class Scorer:
             fields["segment"][row, : len(given.item) - lo] = 1
             if self._with_actions:
                 fields["action"][row] = given.action
-            if given.side is not None:
-                side = fields.setdefault(
-                    "side", np.zeros((rows, size, given.side.shape[1]), np.int32)
+            if given.item_features is not None:
+                item_features = fields.setdefault(
+                    "item_features", np.zeros((rows, size, given.item_features.shape[1]), np.int32)
                 )
-                side[row] = _padded(given.side[lo:], size)
+                item_features[row] = _padded(given.item_features[lo:], size)
         stores = self._stores(entries, [user for user, _, _ in part], rows)
         return self._rank(self.params, Batch(**fields, query_time=fields["time"]), stores)
 

@@ -117,9 +117,11 @@ class SequenceRanker:
                         0,
                     )
             fields["item"][row, first:last] = items
-            if fields["side"] is not None:
+            if fields["item_features"] is not None:
                 assert self.dataset.catalogue.item_features is not None
-                fields["side"][row, first:last] = self.dataset.catalogue.item_features[items]
+                fields["item_features"][row, first:last] = self.dataset.catalogue.item_features[
+                    items
+                ]
             target[row, first:last] = True
         return Batch(**fields | {"target": target, "outcome": None, "outcome_weight": None}), before
 
@@ -149,23 +151,26 @@ class ImpressionRanker:
         """`max_length`: events of a history; `table_rows`: rows of the model's table of items."""
         self._rank, self._params, self.block = rank, params, block
         self.dataset, self.scheme, self.max_length = dataset, scheme, max_length
-        self._side = impressions.item_side_rows(dataset, table_rows)
-        self._side = None if self._side is None else jax.device_put(self._side)
+        self._item_features = impressions.item_feature_table(dataset, table_rows)
+        self._item_features = (
+            None if self._item_features is None else jax.device_put(self._item_features)
+        )
 
     def __call__(
         self, histories: Sequence[History], candidates: Sequence[Int32[np.ndarray, " _"]]
     ) -> list[Float32[np.ndarray, "M Y"]]:
         """Predictions for the candidates of each history, by task."""
-        made, spans = sequences(
+        events, spans = sequences(
             histories, self.dataset, max_length=self.max_length, with_asked=True
         )
-        asked = np.array(spans.last_event)
-        lists: dict[str, Any] = {
-            "size": len(asked),
-            "max_length": self.max_length,
-            "scheme": self.scheme,
-        }
-        questions = impressions.fill_impressions(made, asked, **lists, item_side=None)
+        questions = impressions.fill_impressions(
+            events,
+            self.dataset.catalogue,
+            np.array(spans.last_event),
+            self.scheme,
+            size=len(spans),
+            max_length=self.max_length,
+        )
         item = np.concatenate([*candidates, np.zeros(0, np.int32)]).astype(np.int32)
         owner = np.repeat(np.arange(len(histories)), [len(items) for items in candidates])
         predictions = [np.zeros((0, len(self.scheme.tasks)), np.float32)]
@@ -188,7 +193,7 @@ class ImpressionRanker:
         picked: dict[str, Any] = {
             name: None if value is None else value[rows] for name, value in fields.items()
         }
-        picked |= {"item": np.pad(item, (0, missing)), "item_side": self._side}
+        picked |= {"item": np.pad(item, (0, missing)), "catalogue_features": self._item_features}
         return Impressions(**picked)
 
     def warm_up(self, *, most_rows: int) -> None:

@@ -12,7 +12,7 @@ import types
 import jax
 import jax.numpy as jnp
 
-from gr_jax.data.batches import epochs
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.training import processes, sharding
 from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
 from gr_jax.training.console import say, train_line, valid_line, vocabulary_line
@@ -66,7 +66,7 @@ def train_loop(
     max_over_processes = processes.max_over_processes(run.mesh)
 
     # Batches are read ahead in a thread; metrics stay on the device until the next step is queued.
-    batches = epochs.train_batches(plan, step, last, sharding.share_of_process(run.mesh))
+    batches = read_batches(plan, step, last, sharding.share_of_process(run.mesh))
     batch_sharding = sharding.batch_sharding(run.mesh)
     key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
     meter = SpeedMeter(objective.cost, run.config.model.compute_dtype)

@@ -47,7 +47,7 @@ class Run:
         """Shapes, dtypes and shardings of the state: the target of restoring a checkpoint."""
         return state.planned(
             self.init_params,
-            self.optimizer,
+            self.optimizer.init,
             mesh=self.mesh,
             rules=self.config.mesh.rules,
             vocabulary=self.vocabulary,
@@ -57,7 +57,7 @@ class Run:
         """The state at step 0, sharded, and its shardings."""
         return state.create(
             self.init_params,
-            self.optimizer,
+            self.optimizer.init,
             jax.random.fold_in(jax.random.key(self.config.seed), 0),
             mesh=self.mesh,
             rules=self.config.mesh.rules,

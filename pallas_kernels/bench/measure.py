@@ -1,20 +1,12 @@
-"""Speed, memory and error of HSTU attention on named shapes, next to the attention of other libraries.
+"""Speed, memory and error of HSTU attention on a shape, next to the attention of other libraries.
 
-    python -m pallas_kernels.bench                                   # this device's default shapes
-    python -m pallas_kernels.bench --list                            # the names of all shapes
-    python -m pallas_kernels.bench --shape='4x128-*' --implementation=pallas_triton,cudnn --json=out.json
-    python -m pallas_kernels.bench --tune --shape='4x128-l*'         # tries block sizes and writes the shipped table
-
-Milliseconds are medians of interleaved rounds; `backward` is forward+backward less forward. TFLOP/s count the matmuls
-of the causal half (`specs.flops`), whatever a program computes. An implementation that cannot run here is listed with
-its reason. Results are written after each shape, and --resume goes on after a crash without what is there already.
+Milliseconds are medians of interleaved rounds; `backward` is forward+backward less forward. TFLOP/s
+count the matmuls of the causal half (`specs.flops`), whatever a program computes. An implementation
+that cannot run here is listed with its reason.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import fnmatch
 import json
 import os
 import platform
@@ -30,17 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import dispatch, specs
+from pallas_kernels.arguments import Options, backend_arguments
 from pallas_kernels.bench import rivals
 from pallas_kernels.bench.timing import Program, interleaved
 from pallas_kernels.reference import reference_attention
 from pallas_kernels.specs import SPECS, Spec
 
-INPUT_SETS = 3  # inputs that the calls of a burst take in turn
+INPUT_SETS = 3  # inputs that the calls of a burst take one after the other
 WRONG = 0.05  # of the largest entry: bfloat16 is off by less than 0.01
 SLICE = 512  # tokens of a row that are checked against the reference
-GPU_SHAPES = "4x128-l4096,4x128-l4096-bias,4x128-sparse80,4x128-sparse80-padded"
-CONTENDERS = (*(name for name in dispatch.IMPLEMENTATIONS if name != "reference"), *rivals.RIVALS)
-NAMES = ("reference", *CONTENDERS)
 # Their set-up captures or times what the device does: nothing else may run then.
 ALONE = ("cudnn", "peer")
 DEVICE_LOST = (
@@ -53,14 +43,16 @@ DEVICE_LOST = (
 CRASHED = "the process ended during this case"
 
 
-def functions(attend: Callable, spec: Spec) -> dict[str, Callable]:
-    """Returns `forward(arrays)` and `forward_backward(arrays)`, of the inputs and `d_out`, as dicts of arrays."""
+def functions(backend: Callable, spec: Spec, blocks: tuple | None = None) -> dict[str, Callable]:
+    """`forward(arrays)` and `forward_backward(arrays)` of a backend.
+
+    arrays: the inputs and `d_out` by name. blocks: block sizes; None = the shipped ones.
+    """
+    options = Options(**specs.options(spec), blocks=blocks)
     differentiable = ("q", "k", "v", "position_table", "time_table")
 
     def forward(arrays: dict) -> jax.Array:
-        return attend(
-            **{name: x for name, x in arrays.items() if name != "d_out"}, **specs.options(spec)
-        )
+        return backend(*backend_arguments(arrays), options)
 
     def forward_backward(arrays: dict) -> tuple[jax.Array, dict]:
         floats = {name: x for name, x in arrays.items() if name in differentiable}
@@ -72,13 +64,16 @@ def functions(attend: Callable, spec: Spec) -> dict[str, Callable]:
 
 
 def softmax_functions(rival: str, spec: Spec) -> dict[str, Callable]:
-    """Returns the functions of a softmax rival, which takes q, k and v only."""
+    """The functions of a softmax rival, which takes q, k and v only."""
     attend = rivals.softmax_attention(rival, spec)
-    return functions(lambda q, k, v, **_: attend(q, k, v), spec)
+    return functions(lambda q, k, v, *_: attend(q, k, v), spec)
 
 
 def input_sets(spec: Spec, number: int = INPUT_SETS) -> list[dict[str, np.ndarray]]:
-    """Returns inputs with the gradient of the output, `d_out`; the sets differ in all vectors, not in the lengths."""
+    """Inputs with the gradient of the output, `d_out`.
+
+    The sets differ in all vectors, not in the lengths.
+    """
     arrays = specs.inputs(spec)
     arrays["d_out"] = np.roll(arrays["v"], 1, axis=1)
     vectors = ("q", "k", "v", "d_out")
@@ -87,36 +82,38 @@ def input_sets(spec: Spec, number: int = INPUT_SETS) -> list[dict[str, np.ndarra
 
 
 def compiled_program(function: Callable, sets: list[dict]) -> tuple[Program, Any]:
-    """Returns the compiled function as a program over the input sets, and the executable."""
+    """The compiled function as a program over the input sets, and the executable."""
     executable = jax.jit(function).lower(sets[0]).compile()
     return Program(lambda i: executable(sets[i % len(sets)]), jax.block_until_ready), executable
 
 
 def memory(executable: Any) -> dict[str, int]:
-    """Returns temporary, argument and output bytes of a program, and the device's peak so far where it counts it."""
+    """Temporary, argument and output bytes of a program.
+
+    Also the device's peak so far, where it counts it.
+    """
     analysis = executable.memory_analysis()
     found = {
         f"{part}_bytes": int(getattr(analysis, f"{part}_size_in_bytes"))
         for part in ("temp", "argument", "output")
     }
     stats = jax.local_devices()[0].memory_stats() or {}
-    return found | (
-        {"process_peak_bytes": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {}
-    )
+    if "peak_bytes_in_use" in stats:
+        found["process_peak_bytes"] = stats["peak_bytes_in_use"]
+    return found
 
 
 def errors(result: tuple[jax.Array, dict], arrays: dict, spec: Spec) -> dict[str, float]:
-    """Returns the largest error of output, d_q, d_k and d_v against the float32 reference, over the largest entry.
+    """Largest errors of output, d_q, d_k and d_v, over the largest entry of the reference.
 
-    On a slice of the first row: outputs and d_q of its first tokens depend on nothing after them, d_k and d_v of its
-    last tokens on nothing before them.
+    The reference is in float32, on a slice of the first row: outputs and d_q of its first tokens
+    depend on nothing after them,
+    d_k and d_v of its last tokens on nothing before them.
     """
     size = min(SLICE, spec.length)
+    first, last = slice(0, size), slice(spec.length - size, spec.length)
     found = {}
-    for part, names in (
-        (slice(0, size), ("out", "q")),
-        (slice(spec.length - size, spec.length), ("k", "v")),
-    ):
+    for part, names in ((first, ("out", "q")), (last, ("k", "v"))):
         cut = {name: x if x.ndim == 1 else jnp.asarray(x[:1, part]) for name, x in arrays.items()}
         cut |= {name: cut[name].astype(jnp.float32) for name in ("q", "k", "v", "d_out")}
         out, gradients = jax.jit(functions(reference_attention, spec)["forward_backward"])(cut)
@@ -124,14 +121,16 @@ def errors(result: tuple[jax.Array, dict], arrays: dict, spec: Spec) -> dict[str
         for name in names:
             ours = (result[0] if name == "out" else result[1][name])[:1, part].astype(jnp.float32)
             largest = float(jnp.abs(expected[name]).max())
-            found[name if name == "out" else "d_" + name] = (
-                float(jnp.abs(ours - expected[name]).max()) / largest
-            )
+            error = float(jnp.abs(ours - expected[name]).max()) / largest
+            found[name if name == "out" else "d_" + name] = error
     return found
 
 
 def speed(timed: dict[str, dict[str, float]], spec: Spec) -> dict[str, Any]:
-    """Returns times and TFLOP/s of forward and, where there are gradients, of forward+backward and the difference."""
+    """Times and TFLOP/s of forward and, where there are gradients, of the other two parts.
+
+    These are forward+backward and the difference.
+    """
     parts = dict(timed)
     if "forward_backward" in timed:
         both, forward = timed["forward_backward"], timed["forward"]
@@ -143,20 +142,20 @@ def speed(timed: dict[str, dict[str, float]], spec: Spec) -> dict[str, Any]:
 
 
 def why_not(name: str, spec: Spec, peer: str) -> str | None:
-    """Returns why an implementation or rival cannot run this shape on this device, or None."""
+    """The reason why an implementation or rival cannot run this shape on this device, or None."""
     device = dispatch.current_device()
     if name in rivals.RIVALS:
         return rivals.why_not(name, device, spec, peer)
     return dispatch.why_not(name, device, spec.dtype, max(spec.qk_width, spec.v_width))
 
 
-def one_line(error: BaseException, most: int = 300) -> str:
-    """Returns an error as one line of at most so many characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:most]
+def one_line(error: BaseException, max_chars: int = 300) -> str:
+    """An error as one line of at most `max_chars` characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:max_chars]
 
 
 def bench_shape(spec: Spec, names: list[str], peer: str) -> dict[str, dict[str, Any]]:
-    """Returns a record per implementation: times, memory and errors, or `skipped` or `error` with the reason."""
+    """A record per implementation: times, memory and errors, or `skipped` or `error` and why."""
     records: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name in names:
         if reason := why_not(name, spec, peer):
@@ -164,6 +163,7 @@ def bench_shape(spec: Spec, names: list[str], peer: str) -> dict[str, dict[str, 
     running = [name for name in names if not records[name]]
     if not running:
         return records
+
     host = input_sets(spec)
     sets = [jax.tree.map(jnp.asarray, arrays) for arrays in host]
     programs: dict[str, Program] = {}
@@ -198,11 +198,13 @@ def bench_shape(spec: Spec, names: list[str], peer: str) -> dict[str, dict[str, 
                 raise ArithmeticError(f"wrong results, not timed: {', '.join(wrong)}")
         return ready
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # compilers use one core each
+    # Compilers use one core each.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(prepare, [name for name in running if name not in ALONE]))
     for name in running:
         if name in ALONE:
             prepare(name)
+
     timed = interleaved(programs)
     for name in running:
         parts = [part for part in ("forward", "forward_backward") if f"{name} {part}" in timed]
@@ -212,7 +214,7 @@ def bench_shape(spec: Spec, names: list[str], peer: str) -> dict[str, dict[str, 
 
 
 def progress(spec: Spec, name: str, record: dict[str, Any]) -> str:
-    """Returns a record as one line."""
+    """A record as one line."""
     head = f"{spec.name:24} {name:18}"
     for reason in ("skipped", "error"):
         if reason in record:
@@ -227,21 +229,8 @@ def progress(spec: Spec, name: str, record: dict[str, Any]) -> str:
     return f"{head} {'  '.join(parts)}"
 
 
-def select(text: str, known: list[str], flag: str) -> list[str]:
-    """Returns the known names that a comma-separated list of names and globs means; exits with 2 where none does."""
-    chosen: list[str] = []
-    for pattern in text.split(","):
-        found = fnmatch.filter(known, pattern)
-        if not found:
-            nearest = difflib.get_close_matches(pattern, known, 1, cutoff=0.0)[0]
-            print(f"{flag}: no {pattern!r}; did you mean {nearest!r}?", file=sys.stderr)
-            raise SystemExit(2)
-        chosen += [name for name in found if name not in chosen]
-    return chosen
-
-
 def describe() -> dict[str, Any]:
-    """Returns what a result depends on besides the shape."""
+    """Facts that a result depends on besides the shape."""
     device = dispatch.current_device()
     versions = {"jax": jax.__version__, "python": platform.python_version()}
     return {
@@ -255,7 +244,10 @@ def describe() -> dict[str, Any]:
 def run(
     shapes: list[str], names: list[str], *, json_file: str, seconds: float, peer: str, resume: bool
 ) -> int:
-    """Benchmarks the shapes in turn and returns the exit code: 75 when the device is lost and --resume would go on."""
+    """Benchmark the shapes one after the other; the exit code.
+
+    It is 75 when the device is lost and --resume would go on.
+    """
     start = time.monotonic()
     path = Path(json_file) if json_file else None
     results = json.loads(path.read_text())["results"] if resume and path and path.exists() else []
@@ -296,56 +288,3 @@ def run(
             return 75
     write([])
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Times, or with --tune tunes, what the command line names; 1 if something that can run gave an error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pallas_kernels.bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--implementation", default="", help=f"comma-separated names or globs of {', '.join(NAMES)}"
-    )
-    parser.add_argument(
-        "--shape", default="", help="comma-separated names or globs; --list shows them"
-    )
-    parser.add_argument("--json", default="", help="file for the results")
-    parser.add_argument(
-        "--resume", action="store_true", help="keep the results in --json and do the rest"
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=0.0,
-        help="start no further shape after this time; 0 = no limit",
-    )
-    parser.add_argument(
-        "--peer", default="", help="checkout of a PyTorch HSTU implementation to time as well"
-    )
-    parser.add_argument("--tune", action="store_true", help="try block sizes and write the table")
-    parser.add_argument(
-        "--table", default="", help="file that --tune writes; default: the table in the package"
-    )
-    parser.add_argument("--list", action="store_true", help="list the shapes and end")
-    args = parser.parse_args(argv)
-    if args.list:
-        for spec in SPECS.values():
-            print(f"{spec.name:32} [{spec.rows}, {spec.length}] x {spec.heads} x {spec.qk_width} {spec.dtype:9}"
-                  f" sparsity {specs.sparsity(spec):4.0%} {specs.flops(spec) / 1e12:.4f} TFLOP forward")  # fmt: skip
-        return 0
-    names = select(args.implementation or ",".join(CONTENDERS), list(NAMES), "--implementation")
-    shapes = select(args.shape, list(SPECS), "--shape") if args.shape else []
-    if args.peer:  # torch needs some of the GPU's memory
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if not shapes:
-        on_cpu = dispatch.current_device().platform == "cpu"
-        shapes = select("tiny" if on_cpu else GPU_SHAPES, list(SPECS), "--shape")
-    if args.tune:
-        from pallas_kernels.bench import tuning
-
-        return tuning.run(shapes, names, table=args.table, seconds=args.seconds)
-    return run(
-        shapes, names, json_file=args.json, seconds=args.seconds, peer=args.peer, resume=args.resume
-    )

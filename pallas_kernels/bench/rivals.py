@@ -1,10 +1,12 @@
-"""Attention of other libraries on the shapes of `specs.py`, to be timed beside ours where they are installed.
+"""Attention of other libraries, to be timed beside ours where they are installed.
 
     cudnn    jax.nn.dot_product_attention by cuDNN: softmax, causal, full-length bfloat16 rows
     tokamax  tokamax.dot_product_attention: the same mathematics
-    peer     a checkout of a PyTorch implementation of HSTU attention that has the module PEER_MODULE, without bias
+    peer     a checkout of a PyTorch implementation of HSTU attention that has the module
+             PEER_MODULE, without bias
 
-The softmax rivals do the same matmuls, so their TFLOP/s compare; the peer is the same op on jagged sequences.
+The softmax rivals do the same matmuls, so their TFLOP/s compare; the peer is the same op on jagged
+sequences.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ PEER_MODULE = "generative_recommenders.ops.triton.triton_hstu_attention"
 
 
 def why_not(rival: str, device: Device, spec: Spec, peer: str) -> str | None:
-    """Returns why a rival cannot run on this shape, or None."""
+    """The reason why a rival cannot run on this shape, or None."""
     if device.platform not in ("gpu", "cuda"):
         return f"it needs an NVIDIA GPU, the device is {device.kind}"
     if spec.bias:
@@ -49,7 +51,7 @@ def why_not(rival: str, device: Device, spec: Spec, peer: str) -> str | None:
 def softmax_attention(
     rival: str, spec: Spec
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """Returns the causal softmax attention of `cudnn` or `tokamax`."""
+    """The causal softmax attention of `cudnn` or `tokamax`."""
     if rival == "cudnn":
         return lambda q, k, v: jax.nn.dot_product_attention(
             q, k, v, is_causal=True, implementation="cudnn"
@@ -59,7 +61,7 @@ def softmax_attention(
 
 
 def jagged(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns the [R, L, ..] arrays without padding as [T, ..], sequence after sequence, and the offsets [B + 1]."""
+    """The [R, L, ..] arrays without padding as [T, ..] by sequence, and the offsets [B + 1]."""
     segments = arrays["segments"]
     real = segments != 0
     row = np.broadcast_to(np.arange(len(segments))[:, None], segments.shape)
@@ -71,9 +73,10 @@ def jagged(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.nda
 def peer_programs(
     directory: str, spec: Spec, sets: list[dict[str, np.ndarray]], scale: float
 ) -> dict[str, Program]:
-    """Returns the peer's forward and forward+backward on the jagged form of the input sets, compiled and tuned.
+    """The peer's forward and forward+backward on the jagged input sets, compiled and tuned.
 
-    directory: the checkout. Each set holds the inputs of `hstu_attention` and `d_out`, the gradient of its output.
+    directory: the checkout. sets: inputs of `hstu_attention` and `d_out`, the gradient of its
+        output.
     """
     if directory not in sys.path:
         sys.path.insert(0, directory)

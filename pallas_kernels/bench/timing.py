@@ -1,4 +1,4 @@
-"""Times several programs fairly: in turn, several calls at a time, each call with other inputs than the last."""
+"""Fair timing of several programs: alternating bursts of calls, with changing inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 
 class Program(NamedTuple):
-    """Something to time: `launch(i)` starts call i, which may go on after it returns; `wait(result)` waits for it."""
+    """A program to time.
+
+    `launch(i)` starts call i, which may go on after it returns; `wait(result)` waits for it.
+    """
 
     launch: Callable[[int], Any]
     wait: Callable[[Any], Any]
@@ -22,11 +25,12 @@ def interleaved(
     burst_seconds: float = 0.02,
     slow_seconds: float = 0.5,
 ) -> dict[str, dict[str, float]]:
-    """Returns `ms` (median over rounds), `min_ms` and `calls` per program.
+    """`ms` (median over rounds), `min_ms` and `calls` per program.
 
-    A round times one burst of every program, so that a slow spell of the machine meets all of them. A burst is as many
-    calls as take about `burst_seconds`, launched without waiting in between, so that launches hide behind the work.
-    Programs whose call takes more than `slow_seconds` get 3 rounds. Run a program once before: this expects no compile.
+    A round times one burst of every program, so that a slow spell of the machine meets all of them.
+    A burst is the number of calls that takes about `burst_seconds`, launched without waiting in
+    between, so that launches hide behind the work. Programs whose call takes more than
+    `slow_seconds` get 3 rounds. Run a program once before: this expects no compile.
     """
     calls, samples = {}, {name: [] for name in programs}
     for name, program in programs.items():
@@ -47,7 +51,7 @@ def interleaved(
 
 
 def _burst(program: Program, calls: int, first: int) -> float:
-    """Returns the seconds per call of a burst; the device runs calls in order, so the last result ends it."""
+    """Seconds per call of a burst; the device runs calls in order, so the last result ends it."""
     start = time.perf_counter()
     for i in range(first, first + calls):
         result = program.launch(i)

@@ -1,6 +1,7 @@
-"""HSTU attention by a Triton kernel called through jax-triton: the way out should Pallas lose its Triton backend.
+"""HSTU attention by a Triton kernel that is called through jax-triton.
 
-Forward only. jax-triton and triton are imported when the op is called: they exist for NVIDIA GPUs on Linux only.
+It is there should Pallas lose its Triton backend. Forward only. jax-triton and triton are imported
+when the op is called: they exist for NVIDIA GPUs on Linux only.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from pallas_kernels import block_sizes, dispatch
+from pallas_kernels import block_sizes
+from pallas_kernels.arguments import Bias, Mask, Options
 from pallas_kernels.block_sizes import Blocks
 from pallas_kernels.visible_keys import VisibleKeys, key_block_ranges, longest_first, visible_keys
 
 
 class _Static(NamedTuple):
-    """What is known when the kernel is compiled."""
+    """Facts that are known when the kernel is compiled."""
 
     scale: float
     max_length: int
@@ -28,7 +30,7 @@ class _Static(NamedTuple):
 
 
 def default_blocks(a: int, v: int, dtype: str) -> Blocks:
-    """Returns block sizes that compile for sm_90a without register spills."""
+    """Block sizes that compile for sm_90a without register spills."""
     widest = max(a, v)
     if dtype == "float32":
         return Blocks(64, 32, 4, 2) if widest <= 64 else Blocks(64, 32, 8, 1)
@@ -39,55 +41,29 @@ def jax_triton_attention(
     q: Float[Array, "R L H A"],
     k: Float[Array, "R L H A"],
     v: Float[Array, "R L H V"],
-    segments: Int[Array, "R L"],
-    *,
-    max_length: int,
-    scale: float = 1.0,
-    position_table: Float[Array, " P"] | None = None,
-    time_table: Float[Array, " buckets"] | None = None,
-    query_times: Int[Array, "R L"] | None = None,
-    key_times: Int[Array, "R L"] | None = None,
-    targets: Bool[Array, "R L"] | None = None,
-    contexts: Bool[Array, "R L"] | None = None,
-    window: int | None = None,
-    full_window_tail: int = 0,
-    blocks: Blocks | None = None,
+    mask: Mask,
+    bias: Bias,
+    options: Options,
     compute_capability: int | None = None,
-    interpret: bool = False,
 ) -> Float[Array, "R L H V"]:
-    """Returns HSTU attention as `reference_attention` does; arguments as in `pallas_kernels.hstu_attention`.
+    """HSTU attention as in `reference_attention`; its gradient raises NotImplementedError.
 
-    blocks: None = the shipped block sizes. compute_capability: 90 to lower for an H100 on a machine without a GPU.
-    Float32 products are made of three tf32 products each. Its gradient raises NotImplementedError.
+    compute_capability: 90 to lower for an H100 on a machine without a GPU.
+    Float32 products are made of three tf32 products each.
     """
-    if interpret:
+    if options.interpret:
         raise NotImplementedError("jax-triton has no interpreter: it runs on an NVIDIA GPU only")
+    blocks = options.blocks
     if blocks is None:
-        kind = dispatch.current_device().kind
-        found = block_sizes.choose(
-            "jax_triton", q.shape[3], v.shape[3], q.shape[1], v.dtype.name, kind
-        )
-        blocks = Blocks(*found)
-    visible = visible_keys(
-        segments, targets, contexts, window=window, full_window_tail=full_window_tail
-    )
-    times = (None, None) if time_table is None else (query_times, key_times)
-    static = _Static(scale, max_length, blocks, compute_capability)
-    return _forward(static, q, k, v, position_table, time_table, visible, *times)
+        found = block_sizes.measured(block_sizes.key_of("jax_triton", q, v))
+        default = default_blocks(q.shape[3], v.shape[3], v.dtype.name)
+        blocks = Blocks(**found) if found else default
+    static = _Static(options.scale, options.max_length, Blocks(*blocks), compute_capability)
+    return _forward(static, q, k, v, bias, visible_keys(mask))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _forward(
-    static: _Static,
-    q,
-    k,
-    v,
-    position_table,
-    time_table,
-    visible: VisibleKeys,
-    query_times,
-    key_times,
-):
+def _forward(static: _Static, q, k, v, bias: Bias, visible: VisibleKeys):
     jax_triton: Any = importlib.import_module("jax_triton")
 
     from pallas_kernels.jax_triton.kernel import forward_kernel
@@ -96,6 +72,7 @@ def _forward(
     blocks, v_width = static.blocks, v.shape[3]
     ranges = key_block_ranges(visible, blocks.query_block, blocks.key_block)
     work = ranges[..., 1] - ranges[..., 0] + ranges[..., 3] - ranges[..., 2]
+
     unused = jnp.zeros(1, jnp.int32)
     or_unused = lambda x: unused if x is None else x
     size = lambda table: 0 if table is None else len(table)
@@ -104,10 +81,11 @@ def _forward(
     extra: dict[str, Any] = {}
     if static.compute_capability is not None:
         extra["compute_capability"] = static.compute_capability
+
     return jax_triton.triton_call(
-        q, k, v, visible.first, visible.end, or_unused(visible.position), ranges, longest_first(work),
-        or_unused(query_times), or_unused(key_times),
-        or_unused(float32(position_table)), or_unused(float32(time_table)),
+        *(q, k, v, visible.first, visible.end, or_unused(visible.position)),
+        *(ranges, longest_first(work), or_unused(bias.query_times), or_unused(bias.key_times)),
+        *(or_unused(float32(x)) for x in (bias.position_table, bias.time_table)),
         kernel=forward_kernel,
         out_shape=jax.ShapeDtypeStruct(v.shape, v.dtype),
         grid=(rows * ranges.shape[1] * heads,),
@@ -115,12 +93,20 @@ def _forward(
         num_stages=blocks.num_stages,
         scale=float(static.scale),
         inverse_length=1.0 / static.max_length,
-        length=length, heads=heads, a=a, v_width=v_width,
-        positions=size(position_table), buckets=size(time_table), by_index=visible.position is None,
-        query_block=blocks.query_block, key_block=blocks.key_block, a_lanes=lanes(a), v_lanes=lanes(v_width),
+        length=length,
+        heads=heads,
+        a=a,
+        v_width=v_width,
+        positions=size(bias.position_table),
+        buckets=size(bias.time_table),
+        by_index=visible.position is None,
+        query_block=blocks.query_block,
+        key_block=blocks.key_block,
+        a_lanes=lanes(a),
+        v_lanes=lanes(v_width),
         precision="tf32x3" if v.dtype == jnp.float32 else "tf32",
         **extra,
-    )  # fmt: skip
+    )
 
 
 def _forward_rule(static: _Static, *args):

@@ -1,10 +1,8 @@
-"""What the Mosaic GPU kernels share: the launch, the rings of shared-memory tiles, and the masked SiLU of a tile.
+"""Shared parts of the Mosaic GPU kernels: launch, rings of tiles, matrix products.
 
-Every kernel has one or two compute warpgroups, each with 64 rows of the tile, and one warpgroup that only copies. A
-ring is a queue of tiles in shared memory: the copying warpgroup fills a slot when all readers have released it, and
-readers wait until it is filled.
-
-Letters: R rows, L tokens in a row, Q blocks of queries, W tiles of 64 queries.
+Every kernel has one or two compute warpgroups, each with 64 rows of the tile, and one warpgroup
+that only copies. A ring is a queue of tiles in shared memory: the copying warpgroup fills a slot
+when all readers have released it, and readers wait until it is filled.
 """
 
 from __future__ import annotations
@@ -18,9 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Int
-
-from pallas_kernels.visible_keys import VisibleKeys, key_block_ranges, longest_first
 
 INTERPRETER = {}  # parameters of the interpreter, for tests
 COPY_ALIGNMENT = 128  # bytes: bulk copies read and write shared memory at multiples of it
@@ -28,14 +23,14 @@ TILE_ROWS = 64  # rows of the tile that one warpgroup multiplies: M of the wgmma
 
 
 class MosaicBlocks(NamedTuple):
-    """Sizes of the forward kernel, all compile-time constants; the backward kernels follow its last two.
+    """Compile-time sizes of the forward kernel; the backward kernels follow its last two.
 
     Attributes:
       query_block: queries of a program, 64 or 128: one warpgroup per 64.
       key_block: keys of a step, 64 or 128.
       num_stages: slots of the rings of keys and values.
-      weights_in_registers: the weights go to the second matrix product from registers. False sends them through
-        shared memory, which is slower but all that the interpreters support.
+      weights_in_registers: the weights go to the second matrix product from registers. False sends
+        them through shared memory, which is slower but all that the interpreters support.
     """
 
     query_block: int
@@ -44,22 +39,31 @@ class MosaicBlocks(NamedTuple):
     weights_in_registers: bool
 
 
-class Options(NamedTuple):
+class Static(NamedTuple):
     """Compile-time constants of the kernels."""
 
     scale: float
     max_length: int
     targets: bool  # some queries see themselves apart from the other keys
-    ahead: bool  # some queries see later keys
     blocks: MosaicBlocks
     interpret: bool
 
 
+class Vectors(NamedTuple):
+    """The arrays of a backward pass; d_out: gradient of the output, [R, L, H, V] as v."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    d_out: jax.Array
+
+
 @functools.cache
 def mosaic() -> Any:
-    """Returns jax.experimental.pallas.mosaic_gpu; raises NotImplementedError where it is missing or too old.
+    """The module jax.experimental.pallas.mosaic_gpu.
 
-    All that depends on the version of jax is here and in `launch`.
+    Raises NotImplementedError where it is missing or too old. All that depends on the version of
+    jax is here and in `launch`.
     """
     if jax.__version_info__ < (0, 11):
         raise NotImplementedError(
@@ -72,15 +76,14 @@ def mosaic() -> Any:
     return mosaic_gpu
 
 
-def lowered_once(run: Callable, static: Sequence[str] = ("options",)) -> Callable:
-    """Returns run(.., options), lowered once in a program for all blocks of a model: it takes seconds of Python."""
+def lowered_once(run: Callable, static: Sequence[str] = ("static",)) -> Callable:
+    """run(.., static), lowered once for all blocks of a model: it takes seconds of Python."""
     jitted = jax.jit(run, static_argnames=static)
 
     @functools.wraps(run)
     def once(*args):
-        return (run if args[-1].interpret else jitted)(
-            *args
-        )  # interpreters have settings that jit does not see
+        # Interpreters have settings that jit does not see.
+        return (run if args[-1].interpret else jitted)(*args)
 
     return once
 
@@ -94,7 +97,7 @@ def launch(
     scratch_types,
     interpret: bool,
 ):
-    """Returns the kernel as a function of arrays: `programs` blocks of `warpgroups` compute warpgroups and one more.
+    """The kernel as a function of arrays: `programs` blocks of `warpgroups` + 1 warpgroups.
 
     The axes of the body are "program" and "warpgroup"; the last warpgroup is the one that copies.
     """
@@ -108,22 +111,25 @@ def launch(
         grid_names=("program",),
         num_threads=warpgroups + 1,
         thread_name="warpgroup",
-        # tanh in one instruction. No scratch for sums over the warps of a warpgroup: all warpgroups would share it.
+        # tanh in one instruction. No scratch for sums over the warps of a warpgroup: all warpgroups
+        # would share it.
         compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
         interpret=plgpu.InterpretGPUParams(**INTERPRETER) if interpret else None,
     )
 
 
 def split_warpgroups(warpgroups: int, compute: Callable, copy: Callable) -> None:
-    """Runs compute(warpgroup) in the compute warpgroups and copy() in the last one, which gives them its registers."""
+    """Run compute(warpgroup) in the compute warpgroups and copy() in the last one.
+
+    The last one gives the others its registers.
+    """
     plgpu = mosaic()
     warpgroup = lax.axis_index("warpgroup")
 
     @pl.when(warpgroup < warpgroups)
     def _():
-        if (
-            warpgroups == 2
-        ):  # three warpgroups start with 168 registers per thread, two with all that can be named
+        # Three warpgroups start with 168 registers per thread, two with all that can be named.
+        if warpgroups == 2:
             plgpu.set_max_registers(240, action="increase")
         compute(warpgroup)
 
@@ -138,7 +144,10 @@ def split_warpgroups(warpgroups: int, compute: Callable, copy: Callable) -> None
 
 
 class Ring(NamedTuple):
-    """Slots for tiles [slots, ..], and per slot the barriers of its filling and of its release by all readers."""
+    """Slots for tiles [slots, ..].
+
+    Per slot there are the barriers of its filling and of its release by all readers.
+    """
 
     tiles: Any
     filled: Any
@@ -146,18 +155,24 @@ class Ring(NamedTuple):
 
 
 def matrix_tiles(shape: tuple[int, ...], dtype):
-    """Returns the scratch type of shared-memory matrices that wgmma can read; the last axis is a multiple of 64."""
+    """Scratch type of shared-memory matrices that wgmma can read.
+
+    The last axis is a multiple of 64.
+    """
     plgpu = mosaic()
-    return plgpu.SMEM(
-        shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-    )
+    transforms = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)
+    return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
 def ring(tiles, readers: int) -> Ring:
-    """Returns the scratch types of a ring; tiles: the type of its slots, [slots, ..]. readers: warpgroups."""
+    """Scratch types of a ring.
+
+    tiles: the type of its slots, [slots, ..]. readers: warpgroups.
+    """
     plgpu = mosaic()
     slots, *shape = tiles.shape
-    # Else the second slot is at an address that the copy engine takes for an error. No interpreter notices.
+    # Else the second slot is at an address that the copy engine takes for an error. No interpreter
+    # notices.
     if math.prod(shape) * tiles.dtype.itemsize % COPY_ALIGNMENT:
         raise ValueError(
             f"slots of {shape} {tiles.dtype}: their bytes must be a multiple of {COPY_ALIGNMENT}"
@@ -175,9 +190,11 @@ def fill(
     later: Sequence[tuple[Ring, Callable]] = (),
     start=0,
 ) -> None:
-    """Copies source(n) into each ring for start <= n < steps, as slots come free; for the copying warpgroup.
+    """Copy source(n) into each ring for start <= n < steps, as slots come free.
 
-    later: rings whose tile n is read one step after the others, and is copied so; only with start = 0.
+    For the copying warpgroup.
+    later: rings whose tile n is read one step after the others, and is copied so; only with
+        start = 0.
     """
     plgpu = mosaic()
 
@@ -203,25 +220,25 @@ def fill(
 
 
 def wait_for(ring: Ring, n):
-    """Returns tile n of the ring once it is there."""
+    """Tile n of the ring, once it is there."""
     slot = lax.rem(n, ring.tiles.shape[0])
     mosaic().barrier_wait(ring.filled.at[slot])
     return ring.tiles.at[slot]
 
 
 def peek(ring: Ring, n):
-    """Returns tile n of the ring, which this warpgroup has waited for."""
+    """Tile n of the ring, which this warpgroup has waited for."""
     return ring.tiles.at[lax.rem(n, ring.tiles.shape[0])]
 
 
 def release(*rings: Ring, tile) -> None:
-    """Says that this warpgroup needs a tile no more that matrix products have read."""
+    """Release a tile that matrix products of this warpgroup have read."""
     for _, filled, released in rings:
         mosaic().barrier_arrive(released.at[lax.rem(tile, filled.shape[0])])
 
 
 def release_loaded(*rings: Ring, tile) -> None:
-    """Says that this warpgroup needs a tile no more that it has loaded into registers.
+    """Release a tile that this warpgroup has loaded into registers.
 
     The fence orders these reads before the bulk copies that overwrite the tile.
     """
@@ -230,7 +247,7 @@ def release_loaded(*rings: Ring, tile) -> None:
 
 
 def load_once(sources: Sequence[tuple[Any, Any]], barrier) -> None:
-    """Copies each (global, shared) pair and waits for all of them: so many arrivals complete the barrier."""
+    """Copy each (global, shared) pair, an arrival at the barrier each, and wait for all of them."""
     plgpu = mosaic()
     for source, target in sources:
         plgpu.copy_gmem_to_smem(source, target, barrier)
@@ -238,7 +255,7 @@ def load_once(sources: Sequence[tuple[Any, Any]], barrier) -> None:
 
 
 def store(values: Sequence[tuple[Any, Any, Any]]) -> None:
-    """Writes each (value, shared, global): the value goes through the shared-memory tile."""
+    """Write each (value, shared, global): the value goes through the shared-memory tile."""
     plgpu = mosaic()
     for value, tile, _ in values:
         tile[...] = value.astype(tile.dtype)
@@ -249,7 +266,7 @@ def store(values: Sequence[tuple[Any, Any, Any]]) -> None:
 
 
 def product(left, right, shape: tuple[int, int]):
-    """Returns the float32 product of `shape`, and waits for all products before it too."""
+    """The float32 product of `shape`; waits for all products before it too."""
     plgpu = mosaic()
 
     def multiply(accumulator):
@@ -260,7 +277,7 @@ def product(left, right, shape: tuple[int, int]):
 
 
 def keep(value, tile):
-    """Returns a 16-bit value that a matrix product needs later; nothing, and the value in `tile`, if there is one."""
+    """Keep a 16-bit value that a matrix product needs later: in `tile`, if there is one."""
     if tile is None:
         return value
     tile[...] = value
@@ -269,74 +286,25 @@ def keep(value, tile):
 
 
 def kept(value, tile):
-    """Returns what `keep` kept, as the left operand of a matrix product."""
+    """The value that `keep` kept, as the left operand of a matrix product."""
     return value if tile is None else tile
 
 
-# Which tiles a program visits, and the mask of a tile.
+def store_results(steps, loads, barrier, compute: Callable, targets: Sequence[tuple]) -> None:
+    """Load what a warpgroup owns, compute its results and store them; zeros where steps = 0.
 
-
-class Schedule(NamedTuple):
-    """The work of a kernel whose program owns a block of queries.
-
-    Attributes:
-      ranges: key blocks of each query block, as `key_block_ranges` returns them.
-      order: the programs r * Q + block, longest first.
-      unmasked: per tile of 64 queries the key blocks a <= n < b of which every query sees every key.
-    """
-
-    ranges: Int[Array, "R Q 4"]
-    order: Int[Array, " RQ"]
-    unmasked: Int[Array, "R W 2"]
-
-
-def schedule(visible: VisibleKeys, query_block: int, key_block: int) -> Schedule:
-    """Returns the schedule of blocks of these sizes, which divide L."""
-    ranges = key_block_ranges(visible, query_block, key_block)
-    a, b, c, d = jnp.moveaxis(ranges, -1, 0)
-    in_tiles = lambda x: x.reshape(x.shape[0], -1, TILE_ROWS)
-    first, end = in_tiles(visible.first).max(2), in_tiles(visible.end).min(2)
-    unmasked = jnp.stack([-(-first // key_block), end // key_block], -1)
-    return Schedule(ranges, longest_first(b - a + d - c), unmasked.astype(jnp.int32))
-
-
-def masked(values, first, end, query, key, query_axis: int):
-    """Returns the tiles with 0 where the query does not see the key.
-
-    values: float32 tiles of queries by keys, or of keys by queries if query_axis is 1.
-    first, end: the bounds of the queries of the tile, along that axis. key: row index of the first key.
-    query: row index of the first query; None where no query sees itself apart from its interval.
+    loads: (global, shared) pairs, an arrival at the barrier each. compute() gives float32 results.
+    targets: (shape, shared tile, global) of each result.
     """
     plgpu = mosaic()
-    shape = values[0].shape
-    index = lambda axis: plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
-    first, end = (lax.broadcast_in_dim(x, shape, [query_axis]) for x in (first, end))
-    # A thread holds the columns 8 n + its own few: n is known to the compiler, and what is compared with it does not
-    # depend on n. Otherwise the compiler keeps all its column numbers in registers.
-    j = index(1 - query_axis)
-    of_thread = j & 7
-    seen = (j - of_thread >= first - key - of_thread) & (j - of_thread < end - key - of_thread)
-    if query is not None:
-        # Padding too, whose vectors are 0. Not where end > 0: a target without any history has end = 0 as well.
-        seen |= j - of_thread == index(query_axis) + (query - key) - of_thread
-    return [jnp.where(seen, x, 0.0) for x in values]
 
+    @pl.when(steps > 0)
+    def _():
+        load_once(loads, barrier)
+        results = compute()
+        store([(x, tile, at) for x, (_, tile, at) in zip(results, targets, strict=True)])
 
-def half_scores(products, scale: float, bias_tile):
-    """Returns half the scores, float32: scale / 2 q.k, plus the tile of half the bias if there is one."""
-    half = products * (0.5 * scale)
-    if bias_tile is not None:
-        half += mosaic().load(bias_tile, layout=mosaic().Layout.WGMMA).astype(jnp.float32)
-    return half
-
-
-def silu(half):
-    """Returns SiLU(2 half) = half (1 + tanh(half)): one special-function instruction per entry."""
-    return half * jnp.tanh(half) + half
-
-
-def silu_and_slope(half):
-    """Returns s = SiLU(2 half) and twice its derivative, 1 + t + s (1 - t) with t = tanh(half)."""
-    t = jnp.tanh(half)
-    value = half * t + half
-    return value, (t + 1.0) + (value - t * value)
+    @pl.when(steps == 0)
+    def _():
+        zeros = lambda shape: plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
+        store([(zeros(shape), tile, at) for shape, tile, at in targets])

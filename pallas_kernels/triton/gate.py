@@ -1,6 +1,7 @@
-"""u * LN(attended) as a pair of Pallas kernels on the Triton backend: each array is read once and written once.
+"""u * LN(attended) as a pair of Pallas kernels on the Triton backend.
 
-A program has some whole rows in registers, so nothing is added across programs. Letters: T tokens, F columns.
+Each array is read once and written once. A program has some whole rows in registers, so nothing is
+added across programs. Letters: T tokens, F columns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ENTRIES = 4096  # of a tile: 32 in each of 128 threads
 def triton_gate(
     u: Float[Array, "R L F"], attended: Float[Array, "R L F"], eps: float, interpret: bool
 ) -> Float[Array, "R L F"]:
-    """Returns what `elementwise.normalised_gate` does; the backward pass computes the normalised rows again."""
+    """`elementwise.normalised_gate`; the backward pass recomputes the normalised rows."""
     return _launch(_forward_kernel, (u, attended), 1, eps, interpret, "hstu_gate")[0]
 
 
@@ -39,16 +40,15 @@ triton_gate.defvjp(_forward, _backward)
 
 
 def _launch(kernel, arrays, outputs: int, eps: float, interpret: bool, name: str):
-    """Returns the outputs, which have the shapes and dtypes of the first arrays, of a kernel over blocks of tokens."""
+    """The outputs of a kernel over blocks of tokens, in number `outputs`, like the first arrays."""
     shape, width = arrays[0].shape, arrays[0].shape[-1]
     arrays = [x.reshape(-1, width) for x in arrays]
     tokens = len(arrays[0])
     size = max(1, min(pl.next_power_of_2(tokens), ENTRIES // tile.lane_width(width)))
     kernel = functools.partial(kernel, eps=eps, size=size)
     out = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[:outputs]]
-    found = tile.launch(
-        kernel, arrays, out, -(-tokens // size), Blocks(size, size, 4, 1), interpret, name
-    )
+    programs, blocks = -(-tokens // size), Blocks(size, size, 4, 1)
+    found = tile.launch(kernel, arrays, out, programs, blocks, interpret, name)
     return tuple(x.reshape(shape) for x in found)
 
 
@@ -75,7 +75,7 @@ def _backward_kernel(
 
 
 def _place(ref, size: int):
-    """Returns the index of this program's tile [size, lanes] in a [T, F] reference, and which entries lie in it."""
+    """Index of this program's tile [size, lanes] in a [T, F] reference, and its mask."""
     (tokens, width), lanes = ref.shape, tile.lane_width(ref.shape[1])
     start = pl.program_id(0) * size
     rows, columns = start + jnp.arange(size), jnp.arange(lanes)
@@ -89,7 +89,7 @@ def _load(ref, at, mask):
 
 
 def _normalise(x, mask, width: int, eps: float):
-    """Returns `elementwise.normalise` of the rows of a tile, 0 in the lanes beyond the width."""
+    """`elementwise.normalise` of the rows of a tile, 0 in the lanes beyond the width."""
     x = x.astype(jnp.float32)
     centred = jnp.where(mask, x - jnp.sum(x, axis=1, keepdims=True) / width, 0.0)
     inverse = jax.lax.rsqrt(jnp.sum(centred * centred, axis=1, keepdims=True) / width + eps)

@@ -1,6 +1,7 @@
-"""What the Triton kernels share: the launch, loads of tiles, the mask and the bias of a tile, SiLU.
+"""Shared parts of the Triton kernels: the launch, loads, the mask and the bias of a tile, SiLU.
 
-Inside a kernel, arrays are tiles with sizes that are powers of two. `start` is the row index of a tile's first token.
+Inside a kernel, arrays are tiles with sizes that are powers of two. `start` is the row index of a
+tile's first token.
 """
 
 from __future__ import annotations
@@ -14,29 +15,31 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from pallas_kernels.arguments import Options
 from pallas_kernels.block_sizes import Blocks
 from pallas_kernels.masks import time_bucket
 from pallas_kernels.visible_keys import VisibleKeys, key_block_ranges, longest_first
 
-# jax warns when it lowers such a kernel, far from the call. When the backend goes, jax-triton is the way out.
+# jax warns when it lowers such a kernel, far from the call. When the backend goes, jax-triton
+# stays.
 warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
 
 
 class Static(NamedTuple):
-    """What is known when a kernel is compiled."""
+    """Facts that are known when a kernel is compiled."""
 
     scale: float
     max_length: int
     blocks: Blocks
-    contexts: bool  # whether some tokens are of a contextual prefix
     interpret: bool
     exact: bool  # float32 products in float32, else in tf32
 
 
 class Tokens(NamedTuple):
-    """What a kernel needs to know of the tokens: int32 [R, L] outside, references or the slice of a tile inside.
+    """Facts about the tokens: int32 [R, L] outside, references or the slice of a tile inside.
 
-    first, end, position and target_position as in `VisibleKeys`; times as in `hstu_attention`; None where not needed.
+    first, end, position and target_position as in `VisibleKeys`; times as in `hstu_attention`; None
+    where not needed.
     """
 
     first: Any
@@ -55,8 +58,38 @@ class Tables(NamedTuple):
     time: Any
 
 
+class Work(NamedTuple):
+    """The blocks of a kernel's programs.
+
+    Attributes:
+      order: r * n + block of all blocks by falling work.
+      ranges: the blocks that each visits, [R, Q, 4] of keys or [R, K, 2] of queries.
+    """
+
+    order: Any
+    ranges: Any
+
+
+class Inputs(NamedTuple):
+    """The arrays that the kernels read; d_out, the gradient of the output, in a backward pass."""
+
+    tokens: Tokens
+    tables: Tables
+    q: Any
+    k: Any
+    v: Any
+    d_out: Any = None
+
+
+def static(options: Options, blocks: Blocks) -> Static:
+    """The compile-time facts of a call."""
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    exact = precision in ("highest", "float32")
+    return Static(options.scale, options.max_length, blocks, options.interpret, exact)
+
+
 def launch(kernel, args, outputs, programs: int, blocks: Blocks, interpret: bool, name: str):
-    """Returns the outputs of `programs` runs of kernel(*args, *outputs)."""
+    """The outputs of `programs` runs of kernel(*args, *outputs)."""
     params = plt.CompilerParams(num_warps=blocks.num_warps, num_stages=blocks.num_stages)
     call = pl.pallas_call(
         kernel,
@@ -69,21 +102,22 @@ def launch(kernel, args, outputs, programs: int, blocks: Blocks, interpret: bool
     return call(*args)
 
 
-def query_programs(tokens: Tokens, blocks: Blocks):
-    """Returns the blocks of queries, r * Q + n by falling work, and the key blocks that each visits, [R, Q, 4]."""
+def query_programs(tokens: Tokens, blocks: Blocks) -> Work:
+    """The blocks of queries, and the key blocks that each visits."""
     ranges = key_block_ranges(VisibleKeys(*tokens[:4]), blocks.query_block, blocks.key_block)
-    return longest_first(ranges[..., 1] - ranges[..., 0] + ranges[..., 3] - ranges[..., 2]), ranges
+    visits = ranges[..., 1] - ranges[..., 0] + ranges[..., 3] - ranges[..., 2]
+    return Work(longest_first(visits), ranges)
 
 
-def program_block(order, blocks_in_row: int, heads: int):
-    """Returns row, block and head of this program; the heads of a block run next to one another."""
-    program = pl.program_id(0)
-    block = order[program // heads]
+def program_block(work: Work, heads: int):
+    """Row, block and head of this program; the heads of a block run next to one another."""
+    program, blocks_in_row = pl.program_id(0), work.ranges.shape[1]
+    block = work.order[program // heads]
     return block // blocks_in_row, block % blocks_in_row, program % heads
 
 
 def for_key_blocks(ranges, row, block, refs: Tokens, visit, carry):
-    """Returns the carry after visit(key block, carry) of the key blocks of a block of queries, in one loop."""
+    """The carry after visit(key block, carry) of all key blocks that a block of queries sees."""
     a, b = ranges[row, block, 0], ranges[row, block, 1]
     if refs.target_position is None:  # then the second range is empty
         return jax.lax.fori_loop(a, b, visit, carry)
@@ -93,12 +127,12 @@ def for_key_blocks(ranges, row, block, refs: Tokens, visit, carry):
 
 
 def lane_width(width: int) -> int:
-    """Returns the size of the last axis of a tile of vectors: a power of two, large enough for a matrix product."""
+    """Size of the last axis of a tile of vectors: a power of two, enough for a matrix product."""
     return max(16, pl.next_power_of_2(width))
 
 
 def load_tokens(refs: Tokens, row, start, size: int, axis: int) -> Tokens:
-    """Returns what is known of `size` tokens, laid along `axis` of a tile of pairs. Beyond the row is padding."""
+    """Facts about `size` tokens, along `axis` of a tile of pairs. Beyond the row is padding."""
     length = refs.first.shape[1]
     index = start + jnp.arange(size)
     spread = lambda x: x[:, None] if axis == 0 else x[None, :]
@@ -108,28 +142,27 @@ def load_tokens(refs: Tokens, row, start, size: int, axis: int) -> Tokens:
         if ref is None or other is None:
             return None
         at = ref.at[row, pl.ds(start, size)]
-        return spread(
-            plt.load(at) if length % size == 0 else plt.load(at, mask=index < length, other=other)
-        )
+        if length % size == 0:
+            return spread(plt.load(at))
+        return spread(plt.load(at, mask=index < length, other=other))
 
     return Tokens(*(load(*x) for x in zip(refs, beyond, strict=True)))._replace(index=spread(index))
 
 
 def real_tokens(refs: Tokens, row, start, size: int):
-    """Returns which of `size` tokens are no padding, [size]."""
+    """True for those of `size` tokens that are no padding, [size]."""
     index, length = start + jnp.arange(size), refs.first.shape[1]
     mask = None if length % size == 0 else index < length
-    first = plt.load(
-        refs.first.at[row, pl.ds(start, size)], mask=mask, other=None if mask is None else length
-    )
-    return first < length
+    at = refs.first.at[row, pl.ds(start, size)]
+    return plt.load(at, mask=mask, other=None if mask is None else length) < length
 
 
 def load_vectors(ref, row, start, size: int, head, real=None):
-    """Returns the vectors of `size` tokens from a [R, L, H, width] reference, [size, lane_width(width)].
+    """The vectors of `size` tokens of a [R, L, H, width] reference, [size, lane_width(width)].
 
-    Lanes beyond the width and tokens beyond the row are 0, and where `real` is given also padding. It is needed for
-    what the weights of a tile are multiplied with: padding may hold NaN, and 0 * NaN is NaN.
+    Lanes beyond the width and tokens beyond the row are 0, and where `real` is given also padding.
+    It is needed for what the weights of a tile are multiplied with: padding may hold NaN, and
+    0 * NaN is NaN.
     """
     if real is None and ref.shape[1] % size:
         real = start + jnp.arange(size) < ref.shape[1]
@@ -139,7 +172,7 @@ def load_vectors(ref, row, start, size: int, head, real=None):
 
 
 def store_vectors(ref, row, start, head, values) -> None:
-    """Writes values [size, lane_width(width)] to the vectors of those tokens that lie in the row."""
+    """Write values [size, lane_width(width)] to the vectors of those tokens that lie in the row."""
     size, length = values.shape[0], ref.shape[1]
     inside = start + jnp.arange(size) < length if length % size else None
     mask = _vector_mask(inside, size, ref.shape[3])
@@ -147,7 +180,7 @@ def store_vectors(ref, row, start, head, values) -> None:
 
 
 def store_sums(ref, row, start, head, values) -> None:
-    """Writes values [size] of those tokens that lie in the row to a [R, H, L] reference."""
+    """Write values [size] of those tokens that lie in the row to a [R, H, L] reference."""
     size, length = values.shape[0], ref.shape[2]
     inside = start + jnp.arange(size) < length if length % size else None
     plt.store(ref.at[row, head, pl.ds(start, size)], values, mask=inside)
@@ -163,35 +196,32 @@ def _vector_mask(tokens, size: int, width: int):
     masks = [] if tokens is None else [tokens[:, None]]
     if lanes != width:
         masks.append((jnp.arange(lanes) < width)[None, :])
-    return (
-        functools.reduce(jnp.logical_and, [jnp.broadcast_to(m, (size, lanes)) for m in masks])
-        if masks
-        else None
-    )
+    masks = [jnp.broadcast_to(mask, (size, lanes)) for mask in masks]
+    return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
 def dot(a, b, static: Static):
-    """Returns the matrix product in float32."""
+    """The matrix product in float32."""
     precision = jax.lax.Precision.HIGHEST if static.exact else jax.lax.Precision.DEFAULT
     return plt.dot(a, b, precision=precision)
 
 
 def sigmoid(x, static: Static, dtype):
-    """Returns the sigmoid of float32 x: by the tanh instruction, of 11 bits, where the result is rounded to fewer."""
+    """Sigmoid of float32 x: by the tanh instruction, of 11 bits, where the result has fewer."""
     if static.interpret or dtype == jnp.float32:
         return jax.nn.sigmoid(x)
     return 0.5 * plt.approx_tanh(0.5 * x) + 0.5
 
 
 def score_gradient(scores, d_weights, static: Static, dtype):
-    """Returns weights times N, and the gradient of the scores times N, of pairs that all are visible."""
+    """Weights times N, and the gradient of the scores times N, of pairs that all are visible."""
     gate = sigmoid(scores, static, dtype)
     weights = scores * gate
     return weights, d_weights * (gate + weights * (1 - gate))
 
 
 def visible_pairs(query: Tokens, key: Tokens, refs: Tokens):
-    """Returns whether the query sees the key."""
+    """True where the query sees the key."""
     sees = (key.index >= query.first) & (key.index < query.end)
     if refs.target_position is not None:
         sees |= (key.index == query.index) & (query.first < refs.first.shape[1])
@@ -199,35 +229,25 @@ def visible_pairs(query: Tokens, key: Tokens, refs: Tokens):
 
 
 def buckets(query: Tokens, key: Tokens, num_buckets: int):
-    """Returns the entry of the time table of each pair."""
+    """The entry of the time table of each pair."""
     return jnp.minimum(time_bucket(query.query_times - key.key_times), num_buckets - 1)
 
 
 def add_bias(scores, query: Tokens, key: Tokens, tables: Tables):
-    """Returns scores plus the position bias and the time bias of the pairs, gathered from the tables."""
+    """`scores` plus the position bias and the time bias of the pairs, gathered from the tables."""
     if tables.position is not None:
-        distance = _distance(query, key)
+        indices = query.position is None
+        distance = query.index - key.index if indices else query.position - key.position
         scores += plt.load(tables.position.at[jnp.clip(distance, 0, tables.position.shape[0] - 1)])
     if tables.time is not None:
         scores += plt.load(tables.time.at[buckets(query, key, tables.time.shape[0])])
     return scores
 
 
-def _distance(query: Tokens, key: Tokens):
-    return query.index - key.index if query.position is None else query.position - key.position
+def of_targets(query: Tokens):
+    """True where the query is a target.
 
-
-def diagonal_pairs(query: Tokens, key: Tokens):
-    """Returns which visible pairs have a distance that is that of the indices; see table_gradients.py."""
-    apart = query.index - key.index
-    return (_distance(query, key) == apart) & (apart >= 0) & (query.end > query.index)
-
-
-def row_pairs(query: Tokens, key: Tokens):
-    """Returns which visible pairs have a distance that depends on the query only; see table_gradients.py."""
-    return (query.end > query.index) & ~diagonal_pairs(query, key)
-
-
-def column_pairs(query: Tokens):
-    """Returns which visible pairs have a distance that depends on the key only: those of targets."""
+    Then the distance of a visible pair depends on the key only. For all other visible pairs it is
+    that of the indices; see table_gradients.py.
+    """
     return query.end <= query.index

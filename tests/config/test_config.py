@@ -60,6 +60,11 @@ def one_line(function, *args) -> str:
             "config.data.row_length=256: must be at least data.max_length=300",
         ),
         (lambda: DataConfig(max_length="200"), "config.data.max_length: expected int, got '200'"),  # type: ignore
+        (lambda: ModelConfig(window=-1), "config.model.window=-1: must be at least 0"),
+        (
+            lambda: ModelConfig(kind="sasrec", window=5),
+            "config.model.window=5: must be 0 for model.kind=sasrec",
+        ),
         (lambda: ModelConfig(remat=1), "config.model.remat: expected bool, got 1"),  # type: ignore
         (lambda: ModelConfig(num_blocks=True), "config.model.num_blocks: expected int, got True"),
         (

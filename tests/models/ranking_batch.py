@@ -5,22 +5,24 @@ import numpy as np
 
 from gr_jax.data.batches.batch import Batch
 
-ITEMS, VALUES, ACTIONS, TASKS, SIDES = 40, 9, 3, 2, 2
+ITEMS, VALUES, ACTIONS, TASKS, ITEM_FEATURES = 40, 9, 3, 2, 2
 FIELDS = (
     "item",
     "time",
     "query_time",
     "position",
     "action",
-    "feature",
+    "user_feature",
     "target",
-    "side",
+    "item_features",
 )
 
 
 def token(**fields) -> dict:
     """One token; what is not given is 0."""
-    return {name: np.zeros(SIDES, np.int32) if name == "side" else 0 for name in FIELDS} | fields
+    return {
+        name: np.zeros(ITEM_FEATURES, np.int32) if name == "item_features" else 0 for name in FIELDS
+    } | fields
 
 
 def random_sequence(
@@ -29,10 +31,13 @@ def random_sequence(
     """Prefix, then item and action tokens with a slow series between some, then candidates with one position."""
 
     def item():
-        return dict(item=rng.integers(1, ITEMS + 1), side=rng.integers(0, VALUES + 1, SIDES))
+        return dict(
+            item=rng.integers(1, ITEMS + 1),
+            item_features=rng.integers(0, VALUES + 1, ITEM_FEATURES),
+        )
 
     def value():
-        return dict(feature=rng.integers(1, VALUES + 1))
+        return dict(user_feature=rng.integers(1, VALUES + 1))
 
     tokens, time = [token(**value()) for _ in range(contexts)], 0
     for _ in range(events):
@@ -53,7 +58,8 @@ def place(
 ) -> Batch:
     """The batch with each sequence at its (row, column)."""
     fields = {
-        name: np.zeros((*shape, SIDES) if name == "side" else shape, np.int32) for name in FIELDS
+        name: np.zeros((*shape, ITEM_FEATURES) if name == "item_features" else shape, np.int32)
+        for name in FIELDS
     }
     segment = np.zeros(shape, np.int32)
     for number, (sequence, (row, column)) in enumerate(zip(sequences, slots, strict=True), 1):

@@ -69,7 +69,9 @@ def first(batch: Batch, n: int) -> Batch:
 
 
 @pytest.mark.parametrize(
-    "variant", [{}, {"bias": "time", "use_query_time": False}, {"bias": "none"}], ids=str
+    "variant",
+    [{}, {"bias": "time", "use_query_time": False}, {"bias": "none"}, {"window": 3}],
+    ids=str,
 )
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
@@ -91,10 +93,11 @@ def test_appending_in_any_pieces_gives_the_hidden_states_of_one_forward(variant,
     np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("variant", [{}, {"window": 3}], ids=str)
 @settings(max_examples=12, deadline=None)
 @given(lengths=st.lists(st.integers(0, N), min_size=2, max_size=2), seed=st.integers(0, 99))
-def test_candidates_that_peek_get_the_hidden_states_of_one_forward(lengths, seed):
-    whole, prefill, _, peek = programs()
+def test_candidates_that_peek_get_the_hidden_states_of_one_forward(variant, lengths, seed):
+    whole, prefill, _, peek = programs(**variant)
     rng = np.random.default_rng(seed)
     histories = [history(seed + row, n) for row, n in enumerate(lengths)]
     tails = [

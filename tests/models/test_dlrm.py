@@ -12,7 +12,7 @@ from gr_jax.data.batches.batch import Impressions
 from gr_jax.models.dlrm import Dlrm
 from gr_jax.models.embeddings import table_rows
 from gr_jax.models.recommender import functional
-from tests.models.ranking_batch import ACTIONS, ITEMS, SIDES, TASKS, VALUES
+from tests.models.ranking_batch import ACTIONS, ITEM_FEATURES, ITEMS, TASKS, VALUES
 
 B, N = 4, 7
 
@@ -43,7 +43,7 @@ def impressions(lengths=(0, 1, 4, 7), columns=N, seed=0) -> Impressions:
     rng = np.random.default_rng(seed)
     fields = dict(
         item=rng.integers(1, ITEMS + 1, B),
-        feature=rng.integers(0, VALUES + 1, (B, 3)),
+        user_features=rng.integers(0, VALUES + 1, (B, 3)),
         history_item=rng.integers(1, ITEMS + 1, (B, N)),
         history_action=1 + 2 * rng.integers(0, 2**ACTIONS, (B, N)),
         history_age=rng.integers(0, 10**7, (B, N)),
@@ -53,8 +53,8 @@ def impressions(lengths=(0, 1, 4, 7), columns=N, seed=0) -> Impressions:
             array[np.arange(N) >= np.array(lengths)[:, None]] = 0
             fields[name] = np.pad(array, [(0, 0), (0, columns - N)] + [(0, 0)] * (array.ndim - 2))
     nothing = np.zeros((B, TASKS), np.float32)
-    fields["item_side"] = np.random.default_rng(9).integers(
-        0, VALUES + 1, (table_rows(ITEMS), SIDES)
+    fields["catalogue_features"] = np.random.default_rng(9).integers(
+        0, VALUES + 1, (table_rows(ITEMS), ITEM_FEATURES)
     )
     return Impressions(
         **{name: jnp.asarray(a, jnp.int32) for name, a in fields.items()},
@@ -98,7 +98,9 @@ def test_impressions_do_not_see_one_another_nor_outcomes():
     graphdef, params = make()
     batch, other = impressions(), impressions(seed=1)
     mixed = jax.tree.map(
-        lambda a, b: a if a is batch.item_side else jnp.concatenate([a[:2], b[2:]]), batch, other
+        lambda a, b: a if a is batch.catalogue_features else jnp.concatenate([a[:2], b[2:]]),
+        batch,
+        other,
     )
     ones = jnp.ones((B, TASKS))
     mixed = dataclasses.replace(mixed, outcome=ones, outcome_weight=ones)
@@ -109,7 +111,7 @@ def test_impressions_do_not_see_one_another_nor_outcomes():
 
 @pytest.mark.parametrize(
     "field",
-    ["item", "feature", "history_item", "history_action", "history_age"],
+    ["item", "user_features", "history_item", "history_action", "history_age"],
 )
 def test_every_input_matters(field):
     graphdef, params = make()
@@ -123,7 +125,9 @@ def test_every_input_matters(field):
 def test_features_of_items_matter():
     graphdef, params = make()
     batch = impressions()
-    changed = dataclasses.replace(batch, item_side=jnp.roll(batch.item_side, 1, axis=0))
+    changed = dataclasses.replace(
+        batch, catalogue_features=jnp.roll(batch.catalogue_features, 1, axis=0)
+    )
     assert np.abs(rank(graphdef, params, changed) - rank(graphdef, params, batch)).max() > 1e-3
 
 
@@ -168,5 +172,5 @@ def test_dropout_needs_a_key_and_bfloat16_gives_float32_logits_nearby():
 def test_a_log_without_features_and_actions_will_do():
     config = ModelConfig(kind="dlrm", width=8, hidden_widths=(12,), cross_layers=0)
     model = Dlrm(config, num_items=ITEMS, max_length=N, num_tasks=1, rngs=nnx.Rngs(0))
-    plain = dataclasses.replace(impressions(), item_side=None, feature=None)
+    plain = dataclasses.replace(impressions(), catalogue_features=None, user_features=None)
     assert np.isfinite(jax.jit(lambda x: model.rank(x))(plain)).all()

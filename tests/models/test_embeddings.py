@@ -38,7 +38,7 @@ def test_a_token_is_the_sum_of_the_vectors_of_what_it_holds():
         expected = positions[min(t["position"], N - 1)].copy()
         if t["item"]:
             expected += items[t["item"]] * WIDTH**0.5
-        for value in (*t["side"], t["feature"]):
+        for value in (*t["item_features"], t["user_feature"]):
             if value:
                 expected += values[value]
         for bit in range(ACTIONS + 1):

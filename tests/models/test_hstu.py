@@ -1,11 +1,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from gr_jax.config import ConfigError, ModelConfig
 from gr_jax.models.hstu import HstuBlock
+from gr_jax.models.recommender import functional
 from tests.models.golden_batch import padded_batch
 
 
@@ -117,3 +119,65 @@ def test_the_softmax_rival_weighs_the_keys_that_a_query_sees_by_a_softmax():
 def test_the_softmax_rival_has_no_bias():
     with pytest.raises(ConfigError, match="model.bias='both'.*none for model.kind=hstu_softmax"):
         ModelConfig(kind="hstu_softmax")
+
+
+def test_a_token_sees_the_window_before_it_and_itself():
+    config = ModelConfig(width=8, num_heads=2, qk_width=3, v_width=4, window=2, bias="position")
+    block = HstuBlock(config, 6, rngs=nnx.Rngs(0))
+    batch = padded_batch(np.ones((2, 6), np.int32), np.array([6, 4]), np.zeros((2, 6), np.int64))
+    x = jax.random.normal(jax.random.key(1), (2, 6, 8))
+
+    def dense(q, k, v):
+        distance = np.arange(6)[:, None] - np.arange(6)
+        sees = (distance >= 0) & (distance <= 2)
+        scores = jnp.einsum("rihA,rjhA->rhij", q, k) + block.bias.position[...][abs(distance)]
+        return jnp.einsum("rhij,rjhV->rihV", jnp.where(sees, jax.nn.silu(scores), 0) / 6, v)
+
+    real = batch.segment[..., None] != 0
+    found = jnp.where(real, block(x, batch, key=None), 0)
+    np.testing.assert_allclose(found, jnp.where(real, block.around(x, dense), 0), atol=1e-5)
+
+
+def losses_of(window: int, attention: str) -> np.ndarray:
+    """Losses of a training in which the label of a token is the item two tokens before it."""
+    item = np.random.default_rng(0).integers(1, 9, (8, 12))
+    label = jnp.array(np.roll(item, 2, axis=1))
+    batch = padded_batch(item, np.full(8, 12), np.zeros((8, 12), np.int64))
+    config = ModelConfig(
+        width=16,
+        num_blocks=1,
+        num_heads=2,
+        qk_width=8,
+        v_width=8,
+        input_dropout=0.0,
+        dropout=0.0,
+        window=window,
+        attention=attention,
+    )
+    graphdef, init = functional(config, num_items=8, max_length=12)
+    params = init(jax.random.key(0))
+    optimizer = optax.adam(0.02)
+
+    def loss(params):
+        model = nnx.merge(graphdef, params)
+        logits = model.encode(batch) @ model.embeddings.item_table[...].T / config.temperature
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label)[:, 2:].mean()
+
+    @jax.jit
+    def step(params, moments):
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, moments = optimizer.update(gradients, moments)
+        return optax.apply_updates(params, updates), moments, value
+
+    moments, losses = optimizer.init(params), []
+    for _ in range(60):
+        params, moments, value = step(params, moments)
+        losses.append(float(value))
+    return np.array(losses)
+
+
+def test_a_model_with_a_window_learns_from_the_tokens_in_it_and_from_no_others():
+    wide, narrow = losses_of(2, "xla"), losses_of(1, "xla")
+    assert wide[-1] < wide[0] / 4
+    assert narrow[-1] > 2 * wide[-1]
+    np.testing.assert_allclose(wide[:20], losses_of(2, "reference")[:20], rtol=1e-3)

@@ -354,7 +354,7 @@ def test_a_changed_token_does_not_change_the_predictions_before_it(at, seed):
     other = dict(sequence[at])
     for name, largest in (
         ("item", ITEMS),
-        ("feature", ranking_batch.VALUES),
+        ("user_feature", ranking_batch.VALUES),
         ("action", 2**ranking_batch.ACTIONS),
     ):
         if other[name]:

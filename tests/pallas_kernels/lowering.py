@@ -1,4 +1,4 @@
-"""Lowers attention for a GPU that is not there: what Pallas or Triton cannot translate fails here, registers do not."""
+"""Lowering of attention for a GPU that is not there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CALLS = {
 
 
 class Configuration(NamedTuple):
-    """What the code of a kernel depends on; rows, lengths and heads are numbers in it."""
+    """Facts that the code of a kernel depends on; rows, lengths and heads are numbers in it."""
 
     width: int  # A = V
     whole_blocks: bool  # L is a multiple of 64
@@ -40,7 +40,7 @@ CONFIGURATIONS = [
 
 
 def example(case: Configuration) -> Spec:
-    """Returns the largest named shape of a configuration, in whatever dtype."""
+    """The largest named shape of a configuration, in whatever dtype."""
     found = [
         replace(spec, dtype=case.dtype)
         for spec in SPECS.values()
@@ -50,7 +50,7 @@ def example(case: Configuration) -> Spec:
 
 
 def gpu_mesh(*shape: int, names: tuple[str, ...] = ("data",)) -> AbstractMesh:
-    """Returns a mesh of Hopper GPUs."""
+    """A mesh of Hopper GPUs."""
     device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
     return AbstractMesh(
         shape, names, axis_types=(AxisType.Auto,) * len(shape), abstract_device=device
@@ -58,13 +58,13 @@ def gpu_mesh(*shape: int, names: tuple[str, ...] = ("data",)) -> AbstractMesh:
 
 
 def lowered(call, *args, mesh: AbstractMesh | None = None) -> str:
-    """Returns the StableHLO of call(*args) for an NVIDIA GPU; args: arrays or their shapes."""
+    """The StableHLO of call(*args) for an NVIDIA GPU; args: arrays or their shapes."""
     with jax.sharding.use_abstract_mesh(mesh or gpu_mesh(1)):
         return jax.jit(call).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
 
 def input_shapes(spec: Spec) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of `specs.inputs` and of d_out, without making the arrays."""
+    """The shapes of `specs.inputs` and of d_out, without making the arrays."""
     place = lambda *shape, dtype=spec.dtype: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
     row, heads = (spec.rows, spec.length), (spec.rows, spec.length, spec.heads)
     shapes = {"q": spec.qk_width, "k": spec.qk_width, "v": spec.v_width, "d_out": spec.v_width}

@@ -1,4 +1,4 @@
-"""The implementations as the shared tests call them: at small block sizes, through an interpreter where it is a GPU's.
+"""The implementations as the shared tests call them: at small block sizes, GPU kernels interpreted.
 
 A test compares `results(subject, ..)` with `expected(..)`, the dense specification in float64.
 """
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch, xla
+from pallas_kernels.arguments import Options, backend_arguments
 from pallas_kernels.block_sizes import Blocks
 from pallas_kernels.mosaic_gpu import tiles
 from pallas_kernels.mosaic_gpu.tiles import MosaicBlocks
@@ -33,9 +34,8 @@ VARIANTS: dict[str, tuple[set[str], dict[str, int]]] = {
     "position": ({"position_table"}, {}),
     "bias": (TABLES, {}),
     "window": (set(), {"window": 4}),
-    "contexts": (TABLES | {"contexts"}, {}),
-    "targets": (TABLES | {"targets"}, {"window": 4, "full_window_tail": 3}),
-    "all": (TABLES | {"targets", "contexts"}, {"window": 4, "full_window_tail": 3}),
+    "targets": (TABLES | {"targets"}, {}),
+    "all": (TABLES | {"targets"}, {"window": 4}),
 }
 
 
@@ -43,19 +43,20 @@ class Subject(NamedTuple):
     """One implementation with the sizes of its test cases.
 
     Attributes:
-      attend: called as the implementation is.
+      backend: called as the implementation is.
       length, block: tokens of a row; of a block, its borders are tested.
       rows: R.
       heads, widths: H; A and V.
       dtype: of q, k and v.
-      tolerance: largest error of an entry, over the largest entry of its array. The gradient of a table, whose terms
-        may cancel to any size, over that of q or k at least: sums of the same terms.
+      tolerance: largest error of an entry, over the largest entry of its array. The gradient of a
+        table, whose terms may cancel to any size, over that of q or k at least: sums of the same
+        terms.
       variants: those that are tested; each is compiled once.
-      jit: whether attend can be traced.
+      jit: True if the backend can be traced.
       gradients: whether it has any.
     """
 
-    attend: Callable[..., Any]
+    backend: Callable[..., Any]
     length: int
     block: int
     rows: int = 7
@@ -67,37 +68,42 @@ class Subject(NamedTuple):
     jit: bool = True
     gradients: bool = True
 
+    def attend(self, arrays: dict, window: int | None = None, **options):
+        """The output of named arrays, those of `hstu_attention`."""
+        return self.backend(*backend_arguments(arrays, window), Options(**options))
+
 
 def _xla(max_unrolled: int) -> Callable[..., Any]:
     """Small chunks, so that a short row has several, unrolled or scanned."""
 
-    def attend(**arguments):
+    def attend(*args):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(xla, "CHUNK", 16)
             patch.setattr(xla, "MAX_UNROLLED", max_unrolled)
-            return xla.xla_attention(**arguments)
+            return xla.xla_attention(*args)
 
     return attend
 
 
 def _triton(blocks: Blocks) -> Callable[..., Any]:
-    return lambda **arguments: dispatch.load("pallas_triton")(
-        **arguments, interpret=True, blocks=blocks
+    return lambda *args: dispatch.load("pallas_triton")(
+        *args[:-1], args[-1]._replace(interpret=True, blocks=blocks)
     )
 
 
 def _mosaic(blocks: MosaicBlocks) -> Callable[..., Any]:
     """With unordered reads and writes of shared memory as errors."""
 
-    def attend(**arguments):
+    def attend(*args):
+        options = args[-1]._replace(interpret=True, blocks=blocks)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tiles, "INTERPRETER", {"detect_races": True})
-            return dispatch.load("pallas_mosaic_gpu")(**arguments, interpret=True, blocks=blocks)
+            return dispatch.load("pallas_mosaic_gpu")(*args[:-1], options)
 
     return attend
 
 
-def _jax_triton(**arguments):
+def _jax_triton(*args):
     """In Triton's interpreter, which reads TRITON_INTERPRET when triton is imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "jax_triton", types.SimpleNamespace(triton_call=_triton_call))
@@ -105,11 +111,15 @@ def _jax_triton(**arguments):
 
         log = lambda x: jax_triton_kernel.tl.log(x)  # libdevice cannot be interpreted
         patch.setattr(jax_triton_kernel, "libdevice", types.SimpleNamespace(log=log))
-        return dispatch.load("jax_triton")(**arguments, blocks=Blocks(16, 32, 4, 1))
+        options = args[-1]._replace(blocks=Blocks(16, 32, 4, 1))
+        return dispatch.load("jax_triton")(*args[:-1], options)
 
 
 class _Tensor:
-    """What Triton's interpreter asks of a torch tensor, over a numpy array that kernels read and write in place."""
+    """The part of a torch tensor that Triton's interpreter uses, over a numpy array.
+
+    Kernels read and write the array in place.
+    """
 
     def __init__(self, array: np.ndarray):
         self.array, self.dtype = array, array.dtype
@@ -147,13 +157,16 @@ SUBJECTS = {
     "xla": Subject(_xla(8), 40, 16),
     "xla-scanned": Subject(_xla(1), 40, 16),
     "triton": Subject(_triton(Blocks(16, 16, 4, 1)), 40, 16),
-    "triton-32x16": Subject(_triton(Blocks(32, 16, 4, 1)), 64, 32, widths=(25, 50), variants=("bias", "all")),
+    "triton-32x16": Subject(
+        _triton(Blocks(32, 16, 4, 1)), 64, 32, widths=(25, 50), variants=("bias", "all")
+    ),
     "mosaic": Subject(
         _mosaic(MosaicBlocks(128, 64, 2, False)), 250, 64, 1, 1, (64, 64), "bfloat16", 2e-2,
-        variants=("position", "bias", "targets", "all"),
+        variants=("position", "bias", "window", "targets", "all"),
     ),
     "mosaic-64x128": Subject(
-        _mosaic(MosaicBlocks(64, 128, 2, False)), 250, 64, 1, 2, (25, 50), "bfloat16", 2e-2, variants=("plain",)
+        _mosaic(MosaicBlocks(64, 128, 2, False)), 250, 64, 1, 2, (25, 50), "bfloat16", 2e-2,
+        variants=("plain",),
     ),
     "jax-triton": Subject(_jax_triton, 40, 16, jit=False, gradients=False),
 }
@@ -161,7 +174,7 @@ SUBJECTS = {
 
 
 def _skipped(name: str):
-    """Marks for what cannot run in this process."""
+    """Marks for an implementation that cannot run in this process."""
     if name.startswith("mosaic"):
         return [
             pytest.mark.skipif(
@@ -192,7 +205,10 @@ def every_variant(names=tuple(SUBJECTS)):
 
 
 class Case(NamedTuple):
-    """Inputs of the op as numpy arrays; cotangent: the gradient of the output. Padding of the floats is NaN."""
+    """Inputs of the op as numpy arrays; cotangent: the gradient of the output.
+
+    Padding of the floats is NaN.
+    """
 
     floats: dict[str, np.ndarray]
     rows: dict[str, np.ndarray]
@@ -200,7 +216,10 @@ class Case(NamedTuple):
 
 
 def make_case(subject: str, variant: str, rows: Rows, seed: int) -> Case:
-    """Returns random values for packed rows. Tables are shorter than the longest distance and the largest bucket."""
+    """Random values for packed rows.
+
+    Tables are shorter than the longest distance and the largest bucket.
+    """
     rng, about, (inputs, _) = np.random.default_rng(seed), SUBJECTS[subject], VARIANTS[variant]
     heads, (a, v) = (*rows.segments.shape, about.heads), about.widths
     dtype = jnp.dtype(about.dtype)
@@ -227,7 +246,7 @@ def make_case(subject: str, variant: str, rows: Rows, seed: int) -> Case:
 
 @functools.cache
 def _program(subject: str, variant: str, longest: int):
-    """Returns (case) -> (output, gradients by name), compiled once for each shape of the inputs."""
+    """(case) -> (output, gradients by name), compiled once for each shape of the inputs."""
     about = SUBJECTS[subject]
     options = {"max_length": longest, "scale": 0.4 if about.widths[0] < 64 else 0.2} | VARIANTS[
         variant
@@ -235,8 +254,8 @@ def _program(subject: str, variant: str, longest: int):
 
     def call(floats, rows, cotangent):
         if not about.gradients:
-            return about.attend(**floats, **rows, **options), {}
-        out, backward = jax.vjp(lambda floats: about.attend(**floats, **rows, **options), floats)
+            return about.attend(floats | rows, **options), {}
+        out, backward = jax.vjp(lambda floats: about.attend(floats | rows, **options), floats)
         return out, backward(cotangent)[0]
 
     # Unoptimised machine code is ready in half the time.
@@ -246,7 +265,7 @@ def _program(subject: str, variant: str, longest: int):
 
 
 def results(subject: str, variant: str, longest: int, case: Case):
-    """Returns output and gradients of an implementation; longest: max_length."""
+    """Output and gradients of an implementation; longest: max_length."""
     return _program(subject, variant, longest)(*jax.tree.map(jnp.array, tuple(case)))
 
 
@@ -255,16 +274,15 @@ def _specification(variant: str, longest: int, scale: float, gradients: bool):
     options = {"max_length": longest, "scale": scale} | VARIANTS[variant][1]
 
     def call(floats, rows, cotangent):
-        out, backward = jax.vjp(
-            lambda floats: reference_attention(**floats, **rows, **options), floats
-        )
+        attend = lambda floats: SUBJECTS["reference"].attend(floats | rows, **options)
+        out, backward = jax.vjp(attend, floats)
         return out, backward(cotangent)[0] if gradients else {}
 
     return jax.jit(call)
 
 
 def expected(subject: str, variant: str, longest: int, case: Case):
-    """Returns what `results` should be, in float64, with zeros for the NaN of the padding."""
+    """The truth of `results` in float64, with zeros for the NaN of the padding."""
     about = SUBJECTS[subject]
     call = _specification(variant, longest, 0.4 if about.widths[0] < 64 else 0.2, about.gradients)
     wide = lambda x: np.nan_to_num(np.asarray(x, np.float64))
@@ -276,12 +294,10 @@ def expected(subject: str, variant: str, longest: int, case: Case):
 def assert_equal_the_reference(
     subject: str, variant: str, longest: int, rows: Rows, seed: int
 ) -> None:
-    """Asserts that output and gradients are within the tolerance of the specification, and 0 at padding."""
+    """Assert that output and gradients are close to the specification, and 0 at padding."""
     case = make_case(subject, variant, rows, seed)
-    ours, truth = (
-        results(subject, variant, longest, case),
-        expected(subject, variant, longest, case),
-    )
+    ours = results(subject, variant, longest, case)
+    truth = expected(subject, variant, longest, case)
     assert jax.tree.structure(ours) == jax.tree.structure(truth)
     rounding = 2.0**-9 if SUBJECTS[subject].dtype == "bfloat16" else SUBJECTS[subject].tolerance
     terms = max((np.abs(truth[1][name]).max() for name in "qk" if name in truth[1]), default=0)

@@ -28,7 +28,6 @@ def test_the_default_implementation_runs_here():
         ),
         ({"max_length": 0}, "max_length=0"),
         ({"window": 0}, "window=0"),
-        ({"full_window_tail": -1}, "full_window_tail=-1"),
         ({"time_table": jnp.ones(129)}, "query_times and key_times"),
         (
             {"time_table": jnp.ones(0), "query_times": SEGMENTS, "key_times": SEGMENTS},

@@ -60,7 +60,10 @@ def test_a_named_implementation_never_falls_back(name):
 
 
 def program(mesh: AbstractMesh, implementation: str | None) -> str:
-    """Returns the StableHLO of output and gradients for a mesh of GPUs that are not there; rows are split over it."""
+    """The StableHLO of output and gradients for a mesh of GPUs that are not there.
+
+    Rows are split over it.
+    """
     rows, length, heads, width = 8, 128, 2, 64
     place = lambda shape, dtype, spec: jax.ShapeDtypeStruct(
         shape, dtype, sharding=NamedSharding(mesh, spec)
@@ -73,9 +76,14 @@ def program(mesh: AbstractMesh, implementation: str | None) -> str:
         def attend(*floats):
             q, k, v, position_table, time_table = floats
             return hstu_attention(
-                q, k, v, segments, max_length=64, position_table=position_table, time_table=time_table,
-                query_times=times, key_times=times, implementation=implementation,
-            )  # fmt: skip
+                *(q, k, v, segments),
+                max_length=64,
+                position_table=position_table,
+                time_table=time_table,
+                query_times=times,
+                key_times=times,
+                implementation=implementation,
+            )
 
         out, backward = jax.vjp(attend, q, k, v, position_table, time_table)
         return out, backward(out)

@@ -1,4 +1,4 @@
-"""The elementwise stages around attention against their plain composition, and what they keep for the backward pass."""
+"""The elementwise stages around attention: plain composition, and the arrays that they keep."""
 
 import jax
 import jax.extend
@@ -105,7 +105,8 @@ def test_nothing_but_the_inputs_is_kept_for_the_backward_pass(stage, shapes):
 
 @STAGES
 def test_nothing_is_computed_again_before_the_gradient_has_come(stage, shapes):
-    # A compiler that schedules it earlier, right after the forward pass, keeps it until the gradient comes.
+    # A compiler that schedules it earlier, right after the forward pass, keeps it until the
+    # gradient comes.
     inputs = vectors(0, *shapes)
     out, backward = jax.vjp(lambda x, y: stage(x, y, EPS), *inputs)
     equations = jax.make_jaxpr(backward)(jnp.ones_like(out))

@@ -1,6 +1,7 @@
-"""Every GPU kernel lowers for CUDA at every named shape, in both dtypes, forward and backward; no GPU is needed.
+"""Every GPU kernel lowers for CUDA at every named shape, in both dtypes; no GPU is needed.
 
-A lowering takes half a second, so each distinct kernel is lowered once, at the largest shape that needs it.
+A lowering takes half a second, so each distinct kernel is lowered once, at the largest shape that
+needs it.
 """
 
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch, specs
-from pallas_kernels.bench import measure as bench
+from pallas_kernels.bench import measure
 from tests.pallas_kernels.lowering import (
     CALLS,
     CONFIGURATIONS,
@@ -38,10 +39,10 @@ CASES = [
 @pytest.mark.parametrize(("implementation", "case"), CASES)
 def test_forward_and_backward_lower_for_a_gpu(implementation, case):
     spec = example(case)
-    text = lowered(
-        bench.functions(dispatch.load(implementation), spec)["forward_backward"], input_shapes(spec)
-    )
-    # Forward, d_q, d_k with d_v, tables; wide heads have d_k and d_v in kernels of their own on Mosaic.
+    both = measure.functions(dispatch.load(implementation), spec)["forward_backward"]
+    text = lowered(both, input_shapes(spec))
+    # Forward, d_q, d_k with d_v, tables; wide heads have d_k and d_v in kernels of their own on
+    # Mosaic.
     apart = implementation == "pallas_mosaic_gpu" and case.width == 256
     assert text.count(CALLS[implementation]) == 3 + case.bias + apart
 
@@ -54,7 +55,7 @@ def test_every_named_shape_is_one_of_the_configurations_that_are_lowered(name, d
 
 def test_lowered_shapes_are_those_of_the_inputs():
     spec = replace(specs.SPECS["tiny-bias"], dtype="bfloat16")
-    arrays = bench.input_sets(spec, 1)[0]
+    arrays = measure.input_sets(spec, 1)[0]
     assert {name: (x.shape, np.dtype(x.dtype)) for name, x in arrays.items()} == {
         name: (x.shape, np.dtype(x.dtype)) for name, x in input_shapes(spec).items()
     }

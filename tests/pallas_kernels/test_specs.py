@@ -83,9 +83,13 @@ def test_padded_shapes_hold_the_users_of_their_packed_shape():
 
 @pytest.mark.parametrize(
     "file,variant,name",
-    [("ml_1m", "base", "ml_1m-base"), ("ml_1m", "large", "ml_1m-large"), ("amazon", "books", "books"),
-     ("amazon", "books-large", "books-large")],
-)  # fmt: skip
+    [
+        ("ml_1m", "base", "ml_1m-base"),
+        ("ml_1m", "large", "ml_1m-large"),
+        ("amazon", "books", "books"),
+        ("amazon", "books-large", "books-large"),
+    ],
+)
 def test_data_set_shapes_have_the_heads_and_lengths_of_the_configs(file, variant, name):
     path = Path(__file__).resolve().parents[2] / "configs" / f"{file}.py"
     module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(file, path))

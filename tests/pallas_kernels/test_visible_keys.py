@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels.arguments import Mask
 from pallas_kernels.masks import allowed_pairs, describe_tokens
 from pallas_kernels.visible_keys import (
     key_block_ranges,
@@ -16,42 +17,29 @@ from pallas_kernels.visible_keys import (
 )
 from tests.pallas_kernels.packed_rows import LENGTH, random_rows
 
-MASKS = {
-    "plain": {},
-    "window": {"window": 3},
-    "window with a free tail": {"window": 3, "full_window_tail": 2},
-}
 seeds = given(
     seed=st.integers(0, 2**32 - 1),
     use_targets=st.booleans(),
-    use_contexts=st.booleans(),
-    mask=st.sampled_from([*MASKS]),
+    window=st.sampled_from([None, 1, 3]),
 )
 many = settings(max_examples=60, deadline=None)
 
 
-def random_visible(seed, use_targets, use_contexts, mask):
-    """Returns the visible keys and the dense mask [R, L, L] of the same random rows."""
-    segments, targets, contexts = (jnp.array(x) for x in random_rows(np.random.default_rng(seed)))
-    targets, contexts = targets if use_targets else None, contexts if use_contexts else None
-    visible = visible_keys(segments, targets, contexts, **MASKS[mask])
-    tail = MASKS[mask].get("full_window_tail", 0)
-    tokens = describe_tokens(segments, targets, contexts, full_window_tail=tail)
-    query, key = (
-        jax.tree.map(lambda x: x[:, :, None], tokens),
-        jax.tree.map(lambda x: x[:, None, :], tokens),
-    )
-    return (
-        visible,
-        np.array(allowed_pairs(query, key, MASKS[mask].get("window"))),
-        np.array(segments),
-    )
+def random_visible(seed, use_targets, window):
+    """The visible keys and the dense mask [R, L, L] of the same random rows."""
+    segments, targets = (jnp.array(x) for x in random_rows(np.random.default_rng(seed)))
+    mask = Mask(segments, targets if use_targets else None, window)
+    tokens = describe_tokens(mask)
+    query = jax.tree.map(lambda x: x[:, :, None], tokens)
+    key = jax.tree.map(lambda x: x[:, None, :], tokens)
+    allowed = allowed_pairs(query, key, window)
+    return visible_keys(mask), np.array(allowed), np.array(segments)
 
 
 @many
 @seeds
-def test_a_token_sees_its_interval_and_itself(seed, use_targets, use_contexts, mask):
-    visible, allowed, segments = random_visible(seed, use_targets, use_contexts, mask)
+def test_a_token_sees_its_interval_and_itself(seed, use_targets, window):
+    visible, allowed, segments = random_visible(seed, use_targets, window)
     first, end = np.array(visible.first)[:, :, None], np.array(visible.end)[:, :, None]
     key = np.arange(LENGTH)
     mine = ((first <= key) & (key < end)) | (np.eye(LENGTH, dtype=bool) & (first < LENGTH))
@@ -63,9 +51,9 @@ def test_a_token_sees_its_interval_and_itself(seed, use_targets, use_contexts, m
 @settings(max_examples=25, deadline=None)
 @seeds
 def test_every_visible_pair_is_in_a_visited_block(
-    query_block, key_block, seed, use_targets, use_contexts, mask
+    query_block, key_block, seed, use_targets, window
 ):
-    visible, allowed, _ = random_visible(seed, use_targets, use_contexts, mask)
+    visible, allowed, _ = random_visible(seed, use_targets, window)
     blocks = -(-LENGTH // key_block)
     ranges = key_block_ranges(visible, query_block, key_block)
     a, b, c, d = (np.array(ranges)[:, :, None, n] for n in range(4))
@@ -88,7 +76,7 @@ def test_every_visible_pair_is_in_a_visited_block(
 def test_many_targets_do_not_visit_one_another():
     segments = jnp.ones((1, 64), jnp.int32)
     targets = jnp.arange(64)[None] >= 16
-    ranges = key_block_ranges(visible_keys(segments, targets), 8, 8)
+    ranges = key_block_ranges(visible_keys(Mask(segments, targets)), 8, 8)
     np.testing.assert_array_equal(
         ranges[0, 6], [0, 2, 6, 7]
     )  # the history's two blocks and its own

@@ -1,4 +1,4 @@
-"""What the block-windowed implementation promises beyond the tests that all share: memory, bfloat16, sharding."""
+"""The chunked implementation beyond the tests that all share: memory, bfloat16, sharding."""
 
 import re
 
@@ -13,7 +13,7 @@ from tests.pallas_kernels.subjects import expected, make_case, results
 
 
 def assert_close(ours, expected, atol=1e-5):
-    """Asserts equality leaf by leaf, to `atol` times the largest entry of the leaf where that is above 1."""
+    """Assert equality leaf by leaf, to `atol` times the largest entry of the leaf where above 1."""
     for (path, a), b in zip(
         jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True
     ):
@@ -30,9 +30,13 @@ def test_the_shipped_chunk_equals_the_reference_on_rows_of_several_chunks():
 
     def gradients(implementation):
         forward = lambda floats: hstu_attention(
-            **floats, segments=jnp.array(segments), query_times=times, key_times=times, max_length=60,
+            **floats,
+            segments=jnp.array(segments),
+            query_times=times,
+            key_times=times,
+            max_length=60,
             implementation=implementation,
-        )  # fmt: skip
+        )
         return jax.jit(jax.grad(lambda floats: jnp.sum(forward(floats) ** 2)))(
             jax.tree.map(jnp.float32, floats)
         )
@@ -47,9 +51,14 @@ def test_long_rows_hold_no_tensor_of_length_squared():
 
     def loss(q, k, v, position_table, time_table):
         return hstu_attention(
-            q, k, v, segments, max_length=longest, position_table=position_table, time_table=time_table,
-            query_times=times, key_times=times, implementation="xla",
-        ).sum()  # fmt: skip
+            *(q, k, v, segments),
+            max_length=longest,
+            position_table=position_table,
+            time_table=time_table,
+            query_times=times,
+            key_times=times,
+            implementation="xla",
+        ).sum()
 
     program = jax.jit(jax.value_and_grad(loss, argnums=range(5))).lower(
         q, q, q, jnp.ones(longest), jnp.ones(129)
@@ -100,3 +109,7 @@ def test_a_row_as_long_as_a_sequence_computes_about_the_causal_half_of_the_pairs
     out = hstu_attention(q, q, q, segments, max_length=1024, implementation="xla")
     assert (out == 1).all()
     assert widths == [128, 256, 384, 512, 640, 768, 896, 1024]  # two chunks of 64 queries each
+
+    widths.clear()
+    hstu_attention(q, q, q, segments, max_length=1024, window=100, implementation="xla")
+    assert max(widths) == 164  # a chunk and the window before it

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gr_jax.data.batches import tokenizer as streams
+from gr_jax.data.batches import tokenizer
+from gr_jax.data.batches.packing import Slots
 from gr_jax.models.recommender import functional
 from gr_jax.serving.history_tokens import FIELDS, Tokens, of_rows, to_rows
 from gr_jax.serving.m_falcon import Candidates, Scorer
@@ -20,10 +21,10 @@ ROOM = 16
 
 def rows_of(dataset, spans, kind: str):
     """The batch with one sequence a row, and the tokens of each."""
-    count = streams.token_counts(dataset, spans, scheme=scheme(kind))
-    place = np.arange(len(spans)), np.zeros(len(spans), np.int64)
-    shape = dict(num_rows=len(spans), row_length=ROOM)
-    return streams.fill_rows(dataset, spans, *place, **shape, scheme=scheme(kind)), count
+    events, row = dataset.events, np.arange(len(spans))
+    count = tokenizer.token_counts(events, spans, scheme(kind))
+    slots = Slots(row, 0 * row, len(spans), ROOM)
+    return tokenizer.fill_rows(events, dataset.catalogue, spans, scheme(kind), slots), count
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -68,12 +69,12 @@ def test_the_last_event_of_a_log_as_a_candidate_gets_the_logits_of_training(kind
         entries = scorer.history(of_rows(batch, last))
         pick = lambda name, row, batch=batch, last=last: getattr(batch, name)[row, last[row]]
         given = [
-            [pick(name, row) for name in ("item", "time", "side", "action")]
+            [pick(name, row) for name in ("item", "time", "item_features", "action")]
             for row in range(len(spans))
         ]
         candidates = [
-            Candidates(item[None], int(time), side[None], int(action))
-            for item, time, side, action in given
+            Candidates(item[None], int(time), item_features[None], int(action))
+            for item, time, item_features, action in given
         ]
         for row, found in enumerate(scorer.score(entries, candidates)):
             np.testing.assert_allclose(found[0], logits[row, last[row]], atol=1e-5, rtol=1e-5)
@@ -94,4 +95,4 @@ def test_histories_are_compared_in_all_that_they_hold():
         values[1] += 1
         changed = dataclasses.replace(tokens, **{name: values})
         assert changed.starts_with(tokens[:1]) and not changed.starts_with(tokens[:2])
-    assert not tokens.starts_with(dataclasses.replace(tokens[:2], side=None))
+    assert not tokens.starts_with(dataclasses.replace(tokens[:2], item_features=None))

@@ -15,8 +15,8 @@ from gr_jax.serving.history_tokens import Tokens, of_rows
 from gr_jax.serving.m_falcon import Candidates, Scorer
 from tests.models.ranking_batch import (
     ACTIONS,
+    ITEM_FEATURES,
     ITEMS,
-    SIDES,
     TASKS,
     VALUES,
     one_per_row,
@@ -68,8 +68,8 @@ def ranking_user(rng, length: int, count: int) -> tuple[Tokens, Candidates, np.n
     tail = [t | shared for t in tails[len(tails) - count :]]
     batch = one_per_row([sequence + tail], (1, N + MOST))
     logits = np.asarray(one_pass(TASKS)(batch))[0, length : length + count]
-    chosen = [np.array([t[name] for t in tail], np.int32) for name in ("item", "side")]
-    candidates = Candidates(chosen[0], last + 50, chosen[1].reshape(count, SIDES), action)
+    chosen = [np.array([t[name] for t in tail], np.int32) for name in ("item", "item_features")]
+    candidates = Candidates(chosen[0], last + 50, chosen[1].reshape(count, ITEM_FEATURES), action)
     return of_rows(jax.tree.map(np.asarray, batch), [length])[0], candidates, logits
 
 
@@ -79,11 +79,14 @@ def retrieval_user(rng, length: int, count: int) -> tuple[Tokens, Candidates, np
     item, action = rng.integers(1, ITEMS + 1, length), 1 + 2 * rng.integers(0, 2**ACTIONS, length)
     item[0] = action[0] = item[length // 2] = action[length // 2] = 0
     item[-1] = 7
-    side, feature = rng.integers(0, VALUES + 1, (length, SIDES)), np.where(item == 0, 3, 0)
+    item_features, user_feature = (
+        rng.integers(0, VALUES + 1, (length, ITEM_FEATURES)),
+        np.where(item == 0, 3, 0),
+    )
     tokens = Tokens(
         *(
             x.astype(np.int32)
-            for x in (item, time[:-1], action, feature, side * (item > 0)[:, None])
+            for x in (item, time[:-1], action, user_feature, item_features * (item > 0)[:, None])
         )
     )
     fields = {

@@ -173,7 +173,7 @@ def predictions(loaded, workdir, users: int) -> tuple[list, list]:
         lambda batch: load.predictions(run.graphdef, params, batch, tasks=run.scheme.tasks)
     )
     low = int(np.quantile(run.dataset.events.timestamp, 0.3))
-    rows = ranking_rows.label_rows(
+    rows = ranking_rows.label_batches(
         run.dataset, run.config, run.scheme, low, 2**40, device_multiple=1
     )
     judged, labels = predict_all(lambda batch: predict(batch).reshape(-1, 2), rows, run)

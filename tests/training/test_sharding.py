@@ -20,7 +20,8 @@ from gr_jax.config import (
     TrainConfig,
 )
 from gr_jax.data.batches import epochs
-from gr_jax.data.batches.share import Share
+from gr_jax.data.batches.batch import Share
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
@@ -55,7 +56,9 @@ def start(config: Config):
     fresh = lambda key: cast_tables(init(key), config.optimizer.table_dtype)
     optimizer = make_optimizer(config.optimizer)
     key = jax.random.key(config.seed)
-    train_state, shardings = state.create(fresh, optimizer, key, mesh=mesh, rules=config.mesh.rules)
+    train_state, shardings = state.create(
+        fresh, optimizer.init, key, mesh=mesh, rules=config.mesh.rules
+    )
     step = make_train_step(graphdef, optimizer, config, num_items=ITEMS, item_log_q=None)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     return mesh, train_state, sharding.on_mesh(mesh, step)
@@ -64,9 +67,9 @@ def start(config: Config):
 def losses_of(config: Config, steps: int = 20):
     mesh, train_state, step = start(config)
     # Eight rows a batch on every mesh, so that all see the same batches.
-    rows = epochs.train_rows(make_log(), config.data, batch_users=24, device_multiple=8)
+    rows = epochs.retrieval_batches(make_log(), config.data, batch_users=24, device_multiple=8)
     losses = []
-    for batch in epochs.train_batches(rows, 0, steps):
+    for batch in read_batches(rows, 0, steps):
         batch = sharding.put(batch, sharding.batch_sharding(mesh))
         train_state, metrics = step(train_state, batch, jax.random.key(1))
         losses.append(float(metrics["loss"]))
@@ -84,9 +87,9 @@ def test_a_planned_state_is_a_fresh_one_without_its_memory():
     fresh = lambda key: cast_tables(init(key), config.optimizer.table_dtype)
     rows = {"rows": np.zeros((ITEMS, 2), np.int32)}
     made, shardings = state.create(
-        fresh, optimizer, jax.random.key(7), mesh=mesh, rules=rules, vocabulary=rows
+        fresh, optimizer.init, jax.random.key(7), mesh=mesh, rules=rules, vocabulary=rows
     )
-    planned = state.planned(fresh, optimizer, mesh=mesh, rules=rules, vocabulary=rows)
+    planned = state.planned(fresh, optimizer.init, mesh=mesh, rules=rules, vocabulary=rows)
     assert planned == state.abstract(made) and state.shardings_of(planned) == shardings
     state.free(made)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(made))
@@ -102,7 +105,8 @@ def test_one_and_eight_devices_train_to_the_same_losses(loss):
         assert_sharded(train_state, data * model)
 
 
-# Dense or sparse, and every way in which rows travel; experiments/speed/sparse_step.py goes through all shapes of meshes.
+# Every way in which entries travel; experiments/speed/sparse_step.py goes through all shapes of
+# meshes.
 @pytest.mark.parametrize(
     ("data", "model", "exchange", "optimizer"),
     [
@@ -123,7 +127,10 @@ def test_a_sparse_optimizer_trains_to_the_same_losses_on_a_mesh(data, model, exc
 
 
 def assert_sharded(train_state: state.TrainState, devices: int, arrays: int = 3) -> None:
-    """Every array of a table or its moments is split over all devices, and nothing large is replicated."""
+    """Every array of a table or its moments is split over all devices.
+
+    Nothing large is replicated.
+    """
     tables = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(train_state):
         name = sharding.path_name(path)
@@ -237,5 +244,6 @@ def test_a_dimension_that_does_not_divide_is_an_error_that_names_it():
 
 def test_a_step_can_be_made_where_grain_and_polars_are_not_installed():
     code = "import sys; sys.modules['grain'] = sys.modules['polars'] = None; "
-    code += "import gr_jax.training.retrieval.step, gr_jax.training.sharding, gr_jax.training.state, gr_jax.planning.compiled_step"
+    code += "import gr_jax.training.retrieval.step, gr_jax.training.sharding, "
+    code += "gr_jax.training.state, gr_jax.planning.compiled_step"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,4 +1,7 @@
-"""What a step sees: packed rows of tokens, and the questions asked of them in an evaluation."""
+"""The inputs of a step: packed rows of tokens or impressions, and what an evaluation asks of them.
+
+Imports neither Grain nor polars: a training step needs this module where neither is installed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 if TYPE_CHECKING:
     from jax import Array
@@ -18,52 +21,85 @@ else:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows of tokens; padding holds 0 everywhere. What a run does not use is None.
+    """Packed rows of tokens; padding holds 0 everywhere. Fields that a run does not use are None.
 
-    A token is an item, an action, an item with an action, or a feature value (Zhai et al. 2024, table 1).
+    A token is an item, an action, an item with an action, or a feature value (Zhai et al. 2024,
+    table 1).
     """
 
     item: Int[Array, "R L"]  # item id, 1 to X; 0 where the token names none
     time: Int[Array, "R L"]  # seconds since the first event of the sequence
-    # seconds, of the event to predict: the one after the token; in ranking its own
+    # seconds, of the event to predict: the one after the token, in ranking its own
     query_time: Int[Array, "R L"]
     position: Int[Array, "R L"]  # 0 for the oldest token of a sequence
     segment: Int[Array, "R L"]  # which sequence of the row a token belongs to, from 1; 0 = padding
     label: Int[Array, "R L"] | None = None  # retrieval: item id to predict; 0 = none
-    # 0 = tells no action; else 1 + 2 * bits, bit i = meta["actions"][i]
+    # 0 = no action; else 1 + 2 * bits, bit i = meta["actions"][i]
     action: Int[Array, "R L"] | None = None
-    side: Int[Array, "R L F"] | None = None  # feature values of the item, 0-padded
+    item_features: Int[Array, "R L F"] | None = None  # feature values of the item, 0-padded
     # value of a user attribute or slow series; 0 = the token is none
-    feature: Int[Array, "R L"] | None = None
+    user_feature: Int[Array, "R L"] | None = None
     target: Bool[Array, "R L"] | None = None  # candidate tokens
-    outcome: Float[Array, "R L Y"] | None = None  # ranking: what happened at this event, by task
-    outcome_weight: Float[Array, "R L Y"] | None = None  # 1 = the outcome is a label, 0 = it is not
+    outcome: Float[Array, "R L Y"] | None = None  # ranking: what happened at the event, by task
+    # 1 = the outcome is a label, 0 = it is not
+    outcome_weight: Float[Array, "R L Y"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Impressions:
-    """Single events with the history before each: what a ranking model without sequences trains on; padded with 0."""
+    """Single events with the history before each, for ranking without sequences; 0-padded."""
 
-    item: Int[Array, " B"]  # item id to judge, 1 to X; 0 = padding
-    feature: (
-        Int[Array, "B C"] | None
-    )  # user attributes in fixed places, then the latest values of slow series
+    item: Int[Array, " B"]  # item id of the event, 1 to X; 0 = padding
+    # user attributes in fixed places, then the latest values of slow series
+    user_features: Int[Array, "B C"] | None
     history_item: Int[Array, "B N"]  # events before, oldest first; 0 = none
     history_action: Int[Array, "B N"]  # 1 + 2 * bits, as in `Batch.action`; 0 = none
-    history_age: Int[Array, "B N"]  # seconds from each to the event to judge
+    history_age: Int[Array, "B N"]  # seconds from each to the event
     outcome: Float[Array, "B Y"]  # what happened, by task
     outcome_weight: Float[Array, "B Y"]  # 1 = the outcome is a label, 0 = it is not
-    # Of the whole catalogue, row = item id: a batch has far more events than a catalogue for this kind of model items.
-    # feature values of each item, 0-padded, as many rows as its table
-    item_side: Int[Array, "*S rows F"] | None = None
+    # Feature values of the whole catalogue, entry = item id, 0-padded to the size of its table: a
+    # batch has far more events than the catalogues of this kind of model have items.
+    catalogue_features: Int[Array, "*S rows F"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Queries:
-    """The held-out events of one batch: which token asks, what the answer is, what was seen before; padded with 0."""
+    """Held-out events of a batch of retrieval: which token asks, and for which item; 0-padded."""
 
     token: Int[Array, " Q"]  # row * L + column of the last token of each sequence
     target: Int[Array, " Q"]  # held-out item id; 0 = no query
     seen: Int[Array, "Q S"]  # item ids that are not ranked, in any order
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The events of a batch of ranking whose outcomes are evaluated, T of them."""
+
+    # where the prediction is: row * L + column, or index of the impression
+    place: Int[np.ndarray, " T"]
+    user: Int[np.ndarray, " T"]  # whose event it is
+    history: Int[np.ndarray, " T"]  # events of the user before it, visible or not
+    outcome: Float32[np.ndarray, "T Y"]  # what happened, by task
+    known: Float32[np.ndarray, "T Y"]  # 1 where that is known, else 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that a process holds: number `index` of `count` equal parts."""
+
+    index: int = 0
+    count: int = 1
+    # Empty rows fill a batch up to a multiple of this, the `data` axis of the mesh; it is itself a
+    # multiple of `count`.
+    device_multiple: int = 1
+
+    def of(self, batch_rows: int) -> tuple[int, int, int]:
+        """First row of the part, the row after its last real one, and its size with empty rows."""
+        size = -(-batch_rows // self.device_multiple) * self.device_multiple // self.count
+        first = min(self.index * size, batch_rows)
+        return first, min(first + size, batch_rows), size
+
+
+WHOLE = Share()

@@ -1,4 +1,7 @@
-"""Packed batches as a random-access Grain dataset: batch i is a pure function of (seed, i), whatever the processes."""
+"""Training batches of packed rows, shuffled epoch after epoch.
+
+Batch i is a pure function of (seed, i), the same on any number of processes.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,23 @@ import bisect
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import grain
 import numpy as np
 from jaxtyping import Int
 
-from gr_jax.config import ConfigError, DataConfig
+from gr_jax.config import DataConfig
 from gr_jax.data.batches import packing, sequences, stochastic_length, tokenizer
-from gr_jax.data.batches.batch import Batch, Queries
+from gr_jax.data.batches.batch import WHOLE, Batch, Impressions, Share
+from gr_jax.data.batches.packing import Slots
 from gr_jax.data.batches.sequences import Spans
-from gr_jax.data.batches.share import WHOLE, Share
 from gr_jax.data.dataset import Dataset
 
 
 @runtime_checkable
 class TrainPlan(Protocol):
-    """The batches of a training run: what the training loop needs to know of them."""
+    """The batches of a training run, as the training loop sees them."""
 
     def first_step(self, epoch: int) -> int:
         """Number of the first batch of an epoch."""
@@ -34,14 +35,14 @@ class TrainPlan(Protocol):
         """Epoch of batch `step`, and its number in the epoch."""
         ...
 
-    def batch(self, index: int, share: Share) -> Any:
-        """Batch `index` of the run: a share of it."""
+    def batch(self, index: int, share: Share) -> Batch | Impressions:
+        """A share of batch `index` of the run."""
         ...
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass: the sequences as they are this time, and where each lies."""
+    """One pass: its sequences, perhaps cut, and where each lies."""
 
     spans: Spans
     rows: packing.RowIndex
@@ -52,25 +53,35 @@ class Epoch:
         return self.rows.packing.num_rows
 
 
-Cut = Callable[[Spans, int], Spans]  # the sequences as an epoch sees them: Stochastic Length
-
-
 @dataclass(frozen=True, eq=False)
 class TrainBatches:
     """Packed batches `batch(i)` for i from 0, shuffled epoch after epoch."""
 
-    spans: Spans
-    count: Callable[[Spans], Int[np.ndarray, " B"]]  # tokens of each sequence
-    make: tokenizer.Fill
+    dataset: Dataset
+    spans: Spans  # before Stochastic Length cuts them
+    scheme: tokenizer.TokenScheme
+    config: DataConfig
     packing: packing.Packing  # of the uncut sequences
-    row_length: int  # L
     batch_rows: int  # R, rows of a global batch
     seed: int
-    cut: Cut | None = None
     shards: int = 1  # equal parts of a batch, on different devices, whose costs are evened out
     _first_steps: list[int] = field(default_factory=lambda: [0])
     # the reading thread plans ahead too
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def row_length(self) -> int:
+        """L."""
+        return self.config.row_length
+
+    @property
+    def is_cut(self) -> bool:
+        """True if Stochastic Length cuts histories, by epoch."""
+        return self.config.stochastic_length_alpha < 2
+
+    def count(self, spans: Spans) -> Int[np.ndarray, " B"]:
+        """Tokens of each sequence."""
+        return tokenizer.token_counts(self.dataset.events, spans, self.scheme)
 
     @property
     def fill(self) -> float:
@@ -82,56 +93,64 @@ class TrainBatches:
     def epoch(self, epoch: int) -> Epoch:
         """The sequences of an epoch and their places."""
         spans, lengths, shuffled = self._shuffled(epoch)
-        return Epoch(
-            spans,
-            packing.RowIndex(
-                packing.balance(shuffled, causal_pairs(lengths), self.batch_rows, self.shards)
-            ),
-        )
+        cost = causal_pairs(lengths)
+        balanced = packing.balance(shuffled, cost, self.batch_rows, self.shards)
+        return Epoch(spans, packing.RowIndex(balanced))
 
     def _shuffled(self, epoch: int) -> tuple[Spans, Int[np.ndarray, " B"], packing.Packing]:
-        spans = self.spans if self.cut is None else self.cut(self.spans, epoch)
+        spans = self._cut(epoch) if self.is_cut else self.spans
         lengths = self.count(spans)
-        packed = self.packing if self.cut is None else packing.pack(lengths, self.row_length)
-        return (
-            spans,
-            lengths,
-            packing.shuffle(packed, lengths, np.random.default_rng((self.seed, epoch))),
+        packed = packing.pack(lengths, self.row_length) if self.is_cut else self.packing
+        rng = np.random.default_rng((self.seed, epoch))
+        return spans, lengths, packing.shuffle(packed, lengths, rng)
+
+    def _cut(self, epoch: int) -> Spans:
+        """The sequences of an epoch under Stochastic Length."""
+        spans = self.spans
+        kept, length = stochastic_length.choose(
+            spans.begin,
+            spans.length,
+            self.dataset.events.timestamp,
+            spans.user,
+            rule=stochastic_length.Rule.of(self.config),
+            seed=self.seed,
+            epoch=epoch,
         )
+        begin, end = np.cumsum(length) - length, spans.begin + spans.length
+        length = length.astype(np.int32)
+        return dataclasses.replace(spans, begin=begin, length=length, kept=kept, end=end)
 
     def imbalance(self, *, token_cost: float, pair_cost: float) -> tuple[float, float]:
-        """`packing.imbalance` of the first epoch before its rows were ordered and as it is.
+        """`packing.imbalance` of the first epoch, before and after its rows were balanced.
 
         token_cost: of a token, padding or not; pair_cost: of a query and a key that it sees.
         """
         _, lengths, shuffled = self._shuffled(0)
-        orders = (shuffled, self.epoch(0).rows.packing)
         cost, row_cost = pair_cost * causal_pairs(lengths), token_cost * self.row_length
         before, after = (
             packing.imbalance(order, cost, self.batch_rows, self.shards, row_cost=row_cost)
-            for order in orders
+            for order in (shuffled, self.epoch(0).rows.packing)
         )
         return before, after
 
     def steps(self, epoch: int) -> int:
         """Batches of an epoch; all have equally many unless histories are cut."""
-        num_rows = self.packing.num_rows if self.cut is None else self.epoch(epoch).num_rows
+        num_rows = self.epoch(epoch).num_rows if self.is_cut else self.packing.num_rows
         return -(-num_rows // self.batch_rows)
 
     def first_step(self, epoch: int) -> int:
         """Number of the first batch of an epoch."""
-        if self.cut is None:
+        if not self.is_cut:
             return epoch * self.steps(0)
         with self._lock:
             while len(self._first_steps) <= epoch:
-                self._first_steps.append(
-                    self._first_steps[-1] + self.steps(len(self._first_steps) - 1)
-                )
+                steps = self.steps(len(self._first_steps) - 1)
+                self._first_steps.append(self._first_steps[-1] + steps)
         return self._first_steps[epoch]
 
     def locate(self, step: int) -> tuple[int, int]:
         """Epoch of batch `step`, and its number in the epoch."""
-        if self.cut is None:
+        if not self.is_cut:
             return divmod(step, self.steps(0))
         while self._first_steps[-1] <= step:
             self.first_step(len(self._first_steps))
@@ -139,21 +158,22 @@ class TrainBatches:
         return epoch, step - self.first_step(epoch)
 
     def batch(self, index: int, share: Share = WHOLE) -> Batch:
-        """Batch `index` of the run: a share of its rows, [R / count, L]."""
+        """A share of batch `index` of the run, [R / count, L]."""
         number, k = self.locate(index)
         epoch, (first, last, size) = self.epoch(number), share.of(self.batch_rows)
-        chosen, row, column = epoch.rows.between(
-            k * self.batch_rows + first, k * self.batch_rows + last
-        )
-        return self.make(epoch.spans.take(chosen), row=row, column=column, num_rows=size)
+        first, last = k * self.batch_rows + first, k * self.batch_rows + last
+        chosen, row, column = epoch.rows.between(first, last)
+        slots = Slots(row, column, size, self.row_length)
+        events, catalogue = self.dataset.events, self.dataset.catalogue
+        return tokenizer.fill_rows(events, catalogue, epoch.spans.take(chosen), self.scheme, slots)
 
 
 def causal_pairs(lengths: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-    """Pairs of a query and a key that it sees, in sequences of these lengths: what attention costs."""
+    """Pairs of a query and a key that it sees, in sequences of these lengths: attention's cost."""
     return lengths.astype(np.int64) * (lengths.astype(np.int64) + 1) // 2
 
 
-def plan_rows(
+def plan_batches(
     dataset: Dataset,
     spans: Spans,
     config: DataConfig,
@@ -163,52 +183,26 @@ def plan_rows(
     device_multiple: int,
     seed: int,
 ) -> TrainBatches:
-    """Plans training batches of `spans`: rows per batch so that a batch holds `batch_users` sequences on average.
+    """Training batches of `spans` with `batch_users` sequences on average.
 
     Args:
       dataset: the prepared log.
       spans: the sequences that train.
       config: max_length N, row_length L and Stochastic Length.
-      stream: how events become tokens.
+      scheme: how events become tokens.
       batch_users: mean sequences in a global batch.
-      device_multiple: the devices that rows are shared among: R is a multiple of this, and each
-        gets about equal work.
+      device_multiple: devices that share the rows: R is a multiple, and each gets about equal work.
       seed: of the shuffles and cuts.
     """
-    count = functools.partial(tokenizer.token_counts, dataset, scheme=scheme)
-    make = tokenizer.filler(dataset, row_length=config.row_length, scheme=scheme)
-    cut = None
-    if config.stochastic_length_alpha < 2:
-        cut = functools.partial(_cut, timestamp=dataset.events.timestamp, config=config, seed=seed)
-    whole = packing.pack(count(spans), config.row_length)
-    rows = TrainBatches(spans, count, make, whole, config.row_length, 1, seed, cut)
-    first = rows.epoch(0).rows.packing
+    counts = tokenizer.token_counts(dataset.events, spans, scheme)
+    whole = packing.pack(counts, config.row_length)
+    plan = TrainBatches(dataset, spans, scheme, config, whole, batch_rows=1, seed=seed)
+    first = plan.epoch(0).rows.packing
     batch_rows = packing.rows_per_batch(first, len(spans), batch_users, device_multiple)
-    return dataclasses.replace(rows, batch_rows=batch_rows, shards=device_multiple)
+    return dataclasses.replace(plan, batch_rows=batch_rows, shards=device_multiple)
 
 
-def _cut(
-    spans: Spans, epoch: int, *, timestamp: Int[np.ndarray, " E"], config: DataConfig, seed: int
-) -> Spans:
-    """The sequences as an epoch sees them under Stochastic Length."""
-    kept, length = stochastic_length.choose(
-        spans.begin,
-        spans.length,
-        timestamp,
-        spans.user,
-        max_length=config.max_length,
-        alpha=config.stochastic_length_alpha,
-        selection=config.stochastic_length_selection,  # type: ignore[arg-type]
-        seed=seed,
-        epoch=epoch,
-    )
-    begin, end = np.cumsum(length) - length, spans.begin + spans.length
-    return dataclasses.replace(
-        spans, begin=begin, length=length.astype(np.int32), kept=kept, end=end
-    )
-
-
-def train_rows(
+def retrieval_batches(
     dataset: Dataset,
     config: DataConfig,
     scheme: tokenizer.TokenScheme = tokenizer.ITEMS,
@@ -217,9 +211,9 @@ def train_rows(
     device_multiple: int = 1,
     seed: int = 0,
 ) -> TrainBatches:
-    """Plans the training batches of retrieval; arguments as of `plan_rows`."""
+    """Training batches of retrieval: the training part of every user. Arguments: `plan_batches`."""
     spans = sequences.spans(dataset.events.offsets, "train", max_length=config.max_length)
-    return plan_rows(
+    return plan_batches(
         dataset,
         spans,
         config,
@@ -227,121 +221,4 @@ def train_rows(
         batch_users=batch_users,
         device_multiple=device_multiple,
         seed=seed,
-    )
-
-
-def train_batches(
-    plan: TrainPlan, first: int, last: int, share: Share = WHOLE
-) -> grain.DatasetIterator:
-    """Iterator over batches `first` to `last` - 1 of the run, a share of each; reads ahead in a thread.
-
-    The number of the next batch is all its state: resuming is starting at `first`, on any number of processes.
-    """
-    read = functools.partial(plan.batch, share=share)
-    dataset = grain.MapDataset.range(first, last).map(read)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
-
-
-@dataclass(frozen=True, eq=False)
-class EvaluationBatches:
-    """The batches of a retrieval evaluation: every user of a split once, in a fixed order."""
-
-    dataset: Dataset
-    spans: Spans
-    make: tokenizer.Fill
-    lengths: Int[np.ndarray, " B"]  # tokens of each sequence
-    rows: packing.RowIndex
-    row_length: int  # L
-    batch_rows: int  # R
-    exclude: str  # history | visible | none
-
-    def __len__(self) -> int:
-        return -(-self.rows.packing.num_rows // self.batch_rows)
-
-    @functools.cached_property
-    def _max_queries(self) -> int:
-        return self.rows.most_sequences(self.batch_rows)
-
-    def batch(self, index: int) -> tuple[Batch, Queries, Int[np.ndarray, " B"]]:
-        """Batch `index`: its rows, its queries, and the users that ask (as many as queries that are not padding)."""
-        chosen, row, column = self.rows.between(
-            index * self.batch_rows, (index + 1) * self.batch_rows
-        )
-        spans = self.spans.take(chosen)
-        batch = self.make(spans, row=row, column=column, num_rows=self.batch_rows)
-        token = row * self.row_length + column + self.lengths[chosen] - 1  # the last event's
-        target = self.dataset.events.item[spans.begin + spans.length]
-        queries = Queries(
-            *(self._pad(values) for values in (token, target, self._seen_items(spans)))
-        )
-        return batch, queries, spans.user
-
-    def history(self, users: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
-        """Events before the target of each of these users, visible to the model or not."""
-        spans = self.spans.take(np.searchsorted(self.spans.user, users))
-        return spans.begin + spans.length - spans.first
-
-    def seen(self, spans: Spans) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
-        """Flat indices of the first event whose item is not ranked, and of the target: those between are left out."""
-        end = spans.begin + spans.length
-        return {"history": spans.first, "visible": spans.begin, "none": end}[self.exclude], end
-
-    def _pad(self, values: np.ndarray) -> Any:
-        """int32, with zeros up to the number of queries that all batches have room for."""
-        missing = self._max_queries - len(values)
-        return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)).astype(np.int32)
-
-    def _seen_items(self, spans: Spans) -> Int[np.ndarray, "B S"]:
-        """Item ids before each target, 0-padded to a power of two so that few shapes are compiled."""
-        start, end = self.seen(spans)
-        length = end - start
-        width = 1 << int(max(length.max(), 1) - 1).bit_length()
-        seen = np.zeros((len(spans), width), np.int32)
-        user = np.repeat(np.arange(len(spans)), length)
-        seen[user, packing.token_index(np.zeros_like(length), length)] = self.dataset.events.item[
-            packing.token_index(start, length)
-        ]
-        return seen
-
-
-def evaluation_rows(
-    dataset: Dataset,
-    config: DataConfig,
-    split: sequences.Split,
-    scheme: tokenizer.TokenScheme = tokenizer.ITEMS,
-    *,
-    batch_users: int,
-    exclude: str,
-    sample: int = 0,
-    device_multiple: int = 1,
-) -> EvaluationBatches:
-    """Plans the evaluation of `split`, on a fixed random sample of `sample` users, or on all of them with 0.
-
-    Users whose held-out event is no label (its action is not positive) are left out.
-
-    Raises:
-      ConfigError: no user is left.
-    """
-    spans = sequences.spans(dataset.events.offsets, split, max_length=config.max_length)
-    if scheme.positive_bit >= 0:
-        assert dataset.events.action is not None
-        spans = spans.take(
-            np.flatnonzero(dataset.events.action[spans.last_event + 1] >> scheme.positive_bit & 1)
-        )
-        if len(spans) == 0:
-            name = dataset.catalogue.actions[scheme.positive_bit]
-            raise ConfigError(
-                f"config.loss.positive={name!r}: the {split} event of no user has this action, so there is nothing to"
-                " evaluate; choose an action that happens, or '' to predict every event"
-            )
-    if 0 < sample < len(spans):
-        spans = spans.take(
-            np.sort(np.random.default_rng(0).choice(len(spans), sample, replace=False))
-        )
-    lengths = tokenizer.token_counts(dataset, spans, scheme=scheme)
-    rows = packing.RowIndex(packing.pack(lengths, config.row_length))
-    batch_rows = packing.rows_per_batch(rows.packing, len(spans), batch_users, device_multiple)
-    make = tokenizer.filler(dataset, row_length=config.row_length, scheme=scheme)
-    return EvaluationBatches(
-        dataset, spans, make, lengths, rows, config.row_length, batch_rows, exclude
     )

@@ -1,4 +1,4 @@
-"""Sequences -> rows: several users' sequences back to back in rows of a fixed length, never split."""
+"""Sequences -> rows: whole sequences of several users back to back in rows of a fixed length."""
 
 from __future__ import annotations
 
@@ -11,18 +11,33 @@ from jaxtyping import Float, Int, Num
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each sequence lies: row and first column, for sequences in the order of the lengths given."""
+    """Row and first column of each sequence, in the order of the lengths given."""
 
     row: Int[np.ndarray, " B"]  # row of the sequence
     column: Int[np.ndarray, " B"]  # column of its first token
     num_rows: int  # rows used; of balanced batches the last may hold its empty rows among them
 
 
+@dataclass(frozen=True)
+class Slots:
+    """Places of sequences in the rows of one batch, [num_rows, row_length]."""
+
+    row: Int[np.ndarray, " B"]  # row of the sequence
+    column: Int[np.ndarray, " B"]  # column of its first token
+    num_rows: int
+    row_length: int
+
+    @property
+    def start(self) -> Int[np.ndarray, " B"]:
+        """Flat index, row * L + column, of the first token of each sequence."""
+        return self.row * self.row_length + self.column
+
+
 def pack(lengths: Int[np.ndarray, " B"], row_length: int) -> Packing:
     """Best-fit-decreasing packing of sequences into rows.
 
-    The longest sequence goes first, each into the fullest row that still has room. The number of rows depends on the
-    multiset of lengths alone, so every epoch has as many however its users are shuffled.
+    The longest sequence goes first, each into the fullest row that still has room. The number of
+    rows depends on the multiset of lengths alone, so it is the same in every shuffled epoch.
 
     Args:
       lengths: tokens of each sequence, 1 to row_length.
@@ -36,10 +51,9 @@ def pack(lengths: Int[np.ndarray, " B"], row_length: int) -> Packing:
             f"a sequence of {lengths.max()} tokens does not fit in a row of {row_length}"
         )
     order = np.argsort(-lengths, kind="stable")
-    rows_with_room: list[list[int]] = [
-        [] for _ in range(row_length + 1)
-    ]  # open rows by free tokens
-    free_sizes = 0  # bit f: a row with f free tokens is open; the best fit is the lowest bit set from `length` on
+    rows_with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # by free tokens
+    # Bit f: a row with f free tokens is open; the best fit is the lowest bit set from `length` on.
+    free_sizes = 0
     row, column, num_rows = [0] * len(order), [0] * len(order), 0
     for i, length in enumerate(lengths[order].tolist()):
         fitting = free_sizes >> length
@@ -63,7 +77,7 @@ def pack(lengths: Int[np.ndarray, " B"], row_length: int) -> Packing:
 
 
 def shuffle(packing: Packing, lengths: Int[np.ndarray, " B"], rng: np.random.Generator) -> Packing:
-    """The same rows with other users: sequences of equal length change places, and the rows their order, at random."""
+    """A random permutation: sequences of equal length change places, rows change their order."""
     permutation = rng.permutation(len(lengths))
     place = np.argsort(lengths, kind="stable")
     taken_by = permutation[np.argsort(lengths[permutation], kind="stable")]
@@ -73,15 +87,16 @@ def shuffle(packing: Packing, lengths: Int[np.ndarray, " B"], rng: np.random.Gen
 
 
 def balance(packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shards: int) -> Packing:
-    """The same rows in the same batches, in an order in which equal parts of a batch cost about the same.
+    """The rows of each batch in an order in which equal parts of the batch cost about the same.
 
-    A device that has less to do than the others waits for them. Of the rows of a batch the costliest goes first, each
-    to the part with the least so far that still has room. One shard changes nothing.
+    A device that has less to do than the others waits for them. Of the rows of a batch the
+    costliest goes first, each to the part with the least so far that still has room. One shard
+    changes nothing.
 
     Args:
-      packing: rows 0 to num_rows - 1; batch b is rows b * batch_rows to (b + 1) * batch_rows - 1, the last one filled
-        up with empty rows, which this may put between the others.
-      cost: of each sequence; that of a row is the sum. What all rows cost alike need not be in it.
+      packing: rows 0 to num_rows - 1; batch b is rows b * batch_rows to (b + 1) * batch_rows - 1,
+        the last one filled up with empty rows, which this may put between the others.
+      cost: of each sequence; that of a row is the sum. A cost common to all rows can be left out.
       batch_rows: R, a multiple of `shards`.
       shards: S; part s of a batch is its rows s * R / S to (s + 1) * R / S - 1.
     """
@@ -91,9 +106,8 @@ def balance(packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shar
     batches, room = np.arange(len(costs)), batch_rows // shards
     load, count = np.zeros((len(costs), shards)), np.zeros((len(costs), shards), np.int64)
     place = np.empty(costs.shape, np.int64)
-    for row in np.argsort(
-        -costs, axis=1, kind="stable"
-    ).T:  # of each batch the costliest row, then the next, ..
+    costliest_first = np.argsort(-costs, axis=1, kind="stable")
+    for row in costliest_first.T:  # one row of each batch at a time
         shard = np.where(count < room, load, np.inf).argmin(axis=1)
         place[batches, row] = shard * room + count[batches, shard]
         load[batches, shard] += costs[batches, row]
@@ -105,7 +119,7 @@ def balance(packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shar
 def imbalance(
     packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shards: int, *, row_cost: float
 ) -> float:
-    """How much longer than the mean shard the costliest one takes, 1 = none waits; the mean over all batches.
+    """Cost of the costliest shard over that of the mean shard, over all batches; 1 = none waits.
 
     Arguments as of `balance`; row_cost: of any row, empty ones too, besides that of its sequences.
     """
@@ -137,14 +151,14 @@ class RowIndex:
     def between(
         self, first_row: int, last_row: int
     ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
-        """The sequences in rows first_row to last_row - 1, their rows counted from first_row, and their columns."""
+        """Sequences of rows first_row to last_row - 1; their rows, from first_row, and columns."""
         order, sorted_rows = self._by_row
         low, high = np.searchsorted(sorted_rows, (first_row, last_row))
         chosen = order[low:high]
         return chosen, self.packing.row[chosen] - first_row, self.packing.column[chosen]
 
-    def most_sequences(self, batch_rows: int) -> int:
-        """Most sequences in `batch_rows` consecutive rows from a multiple of that."""
+    def max_sequences(self, batch_rows: int) -> int:
+        """Maximum number of sequences in a batch of `batch_rows` rows."""
         edges = np.arange(-(-self.packing.num_rows // batch_rows) + 1) * batch_rows
         return int(np.diff(np.searchsorted(self._by_row[1], edges)).max())
 
@@ -152,7 +166,7 @@ class RowIndex:
 def rows_per_batch(
     packing: Packing, sequences: int, batch_sequences: int, device_multiple: int = 1
 ) -> int:
-    """R, a multiple of `multiple`, so that R rows hold `batch_sequences` of all the sequences on average."""
+    """R, a multiple of `device_multiple`: R rows hold `batch_sequences` sequences on average."""
     batches = max(1, round(sequences / batch_sequences))
     rows = -(-packing.num_rows // batches)
     return -(-rows // device_multiple) * device_multiple
@@ -161,7 +175,7 @@ def rows_per_batch(
 def token_index(
     start: Int[np.ndarray, " B"], length: Int[np.ndarray, " B"]
 ) -> Int[np.ndarray, " T"]:
-    """start[0], start[0] + 1, .. start[0] + length[0] - 1, start[1], ..: the elements of ranges, in turn.
+    """The elements of ranges: start[0], start[0] + 1, .. start[0] + length[0] - 1, start[1], ..
 
     >>> token_index(np.array([10, 3]), np.array([3, 2])).tolist()
     [10, 11, 12, 3, 4]

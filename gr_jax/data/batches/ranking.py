@@ -1,33 +1,33 @@
-"""Batches of ranking by an encoder of sequences: which events train, which are judged, and where their tokens are."""
+"""Batches of ranking by an encoder of sequences: which events train, and which are evaluated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
-from jaxtyping import Float32, Int
+from typing import Protocol, runtime_checkable
 
 from gr_jax.config import Config
 from gr_jax.data.batches import packing, tokenizer
-from gr_jax.data.batches.batch import Batch
-from gr_jax.data.batches.epochs import TrainBatches, plan_rows
+from gr_jax.data.batches.batch import Batch, Impressions, Labels
+from gr_jax.data.batches.epochs import TrainBatches, plan_batches
+from gr_jax.data.batches.packing import Slots
 from gr_jax.data.batches.sequences import Spans, label_spans, labels_between
 from gr_jax.data.dataset import Dataset
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The events of a batch that are judged, T of them."""
+@runtime_checkable
+class LabelPlan(Protocol):
+    """The batches of a ranking evaluation, of sequences or of impressions."""
 
-    # where the prediction is: row * L + column, or index of the impression
-    place: Int[np.ndarray, " T"]
-    user: Int[np.ndarray, " T"]  # whose event it is
-    history: Int[np.ndarray, " T"]  # events of the user before it, visible or not
-    outcome: Float32[np.ndarray, "T Y"]  # what happened, by task
-    known: Float32[np.ndarray, "T Y"]  # 1 where that is known, else 0
+    def __len__(self) -> int:
+        """Number of batches."""
+        ...
+
+    def batch(self, index: int) -> tuple[Batch | Impressions, Labels]:
+        """Batch `index`, and the events evaluated in it."""
+        ...
 
 
-def train_rows(
+def training_batches(
     dataset: Dataset,
     config: Config,
     scheme: tokenizer.TokenScheme,
@@ -35,16 +35,11 @@ def train_rows(
     *,
     device_multiple: int,
 ) -> TrainBatches:
-    """Packed training batches in which every event before the time `before` is a label once an epoch."""
-    first, last = labels_between(
-        dataset.events.offsets,
-        dataset.events.timestamp,
-        int(dataset.events.timestamp.min()),
-        before,
-    )
-    return plan_rows(
+    """Training batches in which every event before the time `before` is a label once an epoch."""
+    begin = int(dataset.events.timestamp.min())
+    return plan_batches(
         dataset,
-        label_spans(dataset.events.offsets, first, last, max_length=config.data.max_length),
+        _spans_between(dataset, begin, before, max_length=config.data.max_length),
         config.data,
         scheme,
         batch_users=config.train.batch_users,
@@ -55,7 +50,7 @@ def train_rows(
 
 @dataclass(frozen=True, eq=False)
 class LabelBatches:
-    """The batches of an evaluation: every event of a stretch of time is judged once, from its past alone."""
+    """The batches of an evaluation: every event of a stretch of time once, from its past alone."""
 
     dataset: Dataset
     spans: Spans
@@ -68,23 +63,18 @@ class LabelBatches:
         return -(-self.rows.packing.num_rows // self.batch_rows)
 
     def batch(self, index: int) -> tuple[Batch, Labels]:
-        """Batch `index`: its rows, and the events judged in it."""
-        chosen, row, column = self.rows.between(
-            index * self.batch_rows, (index + 1) * self.batch_rows
-        )
-        spans, layout = (
-            self.spans.take(chosen),
-            {"row_length": self.row_length, "scheme": self.scheme},
-        )
-        batch = tokenizer.fill_rows(
-            self.dataset, spans, row, column, num_rows=self.batch_rows, **layout
-        )
-        place, event, owner = tokenizer.label_places(self.dataset, spans, row, column, **layout)
-        outcome, known = tokenizer.outcomes(self.dataset, event, self.scheme.tasks)
+        """Batch `index`: its rows, and the events evaluated in it."""
+        first = index * self.batch_rows
+        chosen, row, column = self.rows.between(first, first + self.batch_rows)
+        spans, slots = self.spans.take(chosen), Slots(row, column, self.batch_rows, self.row_length)
+        events, catalogue, scheme = self.dataset.events, self.dataset.catalogue, self.scheme
+        batch = tokenizer.fill_rows(events, catalogue, spans, scheme, slots)
+        place, event, owner = tokenizer.label_places(events, spans, scheme, slots)
+        outcome, known = tokenizer.outcomes(events, catalogue, event, scheme.tasks)
         return batch, Labels(place, spans.user[owner], event - spans.first[owner], outcome, known)
 
 
-def label_rows(
+def label_batches(
     dataset: Dataset,
     config: Config,
     scheme: tokenizer.TokenScheme,
@@ -93,15 +83,18 @@ def label_rows(
     *,
     device_multiple: int,
 ) -> LabelBatches:
-    """Plans an evaluation of the events with low <= time < high."""
-    first, last = labels_between(dataset.events.offsets, dataset.events.timestamp, low, high)
-    spans = label_spans(dataset.events.offsets, first, last, max_length=config.data.max_length)
-    packed = packing.pack(
-        tokenizer.token_counts(dataset, spans, scheme=scheme), config.data.row_length
-    )
-    batch_rows = packing.rows_per_batch(
-        packed, len(spans), config.evaluate.batch_users, device_multiple
-    )
-    return LabelBatches(
-        dataset, spans, packing.RowIndex(packed), scheme, config.data.row_length, batch_rows
-    )
+    """An evaluation of the events with low <= time < high."""
+    data, batch_users = config.data, config.evaluate.batch_users
+    spans = _spans_between(dataset, low, high, max_length=data.max_length)
+    counts = tokenizer.token_counts(dataset.events, spans, scheme)
+    packed = packing.pack(counts, data.row_length)
+    batch_rows = packing.rows_per_batch(packed, len(spans), batch_users, device_multiple)
+    rows = packing.RowIndex(packed)
+    return LabelBatches(dataset, spans, rows, scheme, data.row_length, batch_rows)
+
+
+def _spans_between(dataset: Dataset, low: int, high: int, *, max_length: int) -> Spans:
+    """Sequences in which each event with low <= time < high is a label once."""
+    offsets, timestamp = dataset.events.offsets, dataset.events.timestamp
+    first, last = labels_between(offsets, timestamp, low, high)
+    return label_spans(offsets, first, last, max_length=max_length)

@@ -1,7 +1,7 @@
 """Histories -> sequences of events: which events are input and which are labels.
 
-Retrieval is leave-one-out: the last event of a user tests, the one before validates. Ranking splits by time: events
-from a moment on are labels, everything before them is their past.
+Retrieval is leave-one-out: the last event of a user tests, the one before validates. Ranking
+splits by time: events from a moment on are labels, everything before them is their past.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from gr_jax.data.batches.packing import token_index
 
 Split = Literal["train", "valid", "test"]
 
-# Events at the end of a user's log that a retrieval split may not use as input: its own target and every later one.
+# Events at the end of a user's log that a retrieval split may not use as input: its own target and
+# every later one.
 HELD_OUT = {"train": 3, "valid": 2, "test": 1}
 
 
@@ -25,8 +26,9 @@ HELD_OUT = {"train": 3, "valid": 2, "test": 1}
 class Spans:
     """The input events of each sequence, as ranges of the flat event columns.
 
-    Event i of a sequence is flat event `begin + i`, or `kept[begin + i]` where only some events were kept
-    (Stochastic Length). In retrieval its label, and the time it is asked about, are those of the event after it.
+    Event i of a sequence is flat event `begin + i`, or `kept[begin + i]` where only some events
+    were kept (Stochastic Length). In retrieval its label, and the time it asks about, are those of
+    the event after it.
     """
 
     user: Int[np.ndarray, " B"]  # index of the user in the dataset
@@ -50,12 +52,12 @@ class Spans:
         return Spans(*picked, label_from, self.kept, end)
 
     def events(self) -> Int[np.ndarray, " T"]:
-        """Flat indices of the input events of all sequences, in turn."""
+        """Flat indices of the input events, sequence after sequence."""
         index = token_index(self.begin, self.length)
         return index if self.kept is None else self.kept[index]
 
     def following(self) -> Int[np.ndarray, " T"]:
-        """Flat index of the event after each input event: the next one kept, or the next there is after the last."""
+        """Flat index of the event after each input event: the next one kept, `end` at the last."""
         event = self.events()
         if self.kept is None:
             return event + 1
@@ -78,9 +80,9 @@ class Spans:
 def spans(offsets: Int[np.ndarray, " B1"], split: Split, *, max_length: int) -> Spans:
     """The most recent `max_length` input events of every user who has a target in `split`.
 
-    A user with n events e_0 .. e_{n-1} gives the test target e_{n-1}, the validation target e_{n-2} and trains on the
-    rest: inputs e_0 .. e_{n-4} with labels e_1 .. e_{n-3}. Users with fewer than 3 events are in no split, with 3 not
-    in `train`.
+    A user with n events e_0 .. e_{n-1} gives the test target e_{n-1}, the validation target e_{n-2}
+    and trains on the rest: inputs e_0 .. e_{n-4} with labels e_1 .. e_{n-3}. Users with fewer than
+    3 events are in no split, those with 3 not in `train`.
 
     Args:
       offsets: user u owns events offsets[u] : offsets[u + 1], in time order.
@@ -95,8 +97,8 @@ def spans(offsets: Int[np.ndarray, " B1"], split: Split, *, max_length: int) -> 
     user = np.flatnonzero(counts >= max(3, held_out + 1))
     if len(user) == 0:
         raise ConfigError(
-            f"no user has the {max(3, held_out + 1)} events that the {split} split needs: take a longer log, or a lower"
-            " data.min_events if data.filter left too little"
+            f"no user has the {max(3, held_out + 1)} events that the {split} split needs: take a"
+            " longer log, or a lower data.min_events if data.filter left too little"
         )
     end = offsets[user + 1] - held_out
     begin = np.maximum(offsets[user], end - max_length)
@@ -106,9 +108,10 @@ def spans(offsets: Int[np.ndarray, " B1"], split: Split, *, max_length: int) -> 
 def time_bounds(
     timestamp: Int[np.ndarray, " E"], config: RankingConfig
 ) -> dict[Split, tuple[int, int]]:
-    """First time of each split's labels, and the first after them, unix seconds, by shares of all events.
+    """First time of each split's labels and the first time after them, unix seconds.
 
-    Events that share a second stay together, so the shares are met as well as the log allows.
+    They divide the events by the shares of the config, as well as the log allows: events that share
+    a second stay together.
 
     Raises:
       ConfigError: a split would have no event.
@@ -129,7 +132,8 @@ def time_bounds(
     ):
         if time == low:
             raise ConfigError(
-                f"config.ranking.{name}={share} leaves no event to train: too many events share one time"
+                f"config.ranking.{name}={share} leaves no event to train: too many events share one"
+                " time"
             )
     return bounds
 
@@ -151,13 +155,15 @@ def label_spans(
     *,
     max_length: int,
 ) -> Spans:
-    """Sequences of at most N events in which every event of [label_from, label_to) of a user is a label once.
+    """Sequences of at most N events with every event of [label_from, label_to) as a label once.
 
-    A label sees all the user's events before it in the sequence: from the first one, or at least N / 2 of them.
+    A label sees all the user's events before it in the sequence: from the first one, or at least
+    N / 2 of them.
 
     Args:
       offsets: user u owns events offsets[u] : offsets[u + 1], in time order.
-      label_from, label_to: flat index of each user's first label, and of the first event after the last.
+      label_from, label_to: flat indices of each user's first label, and of the event after the
+        last.
       max_length: N.
     """
     user = np.flatnonzero(label_to > label_from)
@@ -172,7 +178,7 @@ def windows(
     *,
     max_length: int,
 ) -> tuple[Spans, Int[np.ndarray, " B"]]:
-    """Sequences of at most N events that have each event low .. high - 1 as a label once, and which of U each serves.
+    """Sequences of at most N events with each event low .. high - 1 as a label once; and their U.
 
     Args:
       user: index of the user in the dataset.
@@ -181,9 +187,8 @@ def windows(
       max_length: N.
     """
     stride = max(1, max_length - max_length // 2)
-    head = np.minimum(
-        high, np.maximum(first + max_length, low + stride)
-    )  # end of the first sequence
+    # End of the first sequence.
+    head = np.minimum(high, np.maximum(first + max_length, low + stride))
     count = 1 + -(-(high - head) // stride)
     owner, nth = np.repeat(np.arange(len(user)), count), token_index(np.zeros_like(count), count)
     user, first, low, high, head = (x[owner] for x in (user, first, low, high, head))

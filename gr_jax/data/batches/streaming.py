@@ -1,8 +1,9 @@
-"""One pass in the order of time: an example when a session ends, window after window (Zhai et al. 2024, section 2.3).
+"""One pass in the order of time: an example when a session ends, window after window.
 
-An example is a user's most recent events up to the end of a session; its labels are the events since the user's example
-before it, so each event is a label at most once. Keeping an example of n events with probability rate / n makes the
-cost of a user's examples grow with n instead of n^2: the sampling rate proportional to 1 / n of the paper.
+Zhai et al. 2024, section 2.3. An example is a user's most recent events up to the end of a
+session; its labels are the events since the user's previous example, so each event is a label at
+most once. Keeping an example of n events with probability rate / n makes the cost of a user's
+examples grow with n instead of n^2: the paper's sampling rate proportional to 1 / n.
 """
 
 from __future__ import annotations
@@ -15,40 +16,41 @@ from jaxtyping import Int
 
 from gr_jax.config import Config, ConfigError
 from gr_jax.data.batches import packing, tokenizer
-from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.batch import WHOLE, Batch, Share
 from gr_jax.data.batches.epochs import causal_pairs
+from gr_jax.data.batches.packing import Slots
 from gr_jax.data.batches.sequences import Spans, labels_between, windows
-from gr_jax.data.batches.share import WHOLE, Share
-from gr_jax.data.dataset import Dataset
+from gr_jax.data.dataset import Dataset, Events
 
 
 def session_spans(
-    dataset: Dataset, low: int, high: int, *, gap: int, max_length: int, rate: float, seed: int
+    events: Events, low: int, high: int, *, gap: int, max_length: int, rate: float, seed: int
 ) -> tuple[Spans, Int[np.ndarray, " B"]]:
-    """Examples of the sessions with low <= time < high in the order in which they end, and when each is emitted.
+    """Examples of the sessions with low <= time < high by the time they end, and those times.
 
     Args:
-      dataset: the prepared log.
+      events: of the prepared log.
       low, high: unix seconds.
       gap: seconds without an event that end a session; it also ends at `high`.
       max_length: N, events of an example.
-      rate: an example of n events is kept with probability min(1, rate / n); 0 keeps all. Events of dropped examples
-        are labels of the user's next one, as far as it reaches back.
+      rate: an example of n events is kept with probability min(1, rate / n); 0 keeps all. Events
+        of dropped examples are labels of the user's next one, as far as it reaches back.
       seed: of that draw.
     """
-    time = dataset.events.timestamp
-    from_event, to_event = labels_between(dataset.events.offsets, time, low, high)
+    time = events.timestamp
+    from_event, to_event = labels_between(events.offsets, time, low, high)
     event = packing.token_index(from_event, to_event - from_event)
-    user = np.repeat(np.arange(dataset.num_users), to_event - from_event)
-    last = np.append(user[1:] != user[:-1], True) | (
-        np.append(time[event[1:]] - time[event[:-1]], 0) > gap
-    )
-    end, user = event[last] + 1, user[last]
-    first = dataset.events.offsets[user]
+    user = np.repeat(np.arange(events.num_users), to_event - from_event)
+    is_last = np.append(user[1:] != user[:-1], True)
+    is_last |= np.append(time[event[1:]] - time[event[:-1]], 0) > gap
+    end, user = event[is_last] + 1, user[is_last]
+    first = events.offsets[user]
+
     if rate:
         visible = np.minimum(end - first, max_length)
         kept = np.random.default_rng((seed, 2)).random(len(end)) < rate / visible
         end, user, first = end[kept], user[kept], first[kept]
+
     label_from = np.where(np.append(True, user[1:] != user[:-1]), from_event[user], np.roll(end, 1))
     if rate:
         label_from = np.maximum(label_from, end - max_length)
@@ -61,7 +63,7 @@ def session_spans(
 def window_edges(
     time: Int[np.ndarray, " E"], low: int, high: int, count: int
 ) -> Int[np.ndarray, " W1"]:
-    """Times that cut the events with low <= time < high into `count` windows of equally many events, first to last.
+    """Edges of `count` windows of equally many of the events with low <= time < high.
 
     Raises:
       ConfigError: a window would be empty.
@@ -79,8 +81,9 @@ def window_edges(
 class StreamBatches:
     """Packed batches in the order of time; epoch w is window w."""
 
+    dataset: Dataset
     spans: Spans  # in the order in which they are emitted
-    make: tokenizer.Fill
+    scheme: tokenizer.TokenScheme
     groups: tuple[tuple[int, int], ...]  # examples of each batch: first, and after the last
     first_batch: tuple[int, ...]  # number of the first batch of each window, and after the last
     lengths: Int[np.ndarray, " B"]  # tokens of each example
@@ -103,19 +106,20 @@ class StreamBatches:
         return window, step - self.first_batch[window]
 
     def batch(self, index: int, share: Share = WHOLE) -> Batch:
-        """Batch `index` of the run: a share of its rows, [R / count, L]."""
+        """A share of batch `index` of the run, [R / count, L]."""
         first, last = self.groups[index]
         lengths = self.lengths[first:last]
         packed = packing.pack(lengths, self.row_length)
-        rows = packing.RowIndex(
-            packing.balance(packed, causal_pairs(lengths), self.batch_rows, self.shards)
-        )
+        cost = causal_pairs(lengths)
+        rows = packing.RowIndex(packing.balance(packed, cost, self.batch_rows, self.shards))
         first_row, last_row, size = share.of(self.batch_rows)
         chosen, row, column = rows.between(first_row, last_row)
-        return self.make(self.spans.take(first + chosen), row=row, column=column, num_rows=size)
+        spans, slots = self.spans.take(first + chosen), Slots(row, column, size, self.row_length)
+        events, catalogue = self.dataset.events, self.dataset.catalogue
+        return tokenizer.fill_rows(events, catalogue, spans, self.scheme, slots)
 
 
-def stream_rows(
+def stream_batches(
     dataset: Dataset,
     config: Config,
     scheme: tokenizer.TokenScheme,
@@ -123,14 +127,14 @@ def stream_rows(
     *,
     device_multiple: int,
 ) -> StreamBatches:
-    """Plans one pass over the windows between `edges`.
+    """One pass over the windows between `edges`.
 
     Raises:
       ConfigError: the sampling rate keeps no example.
     """
     train, max_length = config.train, config.data.max_length
     spans, emitted = session_spans(
-        dataset,
+        dataset.events,
         int(edges[0]),
         int(edges[-1]),
         gap=train.session_gap,
@@ -140,29 +144,37 @@ def stream_rows(
     )
     if not len(spans):
         raise ConfigError(
-            f"config.train.sampling_rate={train.sampling_rate} keeps no example: choose a greater one, or 0 to keep all"
+            f"config.train.sampling_rate={train.sampling_rate} keeps no example: choose a greater"
+            " one, or 0 to keep all"
         )
-    lengths = tokenizer.token_counts(dataset, spans, scheme=scheme)
+
+    lengths = tokenizer.token_counts(dataset.events, spans, scheme)
     length = config.data.row_length
     batch_rows = max(1, round(train.batch_users * float(lengths.mean()) / length))
     batch_rows = -(-batch_rows // device_multiple) * device_multiple
     groups, first_batch = [], [0]
     for window in np.split(np.arange(len(spans)), np.searchsorted(emitted, edges[1:-1])):
         if len(window):
-            groups += consecutive_groups(
-                lengths, int(window[0]), int(window[-1]) + 1, batch_rows, length
-            )
+            first, last = int(window[0]), int(window[-1]) + 1
+            groups += consecutive_groups(lengths, first, last, batch_rows, length)
         first_batch.append(len(groups))
-    make = tokenizer.filler(dataset, row_length=length, scheme=scheme)
     return StreamBatches(
-        spans, make, tuple(groups), tuple(first_batch), lengths, length, batch_rows, device_multiple
+        dataset,
+        spans,
+        scheme,
+        tuple(groups),
+        tuple(first_batch),
+        lengths,
+        length,
+        batch_rows,
+        device_multiple,
     )
 
 
 def consecutive_groups(
     lengths: Int[np.ndarray, " B"], first: int, last: int, batch_rows: int, row_length: int
 ) -> list[tuple[int, int]]:
-    """Cuts sequences first .. last - 1 into runs that each fit into `batch_rows` rows, as long as packing allows."""
+    """Runs of the sequences first .. last - 1, each as long as fits into `batch_rows` rows."""
     before = np.concatenate([[0], np.cumsum(lengths)])
     groups = []
     while first < last:

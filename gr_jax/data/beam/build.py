@@ -18,7 +18,7 @@ import os
 import pickle
 import shlex
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import dataset
 from gr_jax.data.beam import pieces, shards
 from gr_jax.data.beam.pieces import Facts
-from gr_jax.data.log import preparation, sources
+from gr_jax.data.log import preparation, raw_files, sources
+from gr_jax.data.log.raw_files import RawFiles
 
 _SHARD_BYTES = 64 << 20  # of the raw files, compressed or not, in a shard
 _LEAST_SHARDS = 8  # work for a few workers, also of a small log
@@ -40,7 +41,7 @@ _LOCAL = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 def build(
     config: DataConfig,
-    files: Sequence[Path],
+    raw: RawFiles | None,
     folder: Path,
     meta: dict,
     *,
@@ -58,7 +59,7 @@ def build(
     Raises:
       ConfigError: as without Beam; it is not installed, its options are wrong, or the source is generated.
     """
-    if config.source == "synthetic":
+    if raw is None:
         raise ConfigError(
             "data.source=synthetic is generated in one process: there is no log for Beam; use polars"
         )
@@ -66,7 +67,7 @@ def build(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-shards-", dir=folder.parent) as name:
         scratch = Path(name).absolute()
-        raw = sources.unpacked(config, [file.absolute() for file in files], scratch)
+        raw = raw_files.unpacked(config, raw.absolute(), scratch)
         num_shards = num_shards or max(
             _LEAST_SHARDS, sum(file.stat().st_size for file in raw.logs) // _SHARD_BYTES
         )
@@ -92,7 +93,7 @@ def build(
 
 
 def _read(
-    run, config: DataConfig, raw: sources.RawFiles, scratch: Path, piece_bytes: int, num_shards: int
+    run, config: DataConfig, raw: RawFiles, scratch: Path, piece_bytes: int, num_shards: int
 ) -> Facts:
     """Writes the shards of the whole log, unless it has an error, and returns what it says."""
 

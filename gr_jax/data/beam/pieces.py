@@ -19,6 +19,7 @@ from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import ids
 from gr_jax.data.log import actions, bad_rows, parse, sources
 from gr_jax.data.log.layout import Layout
+from gr_jax.data.log.raw_files import RawFiles
 
 SIZE = 64 << 20  # bytes of text in a piece
 _ROW_BYTES = 32  # a row of a Parquet file counts as so many
@@ -79,7 +80,7 @@ def numbered(facts: Facts) -> Facts:
     return dataclasses.replace(facts, items=facts.items[order])
 
 
-def checked(facts: Facts, raw: sources.RawFiles) -> Layout:
+def checked(facts: Facts, raw: RawFiles) -> Layout:
     """The layout of the log; raises what reading it at once would raise first (ConfigError, BadRow)."""
     if facts.error is not None:
         raise facts.error[1]
@@ -91,7 +92,7 @@ def checked(facts: Facts, raw: sources.RawFiles) -> Layout:
 
 
 def split(
-    config: DataConfig, raw: sources.RawFiles, number: int, scratch: Path, size: int
+    config: DataConfig, raw: RawFiles, number: int, scratch: Path, size: int
 ) -> tuple[list[Piece], Facts]:
     """The pieces of one of the log files, of about `size` bytes; a gzip file is decompressed into `scratch`."""
     file = raw.logs[number]

@@ -1,7 +1,8 @@
-"""What is known of users and items besides the log: their attributes and slowly changing series, as raw text.
+"""Attributes of users and items and slowly changing series of users, as raw text.
 
-A public format has files of its own (`OFFICIAL`); `data.user_file` and `data.item_file` name others, with a header line
-or Parquet, whose user, item and time columns are called as in the log. Their values are categories: "3" is a name.
+A public format has files of its own (`OFFICIAL`); `data.user_file` and `data.item_file` name
+others, with a header line or Parquet, whose user, item and time columns are called as in the log.
+Their values are categories: "3" is a name.
 """
 
 from __future__ import annotations
@@ -36,9 +37,8 @@ class Table:
 
     file: Path
     names: tuple[str, ...]  # of the attributes, in the order of the config
-    rows: (
-        pl.DataFrame
-    )  # raw: id in the log; "0", "1", ..: String of a user, List(String) of an item; null = unknown
+    # raw: id in the log; "0", "1", ..: String of a user, List(String) of an item; null = unknown
+    rows: pl.DataFrame
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,8 @@ class Series:
 
     file: Path
     name: str
-    rows: (
-        pl.DataFrame
-    )  # raw: id in the log; time: Int64, in the unit of the log; value: String; fraction: Float64
+    # raw: id in the log; time: Int64, in the unit of the log; value: String; fraction: Float64
+    rows: pl.DataFrame
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Attributes:
 
 
 def check(config: DataConfig) -> None:
-    """What can be told before a log is looked for or downloaded.
+    """Check the settings of features, before a log is looked for or downloaded.
 
     Raises:
       ConfigError: features that the source has no file of, one named twice, or a series that is not NAME=FILE.
@@ -110,15 +109,13 @@ def find(config: DataConfig, *, beside: Path, official: Path | None) -> dict[str
       official: folder with the files of the public format; None = they are still in an archive, and left out.
 
     Raises:
-      ConfigError: a file that is not there, or a setting that `check` refuses.
+      ConfigError: a file that is not there.
     """
-    check(config)
     found = {}
     for kind in ("user", "item"):
         own = getattr(config, f"{kind}_file")
-        if not _features(config, kind) and not (
-            own and kind == "item"
-        ):  # that of the items may tell titles alone
+        titles_alone = own and kind == "item"
+        if not _features(config, kind) and not titles_alone:
             continue
         if own:
             found[kind] = _existing(beside / own, f"data.{kind}_file={own!r}")
@@ -142,10 +139,8 @@ def _existing(file: Path, setting: str) -> Path:
 
 
 def _official(config: DataConfig, kind: str, folder: Path) -> Path:
-    pattern, setting = (
-        OFFICIAL[config.source][kind],
-        f"data.{kind}_features={_features(config, kind)}",
-    )
+    pattern = OFFICIAL[config.source][kind]
+    setting = f"data.{kind}_features={_features(config, kind)}"
     files = sorted(file for end in ("", ".gz") for file in folder.glob(pattern + end))
     if len(files) != 1:
         there = (
@@ -163,7 +158,8 @@ def _series_files(config: DataConfig) -> dict[str, str]:
         name, _, file = (part.strip() for part in text.partition("="))
         if not name or not file or name in files or name in ("user", "item"):
             raise ConfigError(
-                f"data.series: {text!r} is not NAME=FILE with a name of its own, as country=country.csv"
+                f"data.series: {text!r} is not NAME=FILE with a name of its own, as"
+                " country=country.csv"
             )
         files[name] = file
     return files
@@ -176,8 +172,9 @@ def read(config: DataConfig, found: dict[str, Path], layout: Layout) -> Attribut
       layout: of the log: names of its columns and unit of its times.
 
     Raises:
-      ConfigError: a file that cannot be read or lacks a column. BadRow: unless config.on_bad_row is "skip", a row
-      without an id, or of a series without a value or with a bad time.
+      ConfigError: a file that cannot be read or lacks a column.
+      BadRow: unless config.on_bad_row is "skip", a row without an id, or of a series without a
+        value or with a bad time.
     """
     skipped: Counter = Counter()
     tables = {}
@@ -291,7 +288,7 @@ def _sift(
         bad = frame.filter(expression)
         if bad.height and on_bad_row == "error":
             row = bad["number"][0]
-            # After a header line: files without one are those of MovieLens, whose reader tells a row without id.
+            # After a header line: of files without one, MovieLens', the reader checks the ids.
             where = f"{file}: row {row}" if file.suffix == ".parquet" else f"{file}:{row + 1}"
             raise BadRow(f"{where}: {reason}; correct the row or set data.on_bad_row=skip")
         if bad.height:
@@ -301,7 +298,7 @@ def _sift(
 
 
 def _read(file: Path, what: dict[str, str]) -> pl.DataFrame:
-    """The columns `what` of a CSV file, as strings, or of a Parquet file; `what` says what each is for."""
+    """The columns `what` (name -> purpose) of a CSV file, as strings, or of a Parquet file."""
     _check_columns(file, _columns(file), what)
     with _readable(file):
         if _is_parquet(file):
@@ -323,7 +320,7 @@ def _is_parquet(file: Path) -> bool:
 
 @contextlib.contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """Tells of a file that cannot be read as a ConfigError."""
+    """Turn errors of a file that cannot be read into a ConfigError."""
     try:
         yield
     except pl.exceptions.NoDataError:

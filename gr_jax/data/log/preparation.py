@@ -1,11 +1,13 @@
-"""From a raw log to a prepared dataset: reads, filters and sorts it, numbers its users and items, and writes it."""
+"""From a raw log to a prepared dataset: read, filter, sort, number users and items, write."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import filelock
 import numpy as np
 import polars as pl
 
@@ -14,57 +16,72 @@ from gr_jax.data import ids
 from gr_jax.data.dataset import Dataset, open_dataset, write
 from gr_jax.data.log import (
     actions,
-    attributes,
     features,
     filters,
     provenance,
+    raw_files,
     sources,
     times,
-    unpack,
 )
 
+# (config, raw files, folder, entries of meta.json) -> the dataset written into the folder
+Build = Callable[[DataConfig, raw_files.RawFiles | None, Path, dict], Dataset]
 
-def prepare(
-    config: DataConfig, *, progress: bool = False, build: Callable[..., Dataset] | None = None
-) -> Dataset:
+
+def prepare(config: DataConfig, *, progress: bool = False, build: Build | None = None) -> Dataset:
     """The prepared dataset of `config`: opened when it is there, else made from the raw log.
+
+    A second process that prepares the same folder waits, and opens the dataset of the first.
 
     Args:
       progress: show a bar while downloading, on a terminal.
-      build: makes it of (config, raw files, folder, entries of meta.json); None = in the memory of this process,
-        `beam_prepare.build` = by Apache Beam, to the same dataset.
+      build: makes the dataset; None = in the memory of this process, `beam.build.build` = by
+        Apache Beam, to the same dataset.
 
     Raises:
-      ConfigError: no raw log, a bad row, nothing left by the filter, or `data.prepared` was made otherwise.
+      ConfigError: no raw log, a bad row, nothing left by the filter, or `data.prepared` was made
+        from other files or settings.
     """
-    attributes.check(config)
     folder = Path(config.prepared).expanduser() if config.prepared else None
-    prepared_here = folder is not None and (folder / "meta.json").is_file()
-    files = [] if config.source == "synthetic" else sources.find(config)
-    if not files and config.source != "synthetic":
-        if prepared_here:  # the raw log may have stayed on another machine
-            assert folder is not None
+    raw = raw_files.find(config)
+    if raw is not None and not raw.files:
+        if folder is not None and (folder / "meta.json").is_file():
+            # The raw log may have stayed on another machine.
             dataset = open_dataset(folder)
-            provenance.check_settings(
-                folder, dataset.meta, provenance.made_from(config, [])["settings"]
-            )
+            settings = provenance.made_from(config, [])["settings"]
+            provenance.check_settings(folder, dataset.meta, settings)
             return dataset
-        files = sources.fetch(config, progress=progress)
-    found = {}
-    if files:
-        beside = files[0].parent
-        found = attributes.find(
-            config, beside=beside, official=None if unpack.is_archive(files[0]) else beside
-        )
-    made_from = provenance.made_from(config, [*files, *found.values()])
+        raw = raw_files.fetch(config, progress=progress)
+
+    made_from = provenance.made_from(config, raw.files if raw else ())
     fingerprint = provenance.fingerprint(made_from)
     folder = folder or Path("data/prepared") / f"{config.source}-{fingerprint}"
-    if (folder / "meta.json").is_file():
-        dataset = open_dataset(folder)
-        provenance.check_same(folder, dataset.meta, made_from)
-        return dataset
-    meta = {"source": config.source, "fingerprint": fingerprint, "made_from": made_from}
-    return (build or _build)(config, files, folder, meta)
+    if not (folder / "meta.json").is_file():
+        meta = {"source": config.source, "fingerprint": fingerprint, "made_from": made_from}
+        with _only_one(folder):
+            if not (folder / "meta.json").is_file():  # no other process made it meanwhile
+                return (build or _build)(config, raw, folder, meta)
+    dataset = open_dataset(folder)
+    provenance.check_same(folder, dataset.meta, made_from)
+    return dataset
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold a lock beside `folder`, so that one process at a time makes it."""
+    lock = folder.parent / f".{folder.name}.lock"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(lock).acquire()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written ({error.strerror}); choose data.prepared=FOLDER"
+        ) from None
+    with held:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _generate(config: DataConfig) -> sources.Log:
@@ -74,9 +91,9 @@ def _generate(config: DataConfig) -> sources.Log:
     return sources.with_actions(generate(config.synthetic), actions.parse(config.actions))
 
 
-def _build(config: DataConfig, files: Sequence[Path], folder: Path, meta: dict) -> Dataset:
-    """Reads, filters and sorts the log, numbers its users and items and writes it."""
-    log = _generate(config) if config.source == "synthetic" else sources.read(config, files)
+def _build(config: DataConfig, raw: raw_files.RawFiles | None, folder: Path, meta: dict) -> Dataset:
+    """Read, filter and sort the log, number its users and items, and write it."""
+    log = _generate(config) if raw is None else sources.read(config, raw)
     events, log = log.events, dataclasses.replace(log, events=log.events.clear())
     user, raw_users = ids.encode(events["user"])
     item, raw_items = ids.encode(events["item"])
@@ -103,7 +120,7 @@ def _build(config: DataConfig, files: Sequence[Path], folder: Path, meta: dict) 
 
 
 def no_events(config: DataConfig, log: sources.Log) -> ConfigError:
-    """What there is to say of a log of which nothing is left."""
+    """The error for a log with no events left after filtering."""
     filtered = f" after data.filter={config.filter} with data.min_events={config.min_events}"
     skipped = "".join(
         f"; {count:,} rows skipped: {reason}" for reason, count in log.skipped.items()
@@ -121,7 +138,7 @@ def write_log(
     raw_items: pl.Series,
     meta: Mapping,
 ) -> Dataset:
-    """Writes `columns` with all that the log tells of its users and items; its events are not looked at."""
+    """Write `columns` with the titles and features of `log`, whose events are not read."""
     titles = None
     if log.titles is not None:
         first = log.titles.unique("item", keep="first")

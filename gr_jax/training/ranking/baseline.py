@@ -16,11 +16,11 @@ def constant_rate(run: Run, bounds: dict[Split, tuple[int, int]]) -> dict[str, f
     """Metrics on the test split of predicting the mean outcome before it for every event."""
     dataset, tasks = run.dataset, run.config.ranking.tasks
     low, high = bounds["test"]
-    past = impressions.events_between(dataset, bounds["train"][0], low)
-    event = impressions.events_between(dataset, low, high)
-    value, known = outcomes(dataset, past, tasks)
+    past = impressions.events_between(dataset.events, bounds["train"][0], low)
+    event = impressions.events_between(dataset.events, low, high)
+    value, known = outcomes(dataset.events, dataset.catalogue, past, tasks)
     mean = (value * known).sum(0) / np.maximum(known.sum(0), 1)
-    value, known = outcomes(dataset, event, tasks)
+    value, known = outcomes(dataset.events, dataset.catalogue, event, tasks)
     user = dataset.events.users_of(event)
     prediction = np.broadcast_to(mean, value.shape)
     history = event - dataset.events.offsets[user]

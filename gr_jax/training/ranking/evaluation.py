@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gr_jax.data.batches.batch import Batch, Impressions
-from gr_jax.data.batches.ranking import Labels
+from gr_jax.data.batches.batch import Batch, Impressions, Labels
+from gr_jax.data.batches.ranking import LabelPlan
 from gr_jax.training import sharding
 from gr_jax.training.lookahead import one_behind
 from gr_jax.training.ranking import metrics
@@ -21,8 +20,8 @@ from gr_jax.training.ranking.losses import are_regressions
 from gr_jax.training.run import Run
 
 
-def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
-    """`evaluate(params, rows) -> metrics` of the events that the rows judge; see `metrics.summarise`."""
+def make_evaluator(run: Run) -> Callable[[dict, LabelPlan], dict[str, float]]:
+    """`evaluate(params, rows)`: `metrics.summarise` of the labelled events of `rows`."""
     tasks = run.config.ranking.tasks
     squash = ~np.array(are_regressions(tasks))
 
@@ -34,14 +33,14 @@ def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
 
     on_mesh = sharding.on_mesh(run.mesh, predict)
 
-    def evaluate(params: dict, rows: Any) -> dict[str, float]:
-        predictions, judged = predict_all(lambda batch: on_mesh(params, batch), rows, run)
+    def evaluate(params: dict, rows: LabelPlan) -> dict[str, float]:
+        predictions, labelled = predict_all(lambda batch: on_mesh(params, batch), rows, run)
         return metrics.summarise(
             predictions,
-            judged.outcome,
-            judged.known,
-            judged.user,
-            judged.history,
+            labelled.outcome,
+            labelled.known,
+            labelled.user,
+            labelled.history,
             tasks,
             are_regressions(tasks),
         )
@@ -49,19 +48,21 @@ def make_evaluator(run: Run) -> Callable[[dict, Any], dict[str, float]]:
     return evaluate
 
 
-def predict_all(predict: Callable, rows: Any, run: Run) -> tuple[Float[np.ndarray, "T Y"], Labels]:
-    """Predictions of all events that `rows` judge, and the events."""
+def predict_all(
+    predict: Callable, rows: LabelPlan, run: Run
+) -> tuple[Float[np.ndarray, "T Y"], Labels]:
+    """Predictions of all labelled events of `rows`, and these events."""
 
     def predicted() -> Iterator[tuple[Array, Labels]]:
         for index in range(len(rows)):
             batch, labels = rows.batch(index)
             yield predict(sharding.put_whole(batch, sharding.batch_sharding(run.mesh))), labels
 
-    predictions, judged = [], []
+    predictions, labelled = [], []
     for values, labels in one_behind(predicted()):
         predictions.append(np.asarray(values)[labels.place])
-        judged.append(labels)
+        labelled.append(labels)
     fields = ("place", "user", "history", "outcome", "known")
     return np.concatenate(predictions), Labels(
-        *(np.concatenate([getattr(x, f) for x in judged]) for f in fields)
+        *(np.concatenate([getattr(x, f) for x in labelled]) for f in fields)
     )

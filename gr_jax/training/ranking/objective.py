@@ -54,7 +54,7 @@ class Ranking:
         if config.model.kind == "dlrm":
             times = self._edges.tolist()
             windows = [
-                impressions.events_between(run.dataset, a, b)
+                impressions.events_between(run.dataset.events, a, b)
                 for a, b in zip(times[:-1], times[1:], strict=True)
             ]
             return impressions.ImpressionBatches(
@@ -65,17 +65,17 @@ class Ranking:
                 max_length=config.data.max_length,
                 shuffled=not self._is_stream,
                 seed=config.seed,
-                item_side=self._item_features(),
+                catalogue_features=self._item_features(),
             )
         if self._is_stream:
-            return streaming.stream_rows(
+            return streaming.stream_batches(
                 run.dataset,
                 config,
                 run.scheme,
                 self._edges,
                 device_multiple=run.device_multiple,
             )
-        return ranking.train_rows(
+        return ranking.training_batches(
             run.dataset,
             config,
             run.scheme,
@@ -163,28 +163,26 @@ class Ranking:
         """The constant that is each task's mean before the test split."""
         return "constant rate", constant_rate(self.run, self._bounds)
 
-    def _plan_evaluation(
-        self, low: int, high: int
-    ) -> ranking.LabelBatches | impressions.LabelImpressionBatches:
+    def _plan_evaluation(self, low: int, high: int) -> ranking.LabelPlan:
         """The batches of an evaluation on the events with low <= time < high."""
         run, config, devices = self.run, self.run.config, self.run.mesh.shape["data"]
         if config.model.kind != "dlrm":
-            return ranking.label_rows(
+            return ranking.label_batches(
                 run.dataset, config, run.scheme, low, high, device_multiple=devices
             )
         return impressions.LabelImpressionBatches(
             run.dataset,
             run.scheme,
-            impressions.events_between(run.dataset, low, high),
+            impressions.events_between(run.dataset.events, low, high),
             batch_size=max(impressions.impression_size(config, devices), 1024 * devices),
             max_length=config.data.max_length,
-            item_side=self._item_features(),
+            catalogue_features=self._item_features(),
         )
 
     def _item_features(self) -> np.ndarray | None:
         """Feature values of every item, with the rows of the item table."""
         dataset = self.run.dataset
-        return impressions.item_side_rows(dataset, table_rows(dataset.num_items))
+        return impressions.item_feature_table(dataset, table_rows(dataset.num_items))
 
 
 def metric_names(tasks: tuple[str, ...]) -> tuple[str, ...]:

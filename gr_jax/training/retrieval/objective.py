@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gr_jax.data.batches import epochs, tokenizer
 from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.evaluation import EvaluationBatches, evaluation_batches
 from gr_jax.data.batches.sequences import Split
 from gr_jax.models.embeddings import table_rows
 from gr_jax.training.retrieval import evaluation, metrics
@@ -42,7 +43,7 @@ class Retrieval:
     def plan(self) -> epochs.TrainBatches:
         """The packed histories, shuffled epoch after epoch."""
         run, config = self.run, self.run.config
-        return epochs.train_rows(
+        return epochs.retrieval_batches(
             run.dataset,
             config.data,
             run.scheme,
@@ -105,9 +106,9 @@ class Retrieval:
         ranks = popularity_ranks(count, events.item, *batches.seen(batches.spans))
         return "popularity", metrics.rank_means(ranks)
 
-    def _plan_evaluation(self, split: Split) -> epochs.EvaluationBatches:
+    def _plan_evaluation(self, split: Split) -> EvaluationBatches:
         run, evaluate = self.run, self.run.config.evaluate
-        return epochs.evaluation_rows(
+        return evaluation_batches(
             run.dataset,
             run.config.data,
             split,
@@ -121,7 +122,7 @@ class Retrieval:
 
 def item_log_q(run: Run, plan: epochs.TrainBatches) -> Float[Array, " rows"]:
     """Log of each item's share of the training labels: the probability of an in-batch negative."""
-    labels = tokenizer.labels(run.dataset, plan.spans.following(), run.scheme)
+    labels = tokenizer.labels(run.dataset.events, plan.spans.following(), run.scheme)
     counts = np.bincount(labels[labels > 0], minlength=table_rows(run.dataset.num_items))
     counts = counts.astype(np.float32)
     return jnp.log(np.maximum(counts, 1) / counts.sum())

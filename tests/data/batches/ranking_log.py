@@ -10,7 +10,7 @@ ACTIONS = ("watched", "liked")
 
 
 def random_dataset(seed: int, *, users: int = 4, events: int = 9, features: bool = True) -> Dataset:
-    """A log with ties in time, missing ratings, users without series entries and items with fewer side features."""
+    """A log with ties in time, missing ratings, users without series, items with few features."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, events + 1, users)
     offsets = np.concatenate([[0], np.cumsum(lengths)])

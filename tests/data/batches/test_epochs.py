@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data.batches import epochs, sequences, tokenizer
-from gr_jax.data.batches.share import Share
+from gr_jax.data.batches.batch import Share
+from gr_jax.data.batches.evaluation import evaluation_batches
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.data.dataset import Catalogue, Dataset, Events
 
 CONFIG = DataConfig(max_length=8, row_length=16)
@@ -81,7 +83,7 @@ counts_of_users = st.lists(st.integers(1, 20), min_size=1, max_size=30).map(
 @given(counts_of_users, st.integers(1, 10))
 def test_an_epoch_holds_every_training_token_once(counts, batch_users):
     dataset = make_log(counts)
-    rows = epochs.train_rows(dataset, CONFIG, batch_users=batch_users)
+    rows = epochs.retrieval_batches(dataset, CONFIG, batch_users=batch_users)
     seen = {}
     for index in range(rows.steps(0), 2 * rows.steps(0)):
         seen |= unpack(rows.batch(index), dataset)
@@ -92,7 +94,7 @@ def test_an_epoch_holds_every_training_token_once(counts, batch_users):
 @given(counts_of_users, st.sampled_from(["valid", "test"]))
 def test_evaluation_asks_each_user_once_from_the_last_token(counts, split):
     dataset = make_log(counts)
-    rows = epochs.evaluation_rows(dataset, CONFIG, split, batch_users=4, exclude="history")
+    rows = evaluation_batches(dataset, CONFIG, split, batch_users=4, exclude="history")
     expected = expected_tokens(dataset, split)
     asked = []
     for index in range(len(rows)):
@@ -116,11 +118,11 @@ def test_evaluation_asks_each_user_once_from_the_last_token(counts, split):
 
 def test_excluding_the_visible_leaves_older_items_in_the_ranking():
     dataset = make_log([20, 5])
-    rows = epochs.evaluation_rows(dataset, CONFIG, "test", batch_users=10, exclude="visible")
+    rows = evaluation_batches(dataset, CONFIG, "test", batch_users=10, exclude="visible")
     _, queries, users = rows.batch(0)
     seen = queries.seen[users.tolist().index(0)]
     assert sorted(seen[seen != 0].tolist()) == list(range(12, 20))
-    rows = epochs.evaluation_rows(dataset, CONFIG, "test", batch_users=10, exclude="none")
+    rows = evaluation_batches(dataset, CONFIG, "test", batch_users=10, exclude="none")
     assert not rows.batch(0)[1].seen.any()
 
 
@@ -133,7 +135,7 @@ def test_a_split_without_a_positive_event_is_an_error_that_names_the_action():
     clicks = dataclasses.replace(tokenizer.ITEMS, positive_bit=0)
     assert (
         len(
-            epochs.evaluation_rows(
+            evaluation_batches(
                 dataset, CONFIG, "valid", clicks, batch_users=10, exclude="history"
             ).spans
         )
@@ -142,14 +144,14 @@ def test_a_split_without_a_positive_event_is_an_error_that_names_the_action():
     with pytest.raises(
         ConfigError, match="config.loss.positive='click': the test event of no user"
     ) as caught:
-        epochs.evaluation_rows(dataset, CONFIG, "test", clicks, batch_users=10, exclude="history")
+        evaluation_batches(dataset, CONFIG, "test", clicks, batch_users=10, exclude="history")
     assert "\n" not in str(caught.value)
 
 
 def test_batches_depend_on_seed_and_epoch_only():
     dataset = make_log([10] * 40)
     one, same, other = (
-        epochs.train_rows(dataset, CONFIG, batch_users=8, seed=seed) for seed in (1, 1, 2)
+        epochs.retrieval_batches(dataset, CONFIG, batch_users=8, seed=seed) for seed in (1, 1, 2)
     )
     first, later = one.batch(3), one.batch(3 + one.steps(0))
     np.testing.assert_array_equal(first.item, same.batch(3).item)
@@ -159,7 +161,7 @@ def test_batches_depend_on_seed_and_epoch_only():
 
 def test_processes_share_the_rows_of_the_same_global_batch():
     dataset = make_log([10] * 40)
-    rows = epochs.train_rows(dataset, CONFIG, batch_users=8, device_multiple=4)
+    rows = epochs.retrieval_batches(dataset, CONFIG, batch_users=8, device_multiple=4)
     assert rows.batch_rows % 4 == 0
     whole = rows.batch(2)
     parts = [rows.batch(2, Share(p, 4)) for p in range(4)]
@@ -171,7 +173,7 @@ def test_processes_share_the_rows_of_the_same_global_batch():
 
 def test_a_batch_filled_up_to_more_devices_has_the_same_rows_and_empty_ones_after_them():
     dataset = make_log([10] * 40)
-    rows = epochs.train_rows(dataset, CONFIG, batch_users=8, device_multiple=3)
+    rows = epochs.retrieval_batches(dataset, CONFIG, batch_users=8, device_multiple=3)
     assert rows.batch_rows % 4
     for step in range(rows.steps(0)):
         whole = rows.batch(step)
@@ -185,9 +187,9 @@ def test_a_batch_filled_up_to_more_devices_has_the_same_rows_and_empty_ones_afte
 
 def test_the_iterator_resumes_at_any_batch():
     dataset = make_log([10] * 40)
-    rows = epochs.train_rows(dataset, CONFIG, batch_users=8)
-    whole = [batch.item for batch in epochs.train_batches(rows, 0, 12)]
-    resumed = [batch.item for batch in epochs.train_batches(rows, 7, 12)]
+    rows = epochs.retrieval_batches(dataset, CONFIG, batch_users=8)
+    whole = [batch.item for batch in read_batches(rows, 0, 12)]
+    resumed = [batch.item for batch in read_batches(rows, 7, 12)]
     assert len(whole) == 12
     np.testing.assert_array_equal(np.stack(whole[7:]), np.stack(resumed))
 
@@ -195,7 +197,7 @@ def test_the_iterator_resumes_at_any_batch():
 def test_a_validation_sample_is_fixed():
     dataset = make_log([6] * 50)
     draws = [
-        epochs.evaluation_rows(
+        evaluation_batches(
             dataset, CONFIG, "valid", batch_users=8, exclude="history", sample=10
         ).spans.user
         for _ in range(2)
@@ -207,13 +209,13 @@ def test_a_validation_sample_is_fixed():
 def test_times_beyond_68_years_are_held_at_the_limit():
     dataset = make_log([6])
     dataset.events.timestamp[3:] += 3 * 10**9
-    batch = epochs.train_rows(dataset, CONFIG, batch_users=1).batch(0)
+    batch = epochs.retrieval_batches(dataset, CONFIG, batch_users=1).batch(0)
     assert batch.query_time.max() == np.iinfo(np.int32).max
 
 
 def test_a_batch_is_a_pytree_of_its_fields():
     dataset = make_log([6])
-    batch = epochs.train_rows(dataset, CONFIG, batch_users=1).batch(0)
+    batch = epochs.retrieval_batches(dataset, CONFIG, batch_users=1).batch(0)
     assert len(jax.tree.leaves(batch)) == 6
     with pytest.raises(AttributeError):
         batch.item = None  # pyright: ignore
@@ -224,8 +226,8 @@ def test_stochastic_length_packs_each_epoch_anew_and_computes_only_what_it_keeps
     dataset = make_log([40] * 60 + [6] * 20)
     settings = {"stochastic_length_alpha": 1.5, "stochastic_length_selection": selection}
     config = DataConfig(max_length=32, row_length=32, **settings)
-    rows = epochs.train_rows(dataset, config, batch_users=8, seed=3)
-    whole = epochs.train_rows(
+    rows = epochs.retrieval_batches(dataset, config, batch_users=8, seed=3)
+    whole = epochs.retrieval_batches(
         dataset, dataclasses.replace(config, stochastic_length_alpha=2.0), batch_users=8
     )
     kept = []
@@ -237,7 +239,7 @@ def test_stochastic_length_packs_each_epoch_anew_and_computes_only_what_it_keeps
         assert tokens == rows.epoch(epoch).spans.length.sum()
         kept.append(tokens)
         for batch in batches:
-            # Items count up in the log: a label is above its item, and is the item kept after it where there is one.
+            # Items count up in the log: a label is above its item, and is the next kept, if any.
             inside = (batch.segment[:, 1:] == batch.segment[:, :-1]) & (batch.segment[:, 1:] > 0)
             assert (batch.label[:, :-1][inside] == batch.item[:, 1:][inside]).all()
             assert (batch.label[batch.segment > 0] > batch.item[batch.segment > 0]).all()
@@ -250,7 +252,9 @@ def test_stochastic_length_packs_each_epoch_anew_and_computes_only_what_it_keeps
 def test_the_batches_of_a_run_with_stochastic_length_do_not_depend_on_where_it_resumes():
     dataset = make_log([40] * 30)
     config = DataConfig(max_length=32, row_length=32, stochastic_length_alpha=1.6)
-    run, resumed = (epochs.train_rows(dataset, config, batch_users=8, seed=1) for _ in range(2))
+    run, resumed = (
+        epochs.retrieval_batches(dataset, config, batch_users=8, seed=1) for _ in range(2)
+    )
     straight = [run.batch(step) for step in range(run.first_step(2) + 1)]
     np.testing.assert_array_equal(resumed.batch(run.first_step(2)).item, straight[-1].item)
     assert resumed.locate(0) == (0, 0)
@@ -260,8 +264,8 @@ def test_the_shards_of_a_batch_do_equal_work_on_the_rows_that_one_device_has():
     rng = np.random.default_rng(0)
     dataset = make_log(np.clip(rng.lognormal(2.5, 1.0, 800), 4, 60).astype(int).tolist())
     config = DataConfig(max_length=48, row_length=64)
-    one = epochs.train_rows(dataset, config, batch_users=200, device_multiple=1, seed=1)
-    four = epochs.train_rows(dataset, config, batch_users=200, device_multiple=4, seed=1)
+    one = epochs.retrieval_batches(dataset, config, batch_users=200, device_multiple=1, seed=1)
+    four = epochs.retrieval_batches(dataset, config, batch_users=200, device_multiple=4, seed=1)
     one = dataclasses.replace(one, batch_rows=four.batch_rows)
     for step in (0, 1, four.steps(0)):
         rows = [{tuple(row) for row in plan.batch(step).item.tolist()} for plan in (one, four)]
@@ -274,7 +278,7 @@ def test_the_shards_of_a_batch_do_equal_work_on_the_rows_that_one_device_has():
 def test_balanced_batches_depend_on_seed_and_step_only():
     dataset = make_log([*range(4, 40)])
     plans = [
-        epochs.train_rows(dataset, CONFIG, batch_users=8, device_multiple=2, seed=3)
+        epochs.retrieval_batches(dataset, CONFIG, batch_users=8, device_multiple=2, seed=3)
         for _ in range(2)
     ]
     plans[0].batch(1)

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gr_jax.data.batches import impressions, tokenizer
-from gr_jax.data.batches.share import Share
+from gr_jax.data.batches.batch import Share
 from gr_jax.data.dataset import Dataset
 from tests.data.batches.ranking_log import random_dataset
 
@@ -23,7 +23,7 @@ def test_an_impression_holds_the_event_and_what_came_before_it(seed):
     dataset = random_dataset(seed)
     events = np.random.default_rng(seed).permutation(dataset.num_events)[:5]
     batch = impressions.fill_impressions(
-        dataset, events, size=7, max_length=N, scheme=STREAM, item_side=None
+        dataset.events, dataset.catalogue, events, STREAM, size=7, max_length=N
     )
     for i, e in enumerate(events):
         user = int(np.searchsorted(dataset.events.offsets, e, "right")) - 1
@@ -44,16 +44,20 @@ def test_an_impression_holds_the_event_and_what_came_before_it(seed):
             batch.outcome[i],
             [dataset.events.action[e] >> 1 & 1, np.nan_to_num(dataset.events.rating[e])],
         )
-        np.testing.assert_array_equal(batch.feature[i, :2], dataset.events.user_features[user])
+        np.testing.assert_array_equal(
+            batch.user_features[i, :2], dataset.events.user_features[user]
+        )
         low, high = dataset.events.series_offsets[user : user + 2]
         known = [
             dataset.events.series_value[s]
             for s in range(low, high)
             if dataset.events.series_time[s] <= dataset.events.timestamp[e]
         ]
-        np.testing.assert_array_equal(batch.feature[i, 2:], [0] * (2 - len(known)) + known[-2:])
+        np.testing.assert_array_equal(
+            batch.user_features[i, 2:], [0] * (2 - len(known)) + known[-2:]
+        )
     for f in dataclasses.fields(batch):
-        assert f.name == "item_side" or not np.any(getattr(batch, f.name)[5:])
+        assert f.name == "catalogue_features" or not np.any(getattr(batch, f.name)[5:])
 
 
 def test_an_impression_sees_the_series_as_a_sequence_does_whatever_follows():
@@ -69,20 +73,20 @@ def test_an_impression_sees_the_series_as_a_sequence_does_whatever_follows():
         scheme = dataclasses.replace(STREAM, num_user_features=0, max_series=max_series)
         events = np.arange(6)
         batch = impressions.fill_impressions(
-            dataset, events, size=6, max_length=N, scheme=scheme, item_side=None
+            dataset.events, dataset.catalogue, events, scheme, size=6, max_length=N
         )
         known = [[1], *([*range(3, 3 + n)] for n in (1, 4, 25, 40, 40))]
-        for got, values in zip(batch.feature, known, strict=True):
+        for got, values in zip(batch.user_features, known, strict=True):
             np.testing.assert_array_equal(got, ([0] * max_series + values)[-max_series:])
 
 
 def test_processes_hold_parts_of_the_table_of_item_features():
     plan = dataclasses.replace(
-        rows(shuffled=True, windows=1), item_side=np.arange(16).reshape(8, 2)
+        rows(shuffled=True, windows=1), catalogue_features=np.arange(16).reshape(8, 2)
     )
-    parts = [plan.batch(0, Share(p, 2)).item_side for p in range(2)]
-    np.testing.assert_array_equal(np.concatenate(parts), plan.item_side)
-    padded = impressions.item_side_rows(plan.dataset, 16)
+    parts = [plan.batch(0, Share(p, 2)).catalogue_features for p in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts), plan.catalogue_features)
+    padded = impressions.item_feature_table(plan.dataset, 16)
     np.testing.assert_array_equal(
         padded[: len(plan.dataset.catalogue.item_features)], plan.dataset.catalogue.item_features
     )
@@ -91,7 +95,7 @@ def test_processes_hold_parts_of_the_table_of_item_features():
 
 def rows(*, shuffled: bool, windows: int) -> impressions.ImpressionBatches:
     dataset = random_dataset(1, users=20, events=20)
-    order = impressions.events_between(dataset, 0, 10**9)
+    order = impressions.events_between(dataset.events, 0, 10**9)
     return impressions.ImpressionBatches(
         dataset, STREAM, tuple(np.array_split(order, windows)), 8, N, shuffled, 0
     )
@@ -123,7 +127,7 @@ def test_windows_are_taken_in_turn_and_processes_share_a_batch():
 
 def test_an_evaluation_judges_each_event_once_with_its_history_counted():
     dataset = random_dataset(2, users=10)
-    events = impressions.events_between(dataset, 0, 10**9)
+    events = impressions.events_between(dataset.events, 0, 10**9)
     assert (np.diff(dataset.events.timestamp[events]) >= 0).all()
     judged = impressions.LabelImpressionBatches(dataset, STREAM, events, 8, N)
     user, history = (

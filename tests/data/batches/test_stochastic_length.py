@@ -1,4 +1,4 @@
-"""Stochastic Length: the closed forms, what is kept, and that nothing depends on which sequences are asked together."""
+"""Stochastic Length: closed forms, kept events, and independence of the other sequences."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gr_jax.data.batches import stochastic_length
-from gr_jax.data.batches.stochastic_length import choose, keep_full_probability, threshold
+from gr_jax.data.batches.stochastic_length import Rule, keep_full_probability, threshold
 
 ALPHAS = (1.6, 1.7, 1.8, 1.9, 2.0)
 SELECTIONS = ("greedy", "random", "weighted")
@@ -20,8 +20,13 @@ SPARSITY = {
 }
 
 
+def choose(*columns, max_length, alpha, selection, **draws):
+    rule = Rule(max_length, alpha, selection)
+    return stochastic_length.choose(*columns, rule=rule, **draws)
+
+
 def ask(lengths, timestamp=None, *, user=None, gap=0, **options):
-    """`choose` for sequences that lie `gap` events apart; lists of events by sequence, relative to its first."""
+    """`choose` for sequences `gap` events apart: events of each, relative to its first."""
     lengths = np.asarray(lengths)
     begin = gap + np.cumsum(lengths + gap) - lengths - gap
     if timestamp is None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gr_jax.config import Config, ConfigError, DataConfig, TrainConfig
 from gr_jax.data.batches import streaming, tokenizer
-from gr_jax.data.batches.share import Share
+from gr_jax.data.batches.batch import Share
 from gr_jax.data.dataset import Dataset, Events
 from tests.data.batches.ranking_log import random_dataset
 
@@ -17,7 +17,7 @@ GAP = 250  # seconds; the logs have gaps of multiples of 100
 
 def examples(dataset, *, low=0, high=10**9, max_length=4, rate=0.0, seed=0):
     return streaming.session_spans(
-        dataset, low, high, gap=GAP, max_length=max_length, rate=rate, seed=seed
+        dataset.events, low, high, gap=GAP, max_length=max_length, rate=rate, seed=seed
     )
 
 
@@ -106,7 +106,7 @@ def test_batches_hold_each_example_once_in_the_order_of_time_window_by_window(se
         int(dataset.events.timestamp.max()) + 1,
         3,
     )
-    rows = streaming.stream_rows(dataset, config, STREAM, edges, device_multiple=2)
+    rows = streaming.stream_batches(dataset, config, STREAM, edges, device_multiple=2)
     assert rows.batch_rows % 2 == 0 and 0 < rows.fill <= 1
     assert [g[0] for g in rows.groups[1:]] == [g[1] for g in rows.groups[:-1]] and rows.groups[-1][
         1

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gr_jax.config import Config, ConfigError, DataConfig, LossConfig, ModelConfig, RankingConfig
 from gr_jax.data.batches import tokenizer
+from gr_jax.data.batches.packing import Slots
 from gr_jax.data.batches.sequences import Spans, label_spans
 from gr_jax.data.dataset import Dataset, Events
 from tests.data.batches.ranking_log import ACTIONS, random_dataset
@@ -48,7 +49,7 @@ def written_out(dataset, spans: Spans, b: int, how: tokenizer.TokenScheme) -> li
     events = range(first, first + length)
     began = dataset.events.timestamp[first]
     since = lambda time: max(0, int(time - began))
-    out = [{"feature": value} for value in dataset.events.user_features[user]]
+    out = [{"user_feature": value} for value in dataset.events.user_features[user]]
     entries = range(dataset.events.series_offsets[user], dataset.events.series_offsets[user + 1])
     entries = [
         s for s in entries if dataset.events.series_time[s] <= dataset.events.timestamp[events[-1]]
@@ -59,14 +60,14 @@ def written_out(dataset, spans: Spans, b: int, how: tokenizer.TokenScheme) -> li
             s = entries.pop(0)
             time = since(dataset.events.series_time[s])
             out.append(
-                {"feature": dataset.events.series_value[s], "time": time, "query_time": time}
+                {"user_feature": dataset.events.series_value[s], "time": time, "query_time": time}
             )
         time, code = since(dataset.events.timestamp[e]), 1 + 2 * int(dataset.events.action[e])
         token = {
             "item": dataset.events.item[e],
             "time": time,
             "query_time": time,
-            "side": dataset.catalogue.item_features[dataset.events.item[e]],
+            "item_features": dataset.catalogue.item_features[dataset.events.item[e]],
         }
         if how.kind == "retrieval":
             positive = how.positive_bit < 0 or dataset.events.action[e + 1] >> how.positive_bit & 1
@@ -89,7 +90,7 @@ def written_out(dataset, spans: Spans, b: int, how: tokenizer.TokenScheme) -> li
         if how.kind in ("interleave", "paired"):
             out.append({"action": code, "time": time, "query_time": time})
         if how.kind == "paired":
-            out[-1] |= {name: token[name] for name in ("item", "side")}
+            out[-1] |= {name: token[name] for name in ("item", "item_features")}
         before = code
     return out
 
@@ -98,8 +99,8 @@ def lay_out(dataset, spans: Spans, how: tokenizer.TokenScheme, row_length: int =
     """One sequence a row, from column b mod 3 on."""
     row = np.arange(len(spans))
     column = row % 3
-    make = tokenizer.filler(dataset, row_length=row_length, scheme=how)
-    return make(spans, row, column, num_rows=len(spans)), column
+    slots = Slots(row, column, len(spans), row_length)
+    return tokenizer.fill_rows(dataset.events, dataset.catalogue, spans, how, slots), column
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,7 +111,7 @@ def test_rows_hold_the_streams_written_out_token_by_token(kind, seed):
     how = scheme(kind, positive=1 if seed % 2 and kind == "retrieval" else -1)
     spans = inputs_only(dataset) if kind == "retrieval" else all_labels(dataset)
     batch, column = lay_out(dataset, spans, how)
-    counts = tokenizer.token_counts(dataset, spans, scheme=how)
+    counts = tokenizer.token_counts(dataset.events, spans, how)
     for b in range(len(spans)):
         expected = written_out(dataset, spans, b, how)
         assert counts[b] == len(expected) <= how.max_tokens(N)
@@ -141,13 +142,12 @@ def test_what_happens_at_an_event_is_in_no_token_up_to_its_own(kind, seed):
     changed = Dataset(dataset.catalogue, events)
     (before, _), (after, _) = (lay_out(d, spans, how) for d in (dataset, changed))
     row, column = np.arange(len(spans)), np.arange(len(spans)) % 3
-    place, events, _ = tokenizer.label_places(
-        dataset, spans, row, column, row_length=16, scheme=how
-    )
+    slots = Slots(row, column, len(spans), 16)
+    place, events, _ = tokenizer.label_places(dataset.events, spans, how, slots)
     own = place[events == event]
     assert len(own) == 1
     row, own = divmod(int(own[0]), 16)
-    for name in ("item", "time", "query_time", "action", "side", "feature"):
+    for name in ("item", "time", "query_time", "action", "item_features", "user_feature"):
         np.testing.assert_array_equal(
             getattr(before, name)[row, : own + 1], getattr(after, name)[row, : own + 1]
         )
@@ -162,9 +162,8 @@ def test_every_event_is_a_label_once_and_its_place_is_found(seed, kind):
     how = how if seed % 2 == 0 else dataclasses.replace(how, num_user_features=0, max_series=0)
     spans = all_labels(dataset)
     batch, column = lay_out(dataset, spans, how)
-    place, event, owner = tokenizer.label_places(
-        dataset, spans, np.arange(len(spans)), column, row_length=16, scheme=how
-    )
+    slots = Slots(np.arange(len(spans)), column, len(spans), 16)
+    place, event, owner = tokenizer.label_places(dataset.events, spans, how, slots)
     assert sorted(event) == list(range(dataset.num_events))
     np.testing.assert_array_equal(batch.item.reshape(-1)[place], dataset.events.item[event])
     np.testing.assert_array_equal(place // 16, owner)

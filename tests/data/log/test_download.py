@@ -1,5 +1,6 @@
 """Downloads from a server on this machine: complete and verified, or nothing and a line that helps."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -10,7 +11,7 @@ import zipfile
 import pytest
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.log import sources
+from gr_jax.data.log import raw_files
 from gr_jax.data.log.download import download
 from gr_jax.data.log.preparation import prepare
 
@@ -131,15 +132,13 @@ def test_an_absent_log_is_fetched_once_and_prepared(site, tmp_path, monkeypatch)
     folder, address = site
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        sources,
-        "_FORMATS",
+        raw_files,
+        "FORMATS",
         {
             name: format
             if name != "ml-1m"
-            else sources.dataclasses.replace(
-                format, site=address, checksum=f"{address}/ml-1m.zip.md5"
-            )
-            for name, format in sources._FORMATS.items()
+            else dataclasses.replace(format, site=address, checksum=f"{address}/ml-1m.zip.md5")
+            for name, format in raw_files.FORMATS.items()
         },
     )
     with zipfile.ZipFile(folder / "ml-1m.zip", "w") as archive:

@@ -1,4 +1,4 @@
-"""Attention to a cache, in XLA and through the interpreter of the kernel, against the dense specification."""
+"""Attention to a cache, in XLA and in the interpreter, against the dense specification."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from pallas_kernels import hstu_attention, hstu_cached_attention
+from pallas_kernels.arguments import Bias, Options
 from pallas_kernels.block_sizes import Blocks
 from pallas_kernels.cached import attention as cached
+from pallas_kernels.cached.attention import Queries
 from pallas_kernels.cached.triton import triton_cached_attention
 from tests.pallas_kernels.lowering import lowered
 
@@ -24,7 +26,7 @@ SHAPES = {  # of a large model's cache, to lower for a GPU: rows, queries, room,
 
 
 def sequences(seed: int, tables: bool, targets: bool):
-    """Arguments of `hstu_attention` for HISTORY + NEW tokens at the start of each row, and options of both ops."""
+    """Arguments of `hstu_attention` for HISTORY + NEW tokens a row, and options of both ops."""
     rng = np.random.default_rng(seed)
     shape = (len(HISTORY), N + NEW)
     vectors = {
@@ -57,19 +59,20 @@ def store(x):
     return jnp.swapaxes(x, 1, 2)
 
 
+WINDOWS = pytest.mark.parametrize("window", [None, 4])
+
+
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("tables", [False, True])
-def test_appended_tokens_get_what_one_attention_gives(how, tables):
+@WINDOWS
+def test_appended_tokens_equal_one_attention(how, tables, window):
     (vectors, rows), options = sequences(1, tables, targets=False)
+    options["window"] = window
     expected = hstu_attention(**vectors, **rows, **options, implementation="reference")
     positions = jnp.array(HISTORY)[:, None] + jnp.arange(NEW)
-    bias = {}
+    bias = dict(positions=positions)
     if tables:
-        bias = dict(
-            positions=positions,
-            query_times=last_tokens(rows["query_times"]),
-            key_times=rows["key_times"],
-        )
+        bias |= dict(query_times=last_tokens(rows["query_times"]), key_times=rows["key_times"])
     q, k, v = last_tokens(vectors["q"]), store(vectors["k"]), store(vectors["v"])
     found = hstu_cached_attention(q, k, v, positions + 1, **bias, **options, **HOW[how])
     np.testing.assert_allclose(found, last_tokens(expected), rtol=1e-5, atol=1e-5)
@@ -77,16 +80,18 @@ def test_appended_tokens_get_what_one_attention_gives(how, tables):
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("tables", [False, True])
-def test_candidates_get_what_one_attention_gives_and_share_their_bias(how, tables):
+@WINDOWS
+def test_candidates_equal_one_attention_and_share_their_bias(how, tables, window):
     (vectors, rows), options = sequences(2, tables, targets=True)
+    options["window"] = window
     ends = jnp.array(HISTORY)[:, None]
-    bias = {}
+    bias = dict(positions=ends)
     if tables:
         asked = last_tokens(rows["key_times"])[:, -1:] + 60
         at = rows["targets"]
         rows["query_times"] = jnp.where(at, asked, rows["query_times"])
         own = last_tokens(rows["key_times"])
-        bias = dict(positions=ends, query_times=asked, key_times=rows["key_times"], own_times=own)
+        bias |= dict(query_times=asked, key_times=rows["key_times"], own_times=own)
     expected = hstu_attention(**vectors, **rows, **options, implementation="reference")
     q, own_k, own_v = (last_tokens(vectors[n]) for n in "qkv")
     k, v = store(vectors["k"]), store(vectors["v"])
@@ -97,16 +102,12 @@ def test_candidates_get_what_one_attention_gives_and_share_their_bias(how, table
 
 
 @pytest.mark.parametrize("tables", [False, True])
-def test_heads_in_turn_and_heads_at_once_give_the_same(tables, monkeypatch):
+def test_heads_one_by_one_and_heads_at_once_give_the_same(tables, monkeypatch):
     (vectors, rows), options = sequences(5, tables, targets=False)
     positions = jnp.array(HISTORY)[:, None] + jnp.arange(NEW)
-    bias = {}
+    bias = dict(positions=positions)
     if tables:
-        bias = dict(
-            positions=positions,
-            query_times=last_tokens(rows["query_times"]),
-            key_times=rows["key_times"],
-        )
+        bias |= dict(query_times=last_tokens(rows["query_times"]), key_times=rows["key_times"])
     q, k, v = last_tokens(vectors["q"]), store(vectors["k"]), store(vectors["v"])
     outs = []
     for tiny in (0, 100):
@@ -117,51 +118,39 @@ def test_heads_in_turn_and_heads_at_once_give_the_same(tables, monkeypatch):
 
 
 @pytest.mark.parametrize("splits", [1, 3])
-def test_keys_divided_among_programs_give_the_same(splits):
+@WINDOWS
+def test_keys_divided_among_programs_give_the_same(splits, window):
     (vectors, rows), options = sequences(3, True, targets=False)
     q, k, v = last_tokens(vectors["q"]), store(vectors["k"]), store(vectors["v"])
     positions = jnp.array(HISTORY)[:, None] + jnp.arange(NEW)
-    args = dict(
-        positions=positions,
-        query_times=last_tokens(rows["query_times"]),
-        key_times=rows["key_times"],
-    )
+    times = dict(query_times=last_tokens(rows["query_times"]), key_times=rows["key_times"])
     expected = hstu_cached_attention(
-        q, k, v, positions + 1, **args, **options, implementation="xla"
+        *(q, k, v, positions + 1),
+        **(dict(positions=positions, window=window) | times | options),
+        implementation="xla",
     )
-    tables = options.pop("position_table"), options.pop("time_table")
-    found = triton_cached_attention(
-        q,
-        k,
-        v,
-        positions + 1,
-        *tables,
-        **args,
-        **options,
-        interpret=True,
-        blocks=Blocks(16, 16, 4, 1),
-        splits=splits,
-    )
+    starts = None if window is None else jnp.maximum(positions - window, 0)
+    queries = Queries(starts, positions + 1, positions)
+    bias = Bias(options.pop("position_table"), options.pop("time_table"), **times)
+    settings = Options(**options, interpret=True, blocks=Blocks(16, 16, 4, 1))
+    found = triton_cached_attention(q, k, v, queries, bias, settings, splits=splits)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_kernel_lowers_for_a_gpu(shape, dtype):
+@WINDOWS
+def test_the_kernel_lowers_for_a_gpu(shape, dtype, window):
     rows, queries, room, heads, a, v = SHAPES[shape]
     array = jax.ShapeDtypeStruct
     ints = array((rows, 1), jnp.int32)
     args = [array((rows, queries, heads, a), dtype), array((rows, heads, room, a), "bfloat16")]
-    args += [array((rows, heads, room, v), "bfloat16"), ints]
-    args += [
-        array((room,), jnp.float32),
-        array((129,), jnp.float32),
-        ints,
-        ints,
-        array((rows, room), jnp.int32),
-    ]
-    call = lambda *args: triton_cached_attention(*args, max_length=room, scale=1.0)
+    args += [array((rows, heads, room, v), "bfloat16")]
+    args += [Queries(None if window is None else ints, ints, ints)]
+    tables = [array((n,), jnp.float32) for n in (room, 129)]
+    args += [Bias(*tables, ints, array((rows, room), jnp.int32))]
+    call = lambda *args: triton_cached_attention(*args, Options(max_length=room))
     assert "hstu_cached_forward" in lowered(call, *args)
 
 
@@ -184,6 +173,8 @@ def test_bfloat16_storage_keeps_float32_queries_and_sums():
             "implementation='cuda': must be None or one of xla, pallas_triton",
         ),
         (dict(max_length=0), "max_length=0"),
+        (dict(window=0), "window=0"),
+        (dict(window=2), "window needs positions"),
         (dict(position_table=jnp.ones(3)), "position_table needs positions"),
         (dict(time_table=jnp.ones(3)), "time_table needs query_times and key_times"),
         (dict(own_k=jnp.ones((1, 2, 2, 3))), "own_k and own_v belong together"),

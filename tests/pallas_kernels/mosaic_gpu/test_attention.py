@@ -1,4 +1,4 @@
-"""What the Mosaic GPU kernels need beyond the tests that all share: other blocks, refusals, bias tiles, buckets."""
+"""The Mosaic GPU kernels beyond the tests that all share: refusals, bias tiles, buckets."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import bucket_ranges
+from pallas_kernels.arguments import Bias, Mask, Options, backend_arguments
 from pallas_kernels.masks import time_bucket
 from pallas_kernels.mosaic_gpu import attention as mosaic_gpu
 from pallas_kernels.mosaic_gpu.attention import mosaic_gpu_attention
@@ -22,7 +23,7 @@ needs_mosaic = pytest.mark.skipif(
 
 
 def arrays(variant: str, widths: tuple[int, int] = (64, 64)):
-    """Returns float and integer inputs of one row of 250 tokens with sequences of up to 65."""
+    """Float and integer inputs of one row of 250 tokens with sequences of up to 65."""
     rows = border_rows(1, 250, 64)
     floats, rows, _ = make_case("mosaic", variant, rows, 0)
     a, v = widths
@@ -31,16 +32,18 @@ def arrays(variant: str, widths: tuple[int, int] = (64, 64)):
     return jax.tree.map(jnp.array, (floats, rows))
 
 
+def attend(floats, rows, window=None):
+    options = Options(max_length=65)
+    return mosaic_gpu_attention(*backend_arguments(floats | rows, window), options)
+
+
 @needs_mosaic
 @pytest.mark.parametrize("widths", [(64, 64), (128, 128), (256, 256), (64, 128), (128, 64)])
 def test_forward_and_backward_with_all_mask_rules_lower_for_a_gpu(widths):
     floats, rows = arrays("all", widths=widths)
 
     def call(floats, rows):
-        attend = lambda floats: mosaic_gpu_attention(
-            **floats, **rows, max_length=65, window=4, full_window_tail=3
-        )
-        out, backward = jax.vjp(attend, floats)
+        out, backward = jax.vjp(lambda floats: attend(floats, rows, window=4), floats)
         return out, backward(out)
 
     assert lowered(call, floats, rows).count(CALLS["pallas_mosaic_gpu"]) == 4 + (sum(widths) > 256)
@@ -53,7 +56,7 @@ def test_all_layers_of_a_shape_are_lowered_once():
     def gradient(layers: int):
         def loss(q):
             for _ in range(layers):
-                q = mosaic_gpu_attention(**(floats | {"q": q}), **rows, max_length=65)
+                q = attend(floats | {"q": q}, rows)
             return q.astype(jnp.float32).sum()
 
         return jax.grad(loss)
@@ -77,29 +80,32 @@ def test_a_slot_that_the_copy_engine_would_stop_at_is_refused():
 def test_other_dtypes_and_wide_heads_are_refused_with_the_reason():
     floats, rows = arrays("plain")
     with pytest.raises(NotImplementedError, match="bfloat16"):
-        mosaic_gpu_attention(**jax.tree.map(jnp.float32, floats), **rows, max_length=65)
+        attend(jax.tree.map(jnp.float32, floats), rows)
     floats, rows = arrays("plain", widths=(64, 320))
     with pytest.raises(NotImplementedError, match="320"):
-        mosaic_gpu_attention(**floats, **rows, max_length=65)
+        attend(floats, rows)
 
 
 @pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="for an older jax")
 def test_an_older_jax_is_refused_with_the_reason():
     floats, rows = arrays("plain")
     with pytest.raises(NotImplementedError, match="0.11"):
-        mosaic_gpu_attention(**floats, **rows, max_length=65)
+        attend(floats, rows)
 
 
 @pytest.mark.parametrize("variant", ["bias", "all"])
 def test_bias_tiles_hold_half_the_bias_of_every_visible_pair(variant):
     floats, rows = arrays(variant)
     pad = lambda x: jnp.pad(x, [(0, 0), (0, 6)])
-    flags = [pad(rows[name]) if name in rows else None for name in ("targets", "contexts")]
-    visible = visible_keys(pad(rows["segments"]), *flags)
-    both = bias_tiles(
-        visible, floats["position_table"], floats["time_table"], pad(rows["query_times"]), pad(rows["key_times"]),
-        max_length=65, ahead="contexts" in rows, dtype=jnp.float32,
-    )  # fmt: skip
+    targets = pad(rows["targets"]) if "targets" in rows else None
+    visible = visible_keys(Mask(pad(rows["segments"]), targets))
+    bias = Bias(
+        floats["position_table"],
+        floats["time_table"],
+        pad(rows["query_times"]),
+        pad(rows["key_times"]),
+    )
+    both = bias_tiles(visible, bias, 65, jnp.float32)
     assert both is not None
     tiles, lookup = (np.array(x) for x in both)
     i, j = np.indices((256, 256))
@@ -129,10 +135,8 @@ def test_bucket_limits_are_exact_and_ranges_hold_every_bucket_of_the_tile():
 
     rng = np.random.default_rng(0)
     _, rows = arrays("all")
-    segments, targets, contexts = (
-        jnp.pad(rows[n], [(0, 0), (0, 6)]) for n in ("segments", "targets", "contexts")
-    )
-    visible = visible_keys(segments, targets, contexts)
+    segments, targets = (jnp.pad(rows[n], [(0, 0), (0, 6)]) for n in ("segments", "targets"))
+    visible = visible_keys(Mask(segments, targets))
     times = [jnp.array(rng.integers(0, 10**6, segments.shape), jnp.int32) for _ in range(2)]
     ranges = np.array(bucket_ranges.bucket_ranges(segments, visible, *times, 129, 64))[0]
     i, j = np.indices((256, 256))

@@ -1,4 +1,4 @@
-"""The ranking task on meshes: the same training and the same predictions on one device and on eight."""
+"""Ranking on meshes: the same training and the same predictions on one device and on eight."""
 
 import dataclasses
 
@@ -15,8 +15,8 @@ from gr_jax.config import (
     RankingConfig,
     TrainConfig,
 )
-from gr_jax.data.batches import epochs
-from gr_jax.data.batches.share import WHOLE
+from gr_jax.data.batches.batch import WHOLE
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.data.batches.tokenizer import token_scheme
 from gr_jax.models.flops import train_flops
 from gr_jax.models.recommender import functional
@@ -87,7 +87,7 @@ def test_one_and_eight_devices_train_and_judge_alike(kind, tmp_path):
             run.mesh, jax.jit(objective.make_step(), donate_argnums=0, out_shardings=out)
         )
         values = []
-        for batch in epochs.train_batches(plan, 0, 6):
+        for batch in read_batches(plan, 0, 6):
             batch = sharding.put(batch, sharding.batch_sharding(run.mesh))
             state, metrics = step(state, batch, jax.random.key(1))
             values.append(float(metrics["loss"]))

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from gr_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig
-from gr_jax.data.batches import epochs
 from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.evaluation import evaluation_batches
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding
@@ -75,7 +75,7 @@ def test_packed_evaluation_equals_a_ranking_user_by_user(exclude, split, held_ou
     params = init(jax.random.key(0))
     mesh = sharding.make_mesh(config.mesh)
     evaluate = evaluation.make_evaluator(graphdef, config, num_items=ITEMS, mesh=mesh)
-    rows = epochs.evaluation_rows(
+    rows = evaluation_batches(
         dataset,
         config.data,
         split,

@@ -54,7 +54,7 @@ def run_of(dataset: Dataset, loss: LossConfig) -> Run:
 
 
 def train_rows(run: Run) -> epochs.TrainBatches:
-    return epochs.train_rows(run.dataset, run.config.data, run.scheme, batch_users=4)
+    return epochs.retrieval_batches(run.dataset, run.config.data, run.scheme, batch_users=4)
 
 
 def test_log_q_is_the_share_of_each_item_among_the_labels_that_in_batch_negatives_are_drawn_from():
@@ -84,7 +84,7 @@ def test_the_speed_of_training_counts_the_tokens_of_attributes_and_series_too():
 
 
 def popularity_by_user(run: Run) -> dict[str, float]:
-    """Metrics of ranking by training count, written out user by user as the evaluation protocol says."""
+    """Metrics of popularity, written out user by user as the evaluation protocol says."""
     dataset, loss, n = run.dataset, run.config.loss, run.config.data.max_length
     assert dataset.events.action is not None
     logs = [

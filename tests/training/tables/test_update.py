@@ -1,4 +1,4 @@
-"""The sparse step against the dense one, and what it costs in memory and traffic as the table grows."""
+"""The row-wise step against the dense one, and its memory and traffic as the table grows."""
 
 import dataclasses
 
@@ -9,21 +9,22 @@ import optax
 import pytest
 
 from gr_jax.data.batches import epochs
+from gr_jax.data.batches.loader import read_batches
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.optimizer import make_optimizer
-from gr_jax.training.ranking import objective as ranking
 from gr_jax.training.ranking import step as ranking_step
+from gr_jax.training.ranking.objective import Ranking
 from gr_jax.training.retrieval.step import make_train_step
-from gr_jax.training.tables.rowwise import RowRule, SparseOptimizer
+from gr_jax.training.tables.rowwise import RowRule, RowwiseOptimizer
 from tests.compiled import collectives
 from tests.training.ranking.test_objective import open_run
 from tests.training.test_sharding import ITEMS, losses_of, make_config, make_log, start
 
 # Gradient descent has no memory, so the dense and the sparse step must agree in every parameter.
 DENSE_SGD = optax.sgd(1.0)
-SPARSE_SGD = SparseOptimizer(
+SPARSE_SGD = RowwiseOptimizer(
     DENSE_SGD, RowRule(lambda table: {}, lambda g, moments, count: (g, moments)), 1.0, 0.0
 )
 
@@ -57,7 +58,7 @@ def test_retrieval_has_the_gradient_of_the_dense_step(loss, log_q):
         config, loss=dataclasses.replace(config.loss, log_q=log_q, sampler=sampler)
     )
     graphdef, init = functional(config.model, num_items=ITEMS, max_length=config.data.max_length)
-    rows = epochs.train_rows(make_log(), config.data, batch_users=6, device_multiple=2)
+    rows = epochs.retrieval_batches(make_log(), config.data, batch_users=6, device_multiple=2)
     frequency = jnp.linspace(-6, -2, len(init(jax.random.key(0))["embeddings"]["item_table"]))
 
     def make_step(optimizer):
@@ -71,7 +72,7 @@ def test_retrieval_has_the_gradient_of_the_dense_step(loss, log_q):
 @pytest.mark.parametrize("kind", ["hstu", "dlrm"])
 def test_ranking_has_the_gradient_of_the_dense_step(kind, tmp_path):
     run = open_run(kind, 1, tmp_path)
-    batch = ranking.task(run).batches().plan.batch(0)
+    batch = Ranking(run).plan.batch(0)
     make_step = lambda optimizer: ranking_step.make_train_step(run.graphdef, optimizer, run.config)
     assert_same_step(make_step, run.init_params(jax.random.key(0)), batch)
 
@@ -90,7 +91,9 @@ def compiled_step(items: int, data: int, model: int, **optimizer):
     shapes = jax.eval_shape(fresh, jax.random.key(0))
     placements = sharding.by_path(shapes, config.mesh.rules, mesh)
     place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
-    batch = epochs.train_rows(make_log(), config.data, batch_users=24, device_multiple=8).batch(0)
+    batch = epochs.retrieval_batches(
+        make_log(), config.data, batch_users=24, device_multiple=8
+    ).batch(0)
     batch = sharding.put(batch, sharding.batch_sharding(mesh))
     train_step = make_train_step(graphdef, optimizer, config, num_items=items, item_log_q=None)
     fields, structure = jax.tree.flatten(batch)  # a batch of shapes is none to the type checker
@@ -125,7 +128,7 @@ def test_temporaries_and_traffic_of_a_step_do_not_grow_with_the_table(data, mode
 def test_a_sparse_state_is_saved_and_resumed_on_another_mesh(tmp_path):
     optimizer = {"table": "rowwise_adamw", "table_dtype": "bfloat16"}
     whole, _ = losses_of(make_config("group", 8, 1, **optimizer), steps=6)
-    rows = epochs.train_rows(
+    rows = epochs.retrieval_batches(
         make_log(), make_config("group", 1, 1).data, batch_users=24, device_multiple=8
     )
     losses, saved = [], 0
@@ -137,7 +140,7 @@ def test_a_sparse_state_is_saved_and_resumed_on_another_mesh(tmp_path):
             assert restored is not None
             train_state = restored[0]
             assert int(train_state.step) == saved
-        for batch in epochs.train_batches(rows, saved, saved + 3):
+        for batch in read_batches(rows, saved, saved + 3):
             train_state, metrics = step(
                 train_state, sharding.put(batch, sharding.batch_sharding(mesh)), jax.random.key(1)
             )

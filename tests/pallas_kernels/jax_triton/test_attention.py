@@ -1,4 +1,4 @@
-"""The Triton kernel behind jax-triton: the shared tests in Triton's interpreter, and its lowering for a GPU.
+"""The Triton kernel of jax-triton: the shared tests in Triton's interpreter, and its lowering.
 
 Both need packages that a machine without a GPU rarely has, and skip where they are missing.
 """
@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.bench import measure as bench
-from pallas_kernels.jax_triton import attention as jax_triton_forward
+from pallas_kernels.arguments import Bias, Mask, Options
+from pallas_kernels.bench import measure
+from pallas_kernels.jax_triton import attention
 from pallas_kernels.jax_triton.attention import jax_triton_attention
 from tests.pallas_kernels.lowering import CONFIGURATIONS, example, input_shapes, lowered
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def need(*packages: str):
@@ -51,9 +52,12 @@ def test_the_kernel_passes_the_shared_tests_in_the_interpreter():
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """The module of the kernel without the run-time checks of the tests: Triton reads the sources of its functions."""
+    """The module of the kernel without the run-time checks of the tests.
+
+    Triton reads the sources of its functions.
+    """
     name = "pallas_kernels.jax_triton.kernel"
-    path = Path(jax_triton_forward.__file__).with_name("jax_triton_kernel.py")
+    path = Path(attention.__file__).with_name("kernel.py")
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, module)
@@ -66,20 +70,20 @@ def kernel(monkeypatch):
 @pytest.mark.parametrize("case", CONFIGURATIONS, ids=str)
 def test_the_kernel_lowers_for_a_gpu(kernel, case):
     spec = example(case)
-    attend = functools.partial(jax_triton_attention, compute_capability=90)
-    assert "triton_kernel_call" in lowered(
-        bench.functions(attend, spec)["forward"], input_shapes(spec)
-    )
+    backend = functools.partial(jax_triton_attention, compute_capability=90)
+    forward = measure.functions(backend, spec)["forward"]
+    assert "triton_kernel_call" in lowered(forward, input_shapes(spec))
 
 
 def test_a_gradient_says_what_to_use_instead():
     q, segments = jnp.ones((1, 16, 1, 16)), jnp.ones((1, 16), jnp.int32)
+    arguments = Mask(segments), Bias(), Options(max_length=16)
     with pytest.raises(NotImplementedError, match="pallas_triton"):
-        jax.grad(lambda q: jax_triton_attention(q, q, q, segments, max_length=16).sum())(q)
+        jax.grad(lambda q: jax_triton_attention(q, q, q, *arguments).sum())(q)
 
 
 def test_default_blocks_are_tiles_that_triton_accepts():
     for dtype in ("float32", "bfloat16"):
         for width in (8, 25, 50, 64, 128, 256):
-            blocks = jax_triton_forward.default_blocks(width, width, dtype)
+            blocks = attention.default_blocks(width, width, dtype)
             assert all(n >= 16 and n & (n - 1) == 0 for n in blocks[:2])
