@@ -1,20 +1,23 @@
-"""A generated log of 4,000 users, 1,000 items and 160,000 events: the whole pipeline, nothing to download.
+"""A generated log of 4,000 users, 1,000 items and 160,000 events: no download needed.
 
     python -m gr_jax.train --config=configs/synthetic.py
-    python -m gr_jax.train --config=configs/synthetic.py:ranking         # will the user click on the next event?
-    python -m gr_jax.train --config=configs/synthetic.py:ranking-dlrm    # the same by DIN and DCN-v2
+    python -m gr_jax.train --config=configs/synthetic.py:ranking       # a click on the next event?
+    python -m gr_jax.train --config=configs/synthetic.py:ranking-dlrm  # the same by DIN and DCN-v2
     add --config.model.bias=position to take the time away from the model
 
-Cost: one minute on 2 CPU cores that other jobs used too; ranking one minute, ranking-dlrm 5 minutes.
+Cost: one minute on 2 CPU cores that other jobs used too; ranking one minute, ranking-dlrm 5
+minutes.
 
 Expected test HR@10: .83. What a user does next depends on order and on elapsed time
-(`gr_jax/data/log/synthetic.py`): the best ranking possible has .88, the best without the time of the request .49,
-a model with `bias=position` reaches .41, popularity .04 (`experiments/quality/synthetic_structure.py`).
+(`gr_jax/data/log/synthetic.py`): the best ranking possible has .88, the best without the time of
+the request .49, a model with `bias=position` reaches .41, popularity .04
+(`experiments/quality/synthetic_structure.py`).
 
-Ranking is of another log (`gr_jax/data/log/synthetic_actions.py`): 6,000 users, 100 items in 20 categories, clicks by how
-often and how recently a category was met and clicked before. Expected test NE: .474, and an AUC of .933;
-ranking-dlrm .480 and .932. The true probabilities have .43; tables of click rates .44 by counts and recency, .57 by
-shares of the history and recency, .86 by recency alone (`experiments/quality/synthetic_ranking_structure.py`).
+Ranking is of another log (`gr_jax/data/log/synthetic_actions.py`): 6,000 users, 100 items in 20
+categories, clicks by how often and how recently a category was met and clicked before. Expected
+test NE: .474, and an AUC of .933; ranking-dlrm .480 and .932. The true probabilities have .43;
+tables of click rates .44 by counts and recency, .57 by shares of the history and recency, .86 by
+recency alone (`experiments/quality/synthetic_ranking_structure.py`).
 """
 
 from gr_jax.config import (
