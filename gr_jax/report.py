@@ -1,10 +1,10 @@
-"""Write one HTML page on runs, finished or not: results, curves, speed, samples, configs.
+"""One HTML page on runs, trained or training: results, curves, speed, samples, configs.
 
     python -m gr_jax.report --workdir=runs/ml_1m
     python -m gr_jax.report runs/ml_1m runs/ml_1m-sasrec --out=compared.html
 
-Training writes it too at its end. The figures, also written as PNG files into a folder beside the
-page, need matplotlib: pip install 'gr-jax[plots]'; without it the page has the tables and samples.
+Training ends by writing it. The figures, also written as PNG files into a folder beside the page,
+need matplotlib: pip install 'gr-jax[plots]'; without it the page has the tables and the samples.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ NEEDS_PLOTS = "curves need matplotlib: pip install 'gr-jax[plots]'"
 
 
 def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the report of runs, and its figures as PNG into a folder beside it; return its path.
+    """Write the report of these runs, and the figures as PNG into a folder with its name.
+
+    Returns its path.
 
     Raises:
       ConfigError: a folder holds no run.
@@ -23,46 +25,49 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
     above = os.path.commonpath([run.workdir.absolute() for run in runs])
     out = out or (workdirs[0] if len(runs) == 1 else Path(above)) / "report.html"
 
-    looked, missing = {}, []
+    # The checkpoints
+    found: dict[str, learned.Learned] = {}
+    missing = []
     for run in runs:
         try:
-            looked[run.name] = learned.look(run.workdir)
+            found[run.name] = learned.load(run.workdir)
         except ValueError as error:  # no checkpoint yet, or the log is elsewhere
             missing.append(page.note(f"{run.name}: {' '.join(str(error).split())}"))
 
-    figures = []
+    # Tables and figures
+    parameters = {name: seen.parameters for name, seen in found.items()}
+    figures = [page.note(NEEDS_PLOTS)]
     if curves.can_draw():
-        biases = {name: found.bias for name, found in looked.items()}
+        biases = {name: seen.bias for name, seen in found.items()}
         figures = [page.figures(curves.draw(runs, biases, out.with_suffix("")))]
-
-    different = "Config, where it is not the default"
-    if len(runs) > 1:
-        different = "Differences between the configs"
-    groups, results = tables.kinds(runs), []
+    results, groups = [], tables.kinds(runs)
     for group in groups:
-        results += [page.heading(tables.title(group[0]))] * (len(groups) > 1) + [
-            page.table(tables.results(group))
-        ]
-
+        if len(groups) > 1:
+            results.append(page.heading(tables.title(group[0])))
+        results.append(page.table(tables.results(group)))
     samples = []
-    for name, found in looked.items():
-        samples += [page.heading(name)] * (len(runs) > 1) + [page.users(found.samples)]
+    for name, seen in found.items():
+        if len(runs) > 1:
+            samples.append(page.heading(name))
+        samples.append(page.users(seen.samples))
 
-    facts = tables.facts(runs, {name: found.parameters for name, found in looked.items()})
+    # The page
+    several = "Differences between the configs"
+    configs = several if len(runs) > 1 else "Config, where it is not the default"
     sections = [
-        ("Runs", [page.table(facts)]),
+        ("Runs", [page.table(tables.facts(runs, parameters))]),
         ("Results", results),
-        ("Curves", figures or [page.note(NEEDS_PLOTS)]),
+        ("Curves", figures),
         ("Speed", [page.table(tables.speed(runs)), page.note(tables.SPEED)]),
         ("Recommendations", samples + missing),
-        (different, [page.table(tables.differences(runs))]),
+        (configs, [page.table(tables.differences(runs))]),
     ]
     out.write_text(page.page(f"gr_jax: {', '.join(run.name for run in runs)}", sections))
     return out
 
 
 def write_after_training(workdir: Path) -> None:
-    """Write the report of a finished training; a failure is one line, never an error."""
+    """Write the report of a finished training; a failure is one line on stderr."""
     try:
         out = write([workdir])
         say(f"report: {out}" + ("" if curves.can_draw() else f" ({NEEDS_PLOTS})"))
