@@ -12,21 +12,14 @@ from __future__ import annotations
 
 import re
 import statistics
-import sys
 from collections.abc import Callable
 
 from experiments.common.markdown import bold_best, figure, markdown, spread
 from experiments.common.results import RESULTS, ROOT, arguments, by_seed, read
 from experiments.kernels import kernel_bench
 
-FILES = [
-    "README.md",
-    *(
-        str(page.relative_to(ROOT))
-        for room in ("docs", "experiments")
-        for page in sorted((ROOT / room).rglob("*.md"))
-    ),
-]
+PAGES = [ROOT / "README.md"]
+PAGES += [page for room in ("docs", "experiments") for page in sorted((ROOT / room).rglob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 # HR@10 and NDCG@10 of Zhai et al. 2024, table 4; on Beauty of HSTU's authors there is none.
 PAPER = {
@@ -146,10 +139,10 @@ def ranking() -> str:
     columns = [[statistics.mean(of_model) for of_model in column] for column in values]
     cells = [[spread(of_model) for of_model in column] for column in values]
     bold_best(columns, cells, lowest=(True, False, True, False, True))
-    rows = [
-        (f"{shown[name]}, `configs/ml_1m.py:{name}`", str(len(of)), *(c[i] for c in cells))
-        for i, (name, of) in enumerate(tests.items())
-    ]
+    rows = []
+    for i, (name, of) in enumerate(tests.items()):
+        model = f"{shown[name]}, `configs/ml_1m.py:{name}`"
+        rows.append((model, str(len(of)), *(column[i] for column in cells)))
     for key in ("regression on counts", "constant rate"):
         known = results["baselines"][key]
         name = "logistic regression on counts" if key.startswith("regression") else key
@@ -280,11 +273,9 @@ def layer_memory() -> str:
 
 def cost_per_label() -> str:
     """Ratio of the cost of a label, one sequence each over a label at every event."""
-    costs = ("formula", "xla", "wall", "cpu")
-    rows = [
-        (str(case["n"]), *(f"{case['ratio'][name]:.0f}x" for name in costs))
-        for case in read("cost_per_label")["cases"]
-    ]
+    rows, costs = [], ("formula", "xla", "wall", "cpu")
+    for case in read("cost_per_label")["cases"]:
+        rows.append((str(case["n"]), *(f"{case['ratio'][name]:.0f}x" for name in costs)))
     return markdown("events | FLOPs, formula | FLOPs, XLA | wall time | CPU time", rows)
 
 
@@ -308,10 +299,10 @@ def intensity() -> str:
 def open_vocabulary(part: str = "stream", metrics: str = "windows_ne ne auc") -> str:
     """Quality by vocabulary and share of rows: clicks on a log whose ids are renewed."""
     heads = {"stream": "NE, windows | NE, test | AUC, test", "retrieval": "HR@10 | NDCG@10"}
-    rows = [
-        (run["case"], f"{100 * run['share']:.0f} %", *(figure(run[m]) for m in metrics.split()))
-        for run in read("open_vocabulary")[part]["runs"]
-    ]
+    rows = []
+    for run in read("open_vocabulary")[part]["runs"]:
+        quality = (figure(run[metric]) for metric in metrics.split())
+        rows.append((run["case"], f"{100 * run['share']:.0f} %", *quality))
     return markdown(f"vocabulary | rows | {heads[part]}", rows)
 
 
@@ -332,11 +323,8 @@ def vocabulary_step() -> str:
 def scaling_law() -> str:
     """Fits of loss against training FLOPs, and the budgets that they are of."""
     results, rows = read("scaling_law"), []
-    names = {
-        "retrieval": "log perplexity, generated log",
-        "ml-1m": "log perplexity, MovieLens-1M",
-        "ranking": "normalised entropy, generated log",
-    }
+    names = {"retrieval": "log perplexity, generated log", "ml-1m": "log perplexity, MovieLens-1M"}
+    names["ranking"] = "normalised entropy, generated log"
     for task, shown in names.items():
         law, points = results["fits"][task], [p for p in results["points"] if p["task"] == task]
         widths = ", ".join(map(str, sorted({p["width"] for p in points})))
@@ -378,9 +366,8 @@ QUALITY = (retrieval, significance, ablation_bias, ablation_loss, successors, ra
 CHOICES = (sparsity, length_speed, length_quality, open_vocabulary, vocabulary_retrieval)
 SPEED = (vocabulary_step, train_speed, throughput, layer_memory, cost_per_label, sparse_step)
 OTHERS = (kernels, serving, m_falcon, scaling_law, planned_memory)
-TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table for table in (*QUALITY, *CHOICES, *SPEED, *OTHERS)
-}
+ALL: tuple[Callable[[], str], ...] = (*QUALITY, *CHOICES, *SPEED, *OTHERS)
+TABLES = {table.__name__: table for table in ALL}
 
 
 def filled(text: str) -> str:
@@ -390,8 +377,8 @@ def filled(text: str) -> str:
 
 def outdated() -> list[str]:
     """Pages whose tables are not those of the results."""
-    texts = {name: (ROOT / name).read_text() for name in FILES}
-    return [name for name, text in texts.items() if filled(text) != text]
+    texts = {page: page.read_text() for page in PAGES}
+    return [str(page.relative_to(ROOT)) for page, text in texts.items() if filled(text) != text]
 
 
 def main() -> None:
@@ -403,7 +390,7 @@ def main() -> None:
         print(f"{name}: {'out of date' if check else 'written'}")
         if not check:
             (ROOT / name).write_text(filled((ROOT / name).read_text()))
-    sys.exit(1 if check and wrong else 0)
+    raise SystemExit(check and bool(wrong))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +23,25 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 def command_line(words: Sequence[str] | None = None) -> str:
     """Command of this process as a reader would type it; `words` replace the given arguments."""
+    return " ".join(["python", *_script(), *(sys.argv[1:] if words is None else words)])
+
+
+def in_own_process(*flags: str) -> Any:
+    """Result of this script with other flags: the JSON in the last line that it prints.
+
+    Raises:
+      SystemExit: the process fails.
+    """
+    command = [sys.executable, *_script(), *flags]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _script() -> list[str]:
     spec = sys.modules["__main__"].__spec__
-    name = f"-m {spec.name}" if spec else sys.argv[0]
-    return " ".join(["python", name, *(sys.argv[1:] if words is None else words)])
+    return ["-m", spec.name] if spec else sys.argv[:1]
 
 
 def keep(file: Path | str, result: Any) -> None:

@@ -1,4 +1,4 @@
-"""Stochastic Length: the tokens it removes, the time that saves, and what it costs in quality.
+"""Stochastic Length: tokens removed, time saved, and cost in quality.
 
     # A: closed form, measured, paper; seconds
     python -m experiments.quality.stochastic_length sparsity

@@ -44,7 +44,7 @@ RESULT = RESULTS / "synthetic_intensity.json"
 RECORDS, LENGTH, ITEMS, CATEGORIES, OF_A_RECORD = 20_000, 128, 4_000, 100, 5
 FIRST_RELEASE, TRAIN = 0.4, 0.9
 BATCH = 16  # records
-JUDGED = range(LENGTH // 2 - 1, LENGTH - 1, 8)  # positions whose next item is ranked
+TESTED = range(LENGTH // 2 - 1, LENGTH - 1, 8)  # positions whose next item is ranked
 PAPER = {
     "transformer": (0.0442, 0.2025),
     "hstu_softmax": (0.0617, 0.2496),
@@ -112,7 +112,7 @@ def oracle(world: World, records: slice) -> dict[str, float]:
     row = np.arange(len(world.item))
     for n in range(LENGTH - 1):
         count[row, (world.own == world.category[:, n, None]).argmax(1)] += 1
-        if n not in JUDGED:
+        if n not in TESTED:
             continue
         # Items of a category are equally likely: the k best are those of the best categories, by
         # probability an item.
@@ -156,12 +156,14 @@ def train(world: World, model: ModelConfig, seed: int, steps: int) -> dict:
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     tested = world.item[int(TRAIN * len(world.item)) :]
     seconds = time.perf_counter() - begin
-    return judge(params, training.graphdef, tested) | {"parameters": size, "seconds": seconds}
+    return hit_rates(params, training.graphdef, tested) | {"parameters": size, "seconds": seconds}
 
 
-def judge(params: dict, graphdef: nnx.GraphDef, item: Int[np.ndarray, "B N"]) -> dict[str, float]:
-    """Hit rates at the judged positions, the whole catalogue ranked."""
-    places = np.array(JUDGED)
+def hit_rates(
+    params: dict, graphdef: nnx.GraphDef, item: Int[np.ndarray, "B N"]
+) -> dict[str, float]:
+    """Hit rates at the `TESTED` positions, the whole catalogue ranked."""
+    places = np.array(TESTED)
 
     @jax.jit
     def ranks(params: dict, batch: Batch) -> jax.Array:

@@ -3,7 +3,7 @@
     python -m experiments.quality.synthetic_ranking_structure
     python -m experiments.quality.synthetic_ranking_structure --num_users=500 --json=FILE
 
-NE = mean log loss / entropy of the label rate of the events judged; 1 = no better than their rate.
+NE = mean log loss / entropy of the label rate of the test events; 1 = no better than their rate.
 Every predictor but the oracle is a table of click rates by cells of its features, counted on the
 first nine tenths; the features are
 
@@ -12,9 +12,9 @@ first nine tenths; the features are
     events    how many events of the category the user had before
     counts    the same, those acted on counted twice: all that the past says besides recency
 
-so that `shares_and_recency` is what an average over the history (attention with softmax) can tell,
+so that `shares_and_recency` is what an average over the history (attention with softmax) can know,
 and `counts_and_recency` what a sum can; `events_and_recency` is a sum that ignores the actions.
-Tables of shares are counted at several resolutions and the one best on the events judged is quoted,
+Tables of shares are counted at several resolutions and the one best on the test events is quoted,
 in their favour. Who knows the number of events so far besides (`length`) can turn shares into
 counts. The oracle is the true probability: no model does better. Takes seconds; writes one JSON
 file.

@@ -8,8 +8,8 @@ The server is a process of its own on the loopback interface; this one sends. 1,
 each ask for the next thing when they have the answer, over a connection that they keep (a closed
 loop, so that the load is bounded). A client draws a user of the log at random and asks `/recommend`
 for 10 items or `/score` for 200 candidates, in two ways: `user` names the user, whose events the
-server has; `history` sends all of their events but the last with the request. With `--memory` so
-many requests of all kinds come from 8 clients, and the resident memory of the server is read every
+server has; `history` sends all of their events but the last with the request. With `--memory=N`
+N requests of all kinds come from 8 clients, and the resident memory of the server is read every
 500; its growth is counted from a tenth of them on: give `--flag=--cache-mb=16`, so that the cache
 is full by then. A status other than 200 is an error.
 

@@ -20,11 +20,10 @@ Per label are given
   cpu       the same in seconds of all cores: what other programs on the machine disturb least.
 On CPU the attention works in chunks of 64 tokens, so that prefixes below 64 cost as much as 64.
 
-Sampled: not all n prefixes, but `--prefixes` lengths, the middles of equal parts of 1 to n
-(4 of them put the quadratic cost 1.6 % too low, the linear one right). A step holds as many
-sequences of one length as fit into `--tokens` tokens, without padding. Steps of both kinds take
-turns in every round, so that a slow spell of the machine meets both; the median over the rounds
-counts.
+Sampled: not all n prefixes, but `--prefixes` lengths, the middles of equal parts of 1 to n (4 of
+them put the quadratic cost 1.6 % too low, the linear one right). A step holds the sequences of one
+length that fit into `--tokens` tokens, without padding. Steps of both kinds take turns in every
+round, so that a slow spell of the machine meets both; the median over the rounds counts.
 """
 
 from __future__ import annotations

@@ -14,8 +14,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from experiments.common.results import ROOT, command_line
+from experiments.common.results import command_line, in_own_process
 from gr_jax import cli
 from gr_jax.config import DataConfig
 
@@ -51,18 +49,8 @@ def main(argv: list[str]) -> None:
             write_log(Path(folder) / "ratings.csv", args.rows)
         result = {}
         for runner in runners:
-            command = [
-                sys.executable,
-                "-m",
-                "experiments.speed.prepare_speed",
-                f"--child={folder}",
-                f"--runner={runner}",
-                f"--filter={args.filter}",
-            ]
-            done = subprocess.run(
-                [*command, f"--ml-1m={args.ml_1m}"], check=True, stdout=subprocess.PIPE, cwd=ROOT
-            )
-            result[runner] = json.loads(done.stdout)
+            given = (f"--runner={runner}", f"--filter={args.filter}", f"--ml-1m={args.ml_1m}")
+            result[runner] = in_own_process(f"--child={folder}", *given)
         if len(runners) > 1:
             result["same_bytes"] = contents(Path(folder) / "polars") == contents(
                 Path(folder) / "beam"

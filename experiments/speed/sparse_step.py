@@ -32,8 +32,6 @@ import itertools
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -43,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import figures
-from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep
+from experiments.common.results import RESULTS, ROOT, arguments, command_line, in_own_process, keep
 from experiments.common.started import retrieval_step, start
 from experiments.speed.train_speed import USERS, generated_log
 from gr_jax.config import (
@@ -212,23 +210,10 @@ def compare(sizes: list[int], rounds: int, steps: int) -> None:
         runs: dict[str, list[dict]] = {rule: [] for rule in RULES}
         for number in range(rounds):
             for rule in RULES:
-                argv = [
-                    sys.executable,
-                    "-m",
-                    "experiments.speed.sparse_step",
-                    f"--one={rule}",
-                    f"--rows={rows}",
-                    f"--steps={steps}",
-                ]
-                done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
-                if done.returncode:
-                    sys.exit(done.stderr)
-                runs[rule].append(json.loads(done.stdout.splitlines()[-1]))
-                print(
-                    f"{rows:>11,} rows  round {number + 1}  {rule:16}"
-                    f" {runs[rule][-1]['ms']:8.1f} ms",
-                    flush=True,
-                )
+                flags = (f"--one={rule}", f"--rows={rows}", f"--steps={steps}")
+                runs[rule].append(in_own_process(*flags))
+                about = f"{rows:>11,} rows  round {number + 1}  {rule:16}"
+                print(f"{about} {runs[rule][-1]['ms']:8.1f} ms", flush=True)
         for rule, results in runs.items():
             numbers = [name for name in results[0] if name not in ("rule", "rows")]
             case = {"rule": rule, "rows": rows} | {

@@ -18,7 +18,6 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.common.results import ROOT, arguments, command_line
+from experiments.common.results import ROOT, arguments, command_line, in_own_process
 from experiments.common.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, files
 from gr_jax.data.batches import epochs
@@ -136,16 +135,8 @@ def main() -> None:
     results: dict[str, list[dict]] = {case: [] for case in args.cases.split(",")}
     for number in range(args.rounds):
         for case in results:
-            command = [
-                sys.executable,
-                "-m",
-                "experiments.speed.train_speed",
-                f"--one={case}",
-                f"--steps={args.steps}",
-            ]
-            command += ["--default-malloc"] * args.default_malloc
-            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-            results[case].append(json.loads(done.stdout.splitlines()[-1]))
+            flags = ["--default-malloc"] * args.default_malloc
+            results[case].append(in_own_process(f"--one={case}", f"--steps={args.steps}", *flags))
             print(
                 f"round {number + 1}  {case:16} {results[case][-1]['ms']:7.0f} ms",
                 file=sys.stderr,

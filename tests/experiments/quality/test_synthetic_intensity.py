@@ -27,7 +27,7 @@ def test_a_small_alpha_repeats_the_categories_of_the_record_and_a_large_one_foll
 
 def test_the_oracle_is_the_hit_rate_of_ranking_by_the_true_probabilities(world):
     """The rank of each true item among all, counted item by item."""
-    hits, places = [], list(experiment.JUDGED)
+    hits, places = [], list(experiment.TESTED)
     for record in range(len(world.item)):
         for n in places:
             seen = (world.category[record, : n + 1, None] == world.own[record]).sum(0)
