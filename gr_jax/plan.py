@@ -31,7 +31,7 @@ from gr_jax.planning import compiled_step, memory
 from gr_jax.planning.estimate import USABLE, Plan, make_plan, mesh_shape, remedies
 from gr_jax.planning.sizes import Sizes, sizes_of
 from gr_jax.training import sharding
-from gr_jax.training.metrics_log import table
+from gr_jax.training.console import table
 
 RATES = {  # flag -> (field of Device, bytes or FLOPs of its unit, help)
     "bf16_tflops": ("bf16_flops", 1e12, "dense bfloat16 rate of a device in TFLOP/s"),

@@ -8,6 +8,7 @@ import pytest
 from gr_jax import report, train
 from gr_jax.config import ConfigError
 from gr_jax.reporting import curves
+from gr_jax.reporting.report import write_after_training
 
 CONFIG = """
 from gr_jax.config import *
@@ -114,6 +115,6 @@ def test_without_matplotlib_the_page_says_how_to_get_the_curves(trained, tmp_pat
 
 
 def test_a_report_that_cannot_be_written_is_one_warning_and_no_failure(tmp_path, capsys):
-    report.write_after_training(tmp_path)
+    write_after_training(tmp_path)
     warning = capsys.readouterr().err
     assert warning.startswith("warning: no report (") and len(warning.splitlines()) == 1

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from gr_jax.data.dataset import Dataset
 from gr_jax.serving.load import ready
 from gr_jax.serving.model import Item, TrainedModel
-from gr_jax.training.trained import open_trained
+from gr_jax.training.run import open_trained
 from pallas_kernels.bucket_ranges import bucket_limits
 
 SHOWN_PAST, SHOWN_ITEMS = 6, 8  # events and recommendations of a sample

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gr_jax.config import Config, ConfigError, files
-from gr_jax.training.dataset_identity import FILE
+from gr_jax.training.workdir import DATASET_FILE
 
 Points = tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]  # steps, values
 
@@ -94,7 +94,8 @@ def _read(workdir: Path, name: str) -> Record:
         )
     config = files.read(workdir / "config.json")
     result, log = (
-        _json(path) if path.exists() else None for path in (workdir / "result.json", workdir / FILE)
+        _json(path) if path.exists() else None
+        for path in (workdir / "result.json", workdir / DATASET_FILE)
     )
     return Record(workdir, name, config, _lines(workdir / "metrics.jsonl"), result, log or {})
 
