@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.serving.export.write import export
-from gr_jax.training.metrics_log import say
+from gr_jax.training.console import say
 
 
 def main(argv: list[str]) -> int:

@@ -44,14 +44,7 @@ class Tables(NamedTuple):
     time: Float[Array, " buckets"]
 
 
-def xla_attention(
-    q: Float[Array, "R L H A"],
-    k: Float[Array, "R L H A"],
-    v: Float[Array, "R L H V"],
-    mask: Mask,
-    bias: Bias,
-    options: Options,
-) -> Float[Array, "R L H V"]:
+def xla_attention(q, k, v, mask: Mask, bias: Bias, options: Options) -> Float[Array, "R L H V"]:
     """HSTU attention as in `reference_attention`."""
     length = q.shape[1]
     back = options.max_length - 1  # keys before the chunk that its sequences can reach

@@ -1,18 +1,35 @@
-"""Eight virtual CPU devices for every test, and the optional folders of reference vectors and real data."""
+"""Eight virtual CPU devices and a shared compilation cache for every test; reference vectors and real data where they are.
+
+Random examples: `--hypothesis-seed=N` repeats a run; .ci/run draws new ones each day.
+"""
 
 import os
+import shutil
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 # Read once, when JAX first looks for devices: so before any test module is imported. The tests compile many small
-# programs, which takes half the time without optimisation.
+# programs, which takes half the time without optimisation, and a quarter of that where another test, worker or
+# process that a test starts has compiled the same program before.
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+COMPILED = ROOT / ".pytest_cache" / "xla"
+if "PYTEST_XDIST_WORKER" not in os.environ and COMPILED.is_dir():
+    if sum(file.stat().st_size for file in COMPILED.iterdir()) > 2**30:
+        shutil.rmtree(COMPILED)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
+# Where CI is set hypothesis would draw the same examples for ever. What fails is printed, to be pasted as @example.
+hypothesis.settings.register_profile("random", derandomize=False, print_blob=True, deadline=None)
+hypothesis.settings.load_profile("random")
+
 # Folders beside the checkout that not everyone has; the variables point elsewhere.
 GOLDEN = Path(os.environ.get("GR_JAX_GOLDEN", ROOT.parent / "shared" / "golden"))
 DATA = Path(os.environ.get("GR_JAX_DATA", ROOT.parent / "shared" / "data"))
@@ -20,12 +37,13 @@ DATA = Path(os.environ.get("GR_JAX_DATA", ROOT.parent / "shared" / "data"))
 
 @pytest.fixture(scope="session")
 def golden():
-    """`golden(name)`: the reference vectors of `<name>.npz`; skips where the folder is not there."""
+    """`golden(name)`: the reference vectors of `<name>.npz`; without the folder it skips, in CI it fails."""
 
     def load(name: str) -> dict[str, np.ndarray]:
         path = GOLDEN / f"{name}.npz"
         if not path.is_file():
-            pytest.skip(f"no reference vectors {path} (set GR_JAX_GOLDEN to their folder)")
+            absent = pytest.fail if os.environ.get("CI") else pytest.skip
+            absent(f"no reference vectors {path} (set GR_JAX_GOLDEN to their folder)")
         with np.load(path) as file:
             return dict(file)
 

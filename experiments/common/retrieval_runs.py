@@ -23,8 +23,8 @@ from scipy import stats
 from experiments.common.markdown import spread
 from experiments.common.results import RESULTS, ROOT, arguments, by_seed, keep, metrics_lines
 from gr_jax.data.batches.evaluation import evaluation_batches
-from gr_jax.training.retrieval.evaluation import make_judge
-from gr_jax.training.trained import open_trained
+from gr_jax.training.retrieval.evaluation import make_user_ranks
+from gr_jax.training.run import open_trained
 
 # On a GPU the trainings run while this process holds on to what it computed their ranks with.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -107,9 +107,9 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
         exclude=run.config.evaluate.exclude,
         device_multiple=run.mesh.shape["data"],
     )
-    found = make_judge(run.graphdef, run.config, num_items=run.dataset.num_items, mesh=run.mesh)(
-        params, rows
-    )
+    found = make_user_ranks(
+        run.graphdef, run.config, num_items=run.dataset.num_items, mesh=run.mesh
+    )(params, rows)
     rank = found.rank[np.argsort(found.user)].astype(np.int32)
     if abs(float(np.mean(rank <= 10)) - result["test"]["hr@10"]) > 1e-3:
         raise RuntimeError(f"{workdir}: the ranks made again are not those that training found")

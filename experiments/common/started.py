@@ -50,7 +50,7 @@ def start(
     graphdef, init = make_model(config.model, ModelSizes(num_items=rows, max_length=max_length))
     key, rules = jax.random.key(config.seed), config.mesh.rules
     fresh, shardings = state.create(
-        init, optimizer, key, mesh=mesh, rules=rules, vocabulary=vocabulary
+        init, optimizer.init, key, mesh=mesh, rules=rules, vocabulary=vocabulary
     )
     step = make_step(graphdef, optimizer, config, items)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))

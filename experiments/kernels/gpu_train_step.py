@@ -113,7 +113,9 @@ def prepare(model: str, implementation: str, tiny: bool) -> dict[str, Any]:
         config.model, ModelSizes(num_items=items, max_length=config.data.max_length)
     )
     optimizer, key = make_optimizer(config.optimizer), jax.random.key(0)
-    train_state, shardings = state.create(init, optimizer, key, mesh=mesh, rules=config.mesh.rules)
+    train_state, shardings = state.create(
+        init, optimizer.init, key, mesh=mesh, rules=config.mesh.rules
+    )
     batch = sharding.put(random_batch(spec, items), sharding.batch_sharding(mesh))
     step = jax.jit(
         make_train_step(graphdef, optimizer, config, num_items=items, item_log_q=None),

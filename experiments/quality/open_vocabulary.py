@@ -54,13 +54,13 @@ from gr_jax.config import (
     VocabularyConfig,
     files,
 )
-from gr_jax.data.batches import epochs as pipeline
+from gr_jax.data.batches import epochs
 from gr_jax.data.log import synthetic_actions
 from gr_jax.data.log.preparation import prepare
 from gr_jax.data.log.synthetic import START
 from gr_jax.models.embeddings import table_rows
 from gr_jax.training import sharding
-from gr_jax.training.tables import admission as vocabulary
+from gr_jax.training.tables import admission
 
 RESULT = RESULTS / "open_vocabulary.json"
 RUNS = ROOT / "runs/open_vocabulary"
@@ -184,10 +184,10 @@ def step(rounds: int) -> Iterator[dict]:
     """Times of a step by vocabulary, with a row-wise rule, and of one revision of the entries."""
     base = sparse_step.books_config("rowwise_adamw")
     log = sparse_step.log_of(base, ITEMS)
-    log.__dict__["item_table"] = pl.DataFrame(
+    log.catalogue.__dict__["items"] = pl.DataFrame(
         {"raw": np.arange(1, ITEMS + 1).astype(str)}
     )  # there is no file
-    plan = pipeline.retrieval_batches(log, base.data, batch_users=sparse_step.USERS)
+    plan = epochs.retrieval_batches(log, base.data, batch_users=sparse_step.USERS)
     cases = {
         "catalogue": VocabularyConfig(),
         "hashed, k=1": VocabularyConfig("hashed", ITEMS // 10, 1),
@@ -201,7 +201,7 @@ def step(rounds: int) -> Iterator[dict]:
     ]
     for name, rows in cases.items():
         config = dataclasses.replace(base, vocabulary=rows)
-        first = vocabulary.initial(config, log)
+        first = admission.initial(config, log)
         training = start(config, ITEMS, vocabulary=first)
         compiled = training.step.lower(training.state, batches[0], key).compile()
         memory = compiled.memory_analysis()
@@ -216,7 +216,7 @@ def step(rounds: int) -> Iterator[dict]:
     _, now, _, first = steps["admitted, k=2"]
     host = jax.tree.map(np.asarray, now.vocabulary)
     begin = time.perf_counter()
-    revision = vocabulary.revise(host, first["rows"], cases["admitted, k=2"], step=2 + rounds)
+    revision = admission.revise(host, first["rows"], cases["admitted, k=2"], step=2 + rounds)
     seconds = time.perf_counter() - begin
     yield {
         "items": ITEMS,

@@ -58,12 +58,13 @@ from gr_jax.data.batches import epochs
 from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.loader import read_batches
 from gr_jax.data.dataset import Catalogue, Dataset
-from gr_jax.models.lookup import take_rows
+from gr_jax.models.lookup import take_entries
 from gr_jax.training import sharding, state
-from gr_jax.training.host_memory import keep_freed_memory
-from gr_jax.training.optimizer import Optimizer
-from gr_jax.training.retrieval.losses import draw_negatives
-from gr_jax.training.tables.update import descend
+from gr_jax.training.retrieval.negatives import draw_negatives
+from gr_jax.training.retrieval.step import RetrievalInputs, label_weights
+from gr_jax.training.run import keep_freed_memory
+from gr_jax.training.tables.rowwise import Optimizer
+from gr_jax.training.tables.update import make_tables
 
 RESULT = RESULTS / "sparse_step.json"
 RULES = ("dense", "rowwise_adamw", "rowwise_adagrad")
@@ -89,28 +90,26 @@ def log_of(config: Config, items: int) -> Dataset:
 
 def table_step(_: Any, optimizer: Optimizer, config: Config, items: int) -> Any:
     """Step down the sum of squares of all entries that a batch names, with its negatives."""
+    tables = make_tables(optimizer, config.mesh.exchange)
 
-    def objective(params: dict, batch: Batch, negatives: Any, _: Any) -> tuple[jax.Array, dict]:
-        table, named = (
-            params["embeddings"]["item_table"],
-            cast(tuple, (batch.item, batch.label, negatives)),
-        )
-        return sum((jnp.square(take_rows(table, ids)).sum() for ids in named), jnp.zeros(())), {}
+    def loss_fn(params: dict, inputs: RetrievalInputs) -> tuple[jax.Array, dict]:
+        table = params["embeddings"]["item_table"]
+        named = cast(tuple, (inputs.item, inputs.label, inputs.negatives))
+        loss = sum((jnp.square(take_entries(table, ids)).sum() for ids in named), jnp.zeros(()))
+        return loss, {"loss": loss}
 
     def step(now: state.TrainState, batch: Batch, key: jax.Array) -> tuple[state.TrainState, dict]:
         key = jax.random.fold_in(key, now.step)
         label: Any = batch.label
-        weights = (label != 0).astype(jnp.float32)
-        negatives = draw_negatives(key, label, weights, config=config.loss, num_items=items)
-        return descend(
-            objective,
-            optimizer,
-            now,
-            batch,
-            key,
-            exchange=config.mesh.exchange,
-            negatives=negatives,
+        negatives = draw_negatives(
+            key, label, label_weights(label), config=config.loss, num_items=items
         )
+        inputs = RetrievalInputs(**vars(batch), negatives=negatives)
+
+        view, inputs = tables.look_up(now, inputs)
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(view.params, inputs)
+        now = tables.apply(now, view, grads, key)
+        return now, metrics
 
     return step
 

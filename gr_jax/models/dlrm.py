@@ -21,7 +21,7 @@ from gr_jax.models.attention import TIME_BUCKETS
 from gr_jax.models.embeddings import ContentEmbeddings
 from gr_jax.models.heads import predictions
 from gr_jax.models.layers import Linear, dropout, split_key, widen
-from gr_jax.models.lookup import take_rows
+from gr_jax.models.lookup import take_entries
 from gr_jax.models.sizes import ModelSizes
 from pallas_kernels import time_bucket
 
@@ -108,12 +108,12 @@ class Dlrm(nnx.Module):
     def _input(self, impressions: Impressions) -> Float[Array, "B W"]:
         dtype = jnp.dtype(self.config.compute_dtype)
         items = self.embeddings.items(impressions.catalogue_features)
-        candidate = take_rows(items, impressions.item).astype(dtype)
+        candidate = take_entries(items, impressions.item).astype(dtype)
         user = jnp.zeros_like(candidate)
         if impressions.user_features is not None:
             user = self.embeddings.of_values(impressions.user_features).sum(1).astype(dtype)
         real = impressions.history_item != 0
-        event = take_rows(items, impressions.history_item)
+        event = take_entries(items, impressions.history_item)
         if self.sizes.num_actions:
             event += self.embeddings.of_actions(impressions.history_action)
         event = jnp.where(

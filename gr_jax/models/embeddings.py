@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.layers import dropout, widen
-from gr_jax.models.lookup import take_rows
+from gr_jax.models.lookup import take_entries
 from gr_jax.models.sizes import ModelSizes
 
 # entries of a table are padded to this, so that the same checkpoint shards over any usual mesh
@@ -30,7 +30,7 @@ class ContentEmbeddings(nnx.Module):
       item_table: [entries, D] by item id; also the output table of the retrieval head.
       feature_table: [entries, D] by feature value id; None without features.
         In a sparse training step both hold the entries of the batch alone, and ids count these
-        (`training.tables`); over several devices [S, entries, D], see `lookup.take_rows`. Where
+        (`training.tables`); over several devices [S, entries, D], see `lookup.take_entries`. Where
         items share entries, the model gets a table of their vectors, by item id again
         (`models.vocabulary`).
       action_table: [actions + 1, D]; entry 0 = the token holds an action, entry 1 + i = it was
@@ -63,7 +63,7 @@ class ContentEmbeddings(nnx.Module):
         Raises:
           ValueError: features or actions for a model that was made without them.
         """
-        x = take_rows(self.item_table[...], item) * math.sqrt(self.item_table.shape[-1])
+        x = take_entries(self.item_table[...], item) * math.sqrt(self.item_table.shape[-1])
         if user_feature is not None or action is not None:
             x = jnp.where(item[..., None] != 0, x, 0)
         if item_features is not None:
@@ -100,7 +100,7 @@ class ContentEmbeddings(nnx.Module):
             raise ValueError(
                 "the batch holds feature values, but the model was made with num_feature_values=0"
             )
-        return jnp.where(value[..., None] != 0, take_rows(self.feature_table[...], value), 0)
+        return jnp.where(value[..., None] != 0, take_entries(self.feature_table[...], value), 0)
 
 
 class InputEmbeddings(ContentEmbeddings):

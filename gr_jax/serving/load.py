@@ -20,8 +20,7 @@ from gr_jax.serving.model import TrainedModel, evaluated_with_repeats
 from gr_jax.serving.retriever import Encoder, Retriever
 from gr_jax.serving.rows import RowMaker
 from gr_jax.training import sharding
-from gr_jax.training.run import Run
-from gr_jax.training.trained import open_trained
+from gr_jax.training.run import Run, open_trained
 
 
 def load(

@@ -9,7 +9,10 @@ T = TypeVar("T")
 
 
 def one_behind(results: Iterable[T]) -> Iterator[T]:
-    """Yield the same results, each once the next is under way: the device works while the host packs."""
+    """Yield the same results, each once the next is under way.
+
+    So the device works while the host packs.
+    """
     before = []
     for result in results:
         yield from before

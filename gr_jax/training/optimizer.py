@@ -5,15 +5,14 @@ from __future__ import annotations
 import optax
 
 from gr_jax.config import OptimizerConfig
-from gr_jax.training.tables.rowwise import RULES, SparseOptimizer
-
-Optimizer = optax.GradientTransformation | SparseOptimizer
+from gr_jax.training.tables.rowwise import RULES, Optimizer, RowwiseOptimizer
 
 
 def make_optimizer(config: OptimizerConfig) -> Optimizer:
     """The paper's optimizer: AdamW with betas (0.9, 0.98), constant learning rate, no clipping.
 
-    With `config.table` other than "dense", tables follow a rule that touches only the rows of a batch.
+    With `config.table` other than "dense", tables follow a rule that changes only the entries of a
+    batch.
     """
     rate = learning_rate(config, config.learning_rate)
     dense = optax.adamw(
@@ -22,7 +21,7 @@ def make_optimizer(config: OptimizerConfig) -> Optimizer:
     if config.table == "dense":
         return dense
     table_rate = learning_rate(config, config.table_learning_rate or config.learning_rate)
-    return SparseOptimizer(dense, RULES[config.table](config), table_rate, config.weight_decay)
+    return RowwiseOptimizer(dense, RULES[config.table](config), table_rate, config.weight_decay)
 
 
 def learning_rate(config: OptimizerConfig, rate: float) -> optax.ScalarOrSchedule:

@@ -19,7 +19,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """A mesh with axes `data` and `model` over the visible devices.
 
     Raises:
-      ConfigError: the axes need more devices than there are, or leave some of another process unused.
+      ConfigError: the axes need more devices than there are, or leave some of another process
+        unused.
     """
     devices = jax.devices()
     data = config.data or len(devices) // config.model
@@ -31,7 +32,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     if jax.process_count() > 1 and data * config.model != len(devices):
         needed = f"mesh.data={data} x mesh.model={config.model}"
         raise ConfigError(
-            f"{needed} leaves devices of {jax.process_count()} processes unused: all are {len(devices)}"
+            f"{needed} leaves devices of {jax.process_count()} processes unused:"
+            f" all are {len(devices)}"
         )
     shape = (data, config.model)
     return Mesh(
@@ -49,10 +51,11 @@ def path_name(path: tuple) -> str:
 
 
 def by_path(tree: Any, rules: ShardingRules, mesh: Mesh | AbstractMesh) -> Any:
-    """A NamedSharding for every array of `tree`: of the first rule whose pattern is in its path, else replicated.
+    """A NamedSharding for every array of `tree`.
 
-    Optimizer moments carry the path of their parameter, so one rule places both; moments of rows have fewer dimensions,
-    which are the first of the rule.
+    The first rule whose pattern is in its path decides; without one the array is replicated.
+    Optimizer moments carry the path of their parameter, so one rule places both; moments of entries
+    have fewer dimensions, which are the first of the rule.
 
     Raises:
       ConfigError: a dimension does not divide by the devices it is spread over.
@@ -77,7 +80,8 @@ def _check_divides(
         devices = int(np.prod([mesh.shape[n] for n in names]))
         if size % devices:
             raise ConfigError(
-                f"{name} has a dimension of {size}, which {devices} devices ({', '.join(names)}) do not divide"
+                f"{name} has a dimension of {size}, which {devices} devices"
+                f" ({', '.join(names)}) do not divide"
             )
 
 
@@ -98,7 +102,9 @@ def share_of_process(mesh: Mesh) -> Share:
 
 
 def share_of_rows(owner: Int[np.ndarray, "data model"], process: int) -> Share:
-    """The part of each batch that `process` fills, given the process that has each device of the mesh.
+    """The part of each batch that `process` fills.
+
+    owner: the process that has each device of the mesh.
 
     Processes that share the devices along `model` of the same rows hold the same part.
 
@@ -111,13 +117,17 @@ def share_of_rows(owner: Int[np.ndarray, "data model"], process: int) -> Share:
     if data % size or mine[0] % size or mine[-1] - mine[0] != size - 1:
         raise ConfigError(
             f"mesh.data={data} x mesh.model={model}: the devices of process {process} hold"
-            f" rows {mine.tolist()} of {data}; choose a mesh.model that divides the devices of a process, or they it"
+            f" rows {mine.tolist()} of {data}; choose a mesh.model that divides"
+            " the devices of a process, or is a multiple of them"
         )
     return Share(int(mine[0]) // size, data // size, device_multiple=data)
 
 
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """`function`, called with `mesh` as the ambient mesh, where the attention kernels find the axes of the batch."""
+    """`function`, called with `mesh` as the ambient mesh.
+
+    That is where the attention kernels and the tables find the axes of the batch.
+    """
 
     def call(*args):
         with jax.set_mesh(mesh):

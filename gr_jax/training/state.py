@@ -1,4 +1,4 @@
-"""What training changes: step, parameters, optimizer state; created already sharded."""
+"""The state of a training: step, parameters, optimizer state; created already sharded."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from jaxtyping import PRNGKeyArray
 
 from gr_jax.config import ShardingRules
 from gr_jax.training import sharding
-from gr_jax.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """A point in a training run. The data position is `step` itself: batch i is a function of (seed, i).
+    """A point in a training run.
 
-    The leaves are arrays, or one thing for each array: shapes, shardings.
+    The position in the data is `step` itself: batch i is a function of (seed, i). The leaves are
+    arrays, or one object for each array: a shape, a sharding.
     """
 
     step: Any  # int32 scalar: optimizer steps taken
     params: dict  # nested dict of float32 arrays; row-wise tables may be bfloat16
     opt_state: Any  # of the optimizer, same sharding as the parameters it belongs to
-    vocabulary: Any = None  # rows of the items, and counts of these; see `training.vocabulary`. None: row = item id
+    # entries of the items and counts, see `tables.admission`; None: the entry of an item is its id
+    vocabulary: Any = None
 
 
 def _fields(state: TrainState) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
@@ -44,21 +45,26 @@ jax.tree_util.register_pytree_with_keys(
 
 def planned(
     init_params: Callable[[PRNGKeyArray], dict],
-    optimizer: Optimizer,
+    init_opt_state: Callable[[dict], Any],
     *,
     mesh: Mesh,
     rules: ShardingRules,
     vocabulary: Any = None,
 ) -> TrainState:
-    """What `create` makes of the same arguments, as shapes, dtypes and shardings alone: nothing is allocated."""
-    return placed(shapes(init_params, optimizer, vocabulary), mesh=mesh, rules=rules)
+    """Shapes, dtypes and shardings of the state that `create` makes of the same arguments.
+
+    Nothing is allocated.
+    """
+    return placed(shapes(init_params, init_opt_state, vocabulary), mesh=mesh, rules=rules)
 
 
 def shapes(
-    init_params: Callable[[PRNGKeyArray], dict], optimizer: Optimizer, vocabulary: Any = None
+    init_params: Callable[[PRNGKeyArray], dict],
+    init_opt_state: Callable[[dict], Any],
+    vocabulary: Any = None,
 ) -> TrainState:
     """Shapes and dtypes of a state at step 0, on no devices yet."""
-    return jax.eval_shape(_initial(init_params, optimizer), jax.random.key(0), vocabulary)
+    return jax.eval_shape(_initial(init_params, init_opt_state), jax.random.key(0), vocabulary)
 
 
 def placed(unplaced: TrainState, *, mesh: Mesh | AbstractMesh, rules: ShardingRules) -> TrainState:
@@ -71,34 +77,35 @@ def placed(unplaced: TrainState, *, mesh: Mesh | AbstractMesh, rules: ShardingRu
 
 def create(
     init_params: Callable[[PRNGKeyArray], dict],
-    optimizer: Optimizer,
+    init_opt_state: Callable[[dict], Any],
     key: PRNGKeyArray,
     *,
     mesh: Mesh,
     rules: ShardingRules,
     vocabulary: Any = None,
 ) -> tuple[TrainState, TrainState]:
-    """A fresh state and its shardings; no device ever holds an unsharded copy of a sharded parameter.
+    """A fresh state and its shardings.
 
-    vocabulary: host arrays, None = row = item id.
+    No device ever holds an unsharded copy of a sharded parameter.
+
+    vocabulary: host arrays, see `TrainState`.
 
     Returns:
       The state, and a TrainState of NamedShardings with the same structure.
     """
     shardings = shardings_of(
-        planned(init_params, optimizer, mesh=mesh, rules=rules, vocabulary=vocabulary)
+        planned(init_params, init_opt_state, mesh=mesh, rules=rules, vocabulary=vocabulary)
     )
-    return jax.jit(_initial(init_params, optimizer), out_shardings=shardings)(
-        key, vocabulary
-    ), shardings
+    init = jax.jit(_initial(init_params, init_opt_state), out_shardings=shardings)
+    return init(key, vocabulary), shardings
 
 
 def _initial(
-    init_params: Callable[[PRNGKeyArray], dict], optimizer: Optimizer
+    init_params: Callable[[PRNGKeyArray], dict], init_opt_state: Callable[[dict], Any]
 ) -> Callable[[PRNGKeyArray, Any], TrainState]:
     def init(key: PRNGKeyArray, vocabulary: Any) -> TrainState:
         params = init_params(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), vocabulary)
+        return TrainState(jnp.zeros((), jnp.int32), params, init_opt_state(params), vocabulary)
 
     return init
 
@@ -109,12 +116,12 @@ def shardings_of(state: TrainState) -> TrainState:
 
 
 def free(state: TrainState) -> None:
-    """Gives the memory of all arrays of `state` back at once, whoever still refers to them."""
+    """Release the memory of all arrays of `state` at once, even if they are still referred to."""
     jax.tree.map(lambda a: a.delete(), state)
 
 
 def abstract(state: TrainState) -> TrainState:
-    """Shapes, dtypes and shardings of `state`: the target that a checkpoint is restored against."""
+    """Shapes, dtypes and shardings of `state`: the target that a checkpoint is restored into."""
     return jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
     )

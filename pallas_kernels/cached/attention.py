@@ -131,12 +131,7 @@ def _own_term(q, k, v, bias: Bias, scale: float) -> Float[Array, "R L H V"]:
 
 
 def xla_cached_attention(
-    q: Float[Array, "R L H A"],
-    k: Float[Array, "R H S A"],
-    v: Float[Array, "R H S V"],
-    queries: Queries,
-    bias: Bias,
-    options: Options,
+    q, k, v, queries: Queries, bias: Bias, options: Options
 ) -> Float[Array, "R L H V"]:
     """The attention to the cache in plain XLA, in float32."""
     index = jnp.arange(k.shape[2])

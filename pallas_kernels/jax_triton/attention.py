@@ -38,13 +38,7 @@ def default_blocks(a: int, v: int, dtype: str) -> Blocks:
 
 
 def jax_triton_attention(
-    q: Float[Array, "R L H A"],
-    k: Float[Array, "R L H A"],
-    v: Float[Array, "R L H V"],
-    mask: Mask,
-    bias: Bias,
-    options: Options,
-    compute_capability: int | None = None,
+    q, k, v, mask: Mask, bias: Bias, options: Options, compute_capability: int | None = None
 ) -> Float[Array, "R L H V"]:
     """HSTU attention as in `reference_attention`; its gradient raises NotImplementedError.
 

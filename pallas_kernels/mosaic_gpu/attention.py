@@ -27,12 +27,7 @@ MAX_WIDTH = 256
 
 
 def mosaic_gpu_attention(
-    q: Float[Array, "R L H A"],
-    k: Float[Array, "R L H A"],
-    v: Float[Array, "R L H V"],
-    mask: Mask,
-    bias: Bias,
-    options: Options,
+    q, k, v, mask: Mask, bias: Bias, options: Options
 ) -> Float[Array, "R L H V"]:
     """HSTU attention as in `reference_attention`, of bfloat16 or float16.
 

@@ -2,9 +2,9 @@
 
 Tiles of 64 queries by 64 keys on one block diagonal hold the same distances i - j, so a program
 walks such tiles: it adds dS of all heads of a tile, then that sum to the sum of its diagonal, and
-for time to the bucket that each pair has, found by comparing with the limits of the few buckets that
-occur in the tile. The sums over heads stay in registers. Two warpgroups take the two halves of 128
-queries, hence two neighbouring diagonals.
+for time to the bucket that each pair has, found by comparing with the limits of the few buckets
+that occur in the tile. The sums over heads stay in registers. Two warpgroups take the two halves of
+128 queries, hence two neighbouring diagonals.
 
 Letters: R rows, L tokens in a row, W tiles of 64 queries, K tiles of 64 keys, D diagonals of 128
 queries by 64 keys, E splits of a diagonal, P position-table entries.

@@ -35,14 +35,7 @@ def default_blocks(a: int, v: int, dtype: str) -> Blocks:
     return Blocks(64, 64, 8, 2) if lanes <= 64 else Blocks(64, 32, 8, 2)
 
 
-def triton_attention(
-    q: Float[Array, "R L H A"],
-    k: Float[Array, "R L H A"],
-    v: Float[Array, "R L H V"],
-    mask: Mask,
-    bias: Bias,
-    options: Options,
-) -> Float[Array, "R L H V"]:
+def triton_attention(q, k, v, mask: Mask, bias: Bias, options: Options) -> Float[Array, "R L H V"]:
     """HSTU attention as in `reference_attention`.
 
     Products of float32 are made in tf32 on a GPU, unless jax_default_matmul_precision asks for

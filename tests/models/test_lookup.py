@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gr_jax.models.lookup import add_rows, take_rows
+from gr_jax.models.lookup import add_entries, take_entries
 from tests.compiled import collectives
 
 ROWS, D = 64, 4
@@ -31,7 +31,7 @@ def placed(mesh, table, ids):
 
 
 def loss(table, ids, weights):
-    return jnp.sum(take_rows(table, ids) * weights)
+    return jnp.sum(take_entries(table, ids) * weights)
 
 
 @pytest.mark.parametrize(("data", "model"), MESHES)
@@ -43,7 +43,7 @@ def test_a_table_over_a_mesh_gives_the_rows_and_gradient_of_one_device(data, mod
     mesh = make_mesh(data, model)
     table_on, ids_on = placed(mesh, table, ids)
     with jax.set_mesh(mesh):
-        rows, gradient = jax.jit(lambda t, i: (take_rows(t, i), jax.grad(loss)(t, i, weights)))(
+        rows, gradient = jax.jit(lambda t, i: (take_entries(t, i), jax.grad(loss)(t, i, weights)))(
             table_on, ids_on
         )
     np.testing.assert_array_equal(rows, table[ids])
@@ -70,7 +70,7 @@ def test_no_collective_is_as_large_as_the_table():
 def test_ids_that_do_not_divide_by_the_mesh_are_looked_up_all_the_same():
     table, ids = make_inputs((3, 2))
     with jax.set_mesh(make_mesh(4, 2)):
-        np.testing.assert_array_equal(jax.jit(take_rows)(table, ids), table[ids])
+        np.testing.assert_array_equal(jax.jit(take_entries)(table, ids), table[ids])
 
 
 def test_each_part_of_a_batch_has_its_own_table():
@@ -78,12 +78,12 @@ def test_each_part_of_a_batch_has_its_own_table():
     _, ids = make_inputs((6, 5))
     values = np.random.default_rng(3).normal(size=(6, 5, D)).astype(np.float32)
     expected = np.stack([tables[row // 3][ids[row]] for row in range(6)])
-    np.testing.assert_array_equal(take_rows(jnp.asarray(tables), jnp.asarray(ids)), expected)
+    np.testing.assert_array_equal(take_entries(jnp.asarray(tables), jnp.asarray(ids)), expected)
     added = tables.copy()
     for row in range(6):
         np.add.at(added[row // 3], ids[row], values[row])
     np.testing.assert_allclose(
-        add_rows(jnp.asarray(tables), jnp.asarray(ids), jnp.asarray(values)),
+        add_entries(jnp.asarray(tables), jnp.asarray(ids), jnp.asarray(values)),
         added,
         rtol=1e-6,
         atol=1e-6,
@@ -92,6 +92,6 @@ def test_each_part_of_a_batch_has_its_own_table():
 
 def test_a_low_precision_table_gives_float32():
     table, ids = make_inputs()
-    rows = take_rows(jnp.asarray(table, jnp.bfloat16), jnp.asarray(ids))
+    rows = take_entries(jnp.asarray(table, jnp.bfloat16), jnp.asarray(ids))
     assert rows.dtype == jnp.float32
     np.testing.assert_array_equal(rows, table.astype(jnp.bfloat16).astype(np.float32)[ids])

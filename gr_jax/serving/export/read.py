@@ -12,9 +12,9 @@ from jax import export as jax_export
 from jaxtyping import Array
 
 from gr_jax.config import ConfigError, files
-from gr_jax.data import dataset_identity
 from gr_jax.data.batches.tokenizer import token_scheme
 from gr_jax.data.dataset import open_dataset
+from gr_jax.data.dataset_identity import check_dataset
 from gr_jax.data.log.preparation import prepare
 from gr_jax.serving import index as indices
 from gr_jax.serving.export import (
@@ -46,7 +46,7 @@ def load_exported(
     meta, parameters, call = read(workdir / FOLDER)
     config = files.read(workdir / "config.json")
     dataset = open_dataset(prepared) if prepared else prepare(config.data)
-    dataset_identity.check(workdir, dataset)
+    check_dataset(workdir, dataset)
     scheme, max_length = token_scheme(config, dataset), config.data.max_length
     on_device = {name: jax.device_put(parameters[name]) for name in meta["parameters"]}
     leaves, lengths = list(on_device.values()), (meta["row_length"],)

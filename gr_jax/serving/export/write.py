@@ -23,9 +23,8 @@ from gr_jax.serving.export import FOLDER, META, PARAMETERS, PROGRAM, VERSION, fi
 from gr_jax.serving.export import no_flatbuffers as _no_flatbuffers
 from gr_jax.serving.history import warm_up_history
 from gr_jax.serving.rows import RowMaker
-from gr_jax.training.run import Run
+from gr_jax.training.run import Run, open_trained
 from gr_jax.training.sharding import path_name
-from gr_jax.training.trained import open_trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

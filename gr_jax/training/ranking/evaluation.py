@@ -20,7 +20,7 @@ from gr_jax.training.run import Run
 
 
 def make_evaluator(run: Run) -> Callable[[dict, LabelPlan], dict[str, float]]:
-    """`evaluate(params, rows) -> metrics` of the events that the rows judge; see `metrics.summarise`."""
+    """`evaluate(params, rows)`: `metrics.summarise` of the labelled events of `rows`."""
     tasks = run.config.ranking.tasks
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
@@ -31,13 +31,13 @@ def make_evaluator(run: Run) -> Callable[[dict, LabelPlan], dict[str, float]]:
     on_mesh = sharding.on_mesh(run.mesh, predict)
 
     def evaluate(params: dict, rows: LabelPlan) -> dict[str, float]:
-        predictions, judged = predict_all(lambda batch: on_mesh(params, batch), rows, run)
+        predictions, labelled = predict_all(lambda batch: on_mesh(params, batch), rows, run)
         return metrics.summarise(
             predictions,
-            judged.outcome,
-            judged.known,
-            judged.user,
-            judged.history,
+            labelled.outcome,
+            labelled.known,
+            labelled.user,
+            labelled.history,
             tasks,
             are_regressions(tasks),
         )
@@ -48,18 +48,18 @@ def make_evaluator(run: Run) -> Callable[[dict, LabelPlan], dict[str, float]]:
 def predict_all(
     predict: Callable, rows: LabelPlan, run: Run
 ) -> tuple[Float[np.ndarray, "T Y"], Labels]:
-    """Predictions of all events that `rows` judge, and the events."""
+    """Predictions of all labelled events of `rows`, and these events."""
 
     def predicted() -> Iterator[tuple[Array, Labels]]:
         for index in range(len(rows)):
             batch, labels = rows.batch(index)
             yield predict(sharding.put_whole(batch, sharding.batch_sharding(run.mesh))), labels
 
-    predictions, judged = [], []
+    predictions, labelled = [], []
     for values, labels in one_behind(predicted()):
         predictions.append(np.asarray(values)[labels.place])
-        judged.append(labels)
+        labelled.append(labels)
     fields = ("place", "user", "history", "outcome", "known")
     return np.concatenate(predictions), Labels(
-        *(np.concatenate([getattr(x, f) for x in judged]) for f in fields)
+        *(np.concatenate([getattr(x, f) for x in labelled]) for f in fields)
     )

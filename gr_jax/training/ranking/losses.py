@@ -1,4 +1,4 @@
-"""The loss of ranking: what happened at an event, by task."""
+"""The loss of ranking, by task."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ def ranking_loss(
     is_regression: tuple[bool, ...],
     weights: tuple[float, ...] = (),
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, " Y"]]]:
-    """Sum over tasks of weight times mean loss, in float32; each mean is over the labels of its own task.
+    """Sum over tasks of weight times mean loss, in float32.
 
-    A binary task has the cross-entropy of sigmoid(logit) in nats, a regression task the squared error of the logit.
-    A task without a label has loss 0 and no gradient. Where `outcome_weight` is 0 nothing counts, not even a NaN.
+    Each mean is over the labels of its own task.
+
+    A binary task has the cross-entropy of sigmoid(logit) in nats, a regression task the squared
+    error of the logit. A task without a label has loss 0 and no gradient. Where `outcome_weight` is
+    0 nothing counts, not even a NaN.
 
     Args:
       logits: predictions.
@@ -28,7 +31,8 @@ def ranking_loss(
       weights: one number for each task; () = 1 each.
 
     Returns:
-      The loss, and by task `task_loss` (not weighted) and `labels`, the sum of the weights of its labels.
+      The loss, and by task `task_loss` (not weighted) and `labels`, the sum of the weights of its
+      labels.
 
     Raises:
       ValueError: flags or weights of another number of tasks.
@@ -41,7 +45,8 @@ def ranking_loss(
     logits = jnp.where(has_label, logits, 0).astype(jnp.float32)
     outcome = jnp.where(has_label, outcome, 0)
     squared = jnp.square(logits - outcome)
-    # The entropy of a value that is no probability is meaningless, but finite: its gradient is masked away.
+    # The entropy of a value that is no probability is meaningless, but finite: its gradient is
+    # masked away.
     losses = jnp.where(
         jnp.array(is_regression), squared, optax.sigmoid_binary_cross_entropy(logits, outcome)
     )

@@ -1,4 +1,4 @@
-"""Metrics of ranking on the host, in float64: how well predicted probabilities fit what happened.
+"""Metrics of ranking on the host, in float64: the fit of predictions to outcomes.
 
 A metric that the labels do not define (all of one class, none at all) is None, never a NaN.
 """
@@ -12,12 +12,8 @@ from jaxtyping import Float, Int, Shaped
 
 from gr_jax.training.retrieval.metrics import bucket_name
 
-HISTORY_STARTS = (
-    0,
-    16,
-    64,
-    256,
-)  # events before the one judged, where the buckets of `summarise` start
+# events before the one predicted, where the buckets of `summarise` start
+HISTORY_STARTS = (0, 16, 64, 256)
 _SMALLEST = 1e-12  # probabilities nearer to 0 or 1 count as this near
 
 Values = Shaped[np.ndarray, " E"]
@@ -32,14 +28,15 @@ def log_loss(prediction: Values, outcome: Values) -> float | None:
 
 
 def ne(prediction: Values, outcome: Values) -> float | None:
-    """Normalised entropy: log loss divided by that of always predicting the rate of these very outcomes.
+    """Normalised entropy: log loss divided by that of always predicting the rate of these outcomes.
 
     1 = no better than the constant, 0 = perfect; None if all outcomes are of one class.
 
     >>> ne(np.array([0.5, 0.5]), np.array([1, 0]))
     1.0
 
-    Source: He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook", section 2.
+    Source: He et al. 2014, "Practical lessons from predicting clicks on ads at Facebook", section
+      2.
     """
     rate = np.mean(outcome, dtype=np.float64) if len(outcome) else 0.0
     if not 0 < rate < 1:
@@ -56,7 +53,7 @@ def auc(prediction: Values, outcome: Values) -> float | None:
 
 
 def per_user_auc(prediction: Values, outcome: Values, user: Values) -> float | None:
-    """Mean of each user's own AUC over the users with outcomes of both classes, who all count alike."""
+    """Mean AUC of the users with outcomes of both classes; each user counts once."""
     if not len(outcome):
         return None
     order = np.lexsort((prediction, user))
@@ -76,7 +73,7 @@ def per_user_auc(prediction: Values, outcome: Values, user: Values) -> float | N
 
 
 def calibration(prediction: Values, outcome: Values) -> float | None:
-    """Mean prediction / mean outcome; 1 is right, above 1 the model promises too much."""
+    """Mean prediction / mean outcome; 1 is right, above 1 the model predicts too much."""
     mean = np.mean(outcome, dtype=np.float64) if len(outcome) else 0.0
     return float(np.mean(prediction, dtype=np.float64) / mean) if mean != 0 else None
 
@@ -97,12 +94,14 @@ def summarise(
     tasks: Sequence[str],
     is_regression: Sequence[bool],
 ) -> dict[str, float]:
-    """All metrics of all tasks by the names of metrics.jsonl, such as `ne/liked` and `ne/liked/history_16-63`.
+    """All metrics of all tasks by the names of metrics.jsonl.
 
-    Binary tasks have ne, auc, user_auc, log_loss and calibration, regression tasks mse and calibration, both have
-    labels; `ne` alone is the mean of the binary tasks. Each is given for all labels and for those of each bucket of
-    history length that has any; NE of a bucket is relative to the label rate of the bucket. What the labels do not
-    define has no entry; where it is NE and AUC, because all labels are of one class, `undefined/TASK` is 1.
+    Names are such as `ne/liked` and `ne/liked/history_16-63`. Binary tasks have ne, auc, user_auc,
+    log_loss and calibration, regression tasks mse and calibration, both have labels; `ne` alone is
+    the mean of the binary tasks. Each is given for all labels and for those of each bucket of
+    history length that has any; NE of a bucket is relative to the label rate of the bucket. A
+    metric that the labels do not define is left out; where NE and AUC are, because all labels are
+    of one class, `undefined/TASK` is 1.
 
     Args:
       prediction: probabilities, or values in regression.

@@ -1,4 +1,4 @@
-"""The baseline every sequence model has to beat: rank the catalogue by how often items occur in training."""
+"""The popularity baseline: rank the catalogue by how often items occur in training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gr_jax.data.batches.packing import token_index
 def training_counts(
     offsets: Int[np.ndarray, " B1"], item: Int[np.ndarray, " T"], num_items: int
 ) -> Int[np.ndarray, " X1"]:
-    """How often each item id, 0 to `num_items`, occurs among all events but the last two of each user.
+    """Occurrences of each item id, 0 to `num_items`, in all events but the last two of each user.
 
     Args:
       offsets: user u owns events offsets[u] : offsets[u + 1], in time order.
@@ -34,13 +34,14 @@ def popularity_ranks(
 ) -> Int[np.ndarray, " Q"]:
     """Ranks of held-out items in a ranking by count, 1 = best.
 
-    The items that a user had from `seen_from` on before the target are left out of the ranking, the target itself
-    never. Ties count against the target.
+    The items that a user had from `seen_from` on before the target are left out of the ranking, the
+    target itself never. Ties count against the target.
 
     Args:
       count: of each item id, as `training_counts`.
       item: item ids of all events.
-      seen_from: flat index of the first event whose item is not ranked; `target` = the whole catalogue is.
+      seen_from: flat index of the first event whose item is not ranked; if it is that of the
+        target, the whole catalogue is ranked.
       target: flat index of each held-out event.
 
     Returns:

@@ -20,7 +20,7 @@ from gr_jax.training.retrieval import metrics
 
 
 class UserRanks(NamedTuple):
-    """What became of the target of each user of a split, in the order of evaluation."""
+    """Rank and probability of the target of each user of a split, in the order of evaluation."""
 
     user: Int[np.ndarray, " Q"]
     rank: Int[np.ndarray, " Q"]  # as in `metrics.target_ranks`
@@ -28,17 +28,18 @@ class UserRanks(NamedTuple):
     history: Int[np.ndarray, " Q"]  # events before the target
 
 
-def make_judge(
+def make_user_ranks(
     graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
 ) -> Callable[[dict, EvaluationBatches], UserRanks]:
-    """`judge(params, rows)`: the rank of every user's target in the whole catalogue."""
+    """`user_ranks(params, rows)`: the rank of every user's target in the whole catalogue."""
 
     @jax.jit
     def encode(params: dict, batch: Batch, token: Int[Array, " Q"]) -> Float[Array, "Q D"]:
         hidden = nnx.merge(graphdef, params).encode(batch)
         return hidden.reshape(-1, hidden.shape[-1])[token]
 
-    # Apart from `encode`, because the width of `seen` takes several values and this part compiles quickly.
+    # Apart from `encode`, because the width of `seen` takes several values and this part compiles
+    # quickly.
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def rank(
         params: dict,
@@ -64,8 +65,8 @@ def make_judge(
         token, target, seen = sharding.put_whole(asked, sharding.replicated(mesh))
         return rank(params, encode_on_mesh(params, batch, token), target, seen)
 
-    def judge(params: dict, rows: EvaluationBatches) -> UserRanks:
-        def judged() -> Iterator[tuple[dict, np.ndarray]]:
+    def user_ranks(params: dict, rows: EvaluationBatches) -> UserRanks:
+        def ranked() -> Iterator[tuple[dict, np.ndarray]]:
             for index in range(len(rows)):
                 batch, queries, users = rows.batch(index)
                 yield one_batch(params, batch, queries), users
@@ -76,21 +77,21 @@ def make_judge(
                 *(np.asarray(result[name])[: len(users)] for name in ("rank", "log_prob")),
                 rows.history(users),
             )
-            for result, users in one_behind(judged())
+            for result, users in one_behind(ranked())
         ]
         return UserRanks(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
-    return judge
+    return user_ranks
 
 
 def make_evaluator(
     graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
 ) -> Callable[[dict, EvaluationBatches], dict[str, float]]:
-    """`evaluate(params, rows) -> metrics`: those of `metrics.summarise` of `make_judge`."""
-    judge = make_judge(graphdef, config, num_items=num_items, mesh=mesh)
+    """`evaluate(params, rows)`: `metrics.summarise` of the ranks of `make_user_ranks`."""
+    user_ranks = make_user_ranks(graphdef, config, num_items=num_items, mesh=mesh)
 
     def evaluate(params: dict, rows: EvaluationBatches) -> dict[str, float]:
-        found = judge(params, rows)
+        found = user_ranks(params, rows)
         return metrics.summarise(found.rank, found.log_prob, found.history)
 
     return evaluate

@@ -1,9 +1,9 @@
 """Next-item losses: the softmax over the catalogue, whole or against sampled negatives.
 
-Item vectors are L2-normalised here and logits are dot / temperature. A loss is a scalar, so its gradients are
-made in the forward pass, chunk by chunk, while the logits are still in the cache; the backward pass only
-multiplies them by the cotangent. The logits of one chunk are all that is ever in memory. A chunk takes some
-columns of every row, so that the rows can be sharded over a mesh.
+Item vectors are L2-normalised here and logits are dot / temperature. A loss is a scalar, so its
+gradients are made in the forward pass, chunk by chunk, while the logits are still in the cache; the
+backward pass only multiplies them by the cotangent. The logits of one chunk are all that is ever in
+memory. A chunk takes some columns of every row, so that the rows can be sharded over a mesh.
 """
 
 import math
@@ -11,46 +11,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from gr_jax.config import LossConfig
 from gr_jax.models.layers import l2_normalise
-from gr_jax.models.lookup import add_rows, take_rows
-from gr_jax.training.retrieval.negatives import sample_negatives
+from gr_jax.models.lookup import add_entries, take_entries
 
-# Logits up to this size need no row maximum: exp(40) summed over any catalogue still is a float32 number.
+# Logits up to this size need no maximum subtracted: exp(40) summed over any catalogue still is a
+# float32 number.
 _SAFE_LOGIT = 40.0
 _COLLISION = -5e4  # logit of a negative that is the positive itself: its exponential is exactly 0
-
-
-def draw_negatives(
-    key: PRNGKeyArray,
-    labels: Int[Array, "R L"],
-    weights: Float[Array, "R L"],
-    *,
-    config: LossConfig,
-    num_items: int,
-) -> Int[Array, "R G K"] | None:
-    """The negatives that the loss of `config` needs, ids of items; None for kind="full".
-
-    Raises:
-      ValueError: `config.group` does not divide L.
-    """
-    if config.kind == "full":
-        return None
-    length = labels.shape[1]
-    group = config.group if config.kind == "group" else 1
-    if length % group:
-        raise ValueError(f"loss.group={group} must divide the row length {length}")
-    return sample_negatives(
-        key,
-        labels,
-        weights,
-        groups=length // group,
-        count=config.negatives,
-        sampler=config.sampler,
-        num_items=num_items,
-    )
 
 
 def next_item_loss(
@@ -67,9 +37,10 @@ def next_item_loss(
 ) -> Float[Array, ""]:
     """Weighted mean of -log p(label), natural log, as `config` says.
 
-    Differentiable in `hidden` and `item_table`. `negatives` are those of `draw_negatives`. `item_log_q` holds the
-    log probability that the sampler draws each item; it is used by sampler="in_batch" with log_q=True. The other
-    arguments are those of `full_softmax` and, but for kind="full", `sampled_softmax`.
+    Differentiable in `hidden` and `item_table`. `negatives` are those of `draw_negatives`.
+    `item_log_q` holds the log probability that the sampler draws each item; it is used by
+    sampler="in_batch" with log_q=True. The other arguments are those of `full_softmax` and, but for
+    kind="full", `sampled_softmax`.
 
     Raises:
       ValueError: the correction has no `item_log_q`.
@@ -84,9 +55,9 @@ def next_item_loss(
             temperature=temperature,
             chunk_tokens=config.chunk_tokens,
         )
-    correct = (
-        config.log_q and config.sampler == "in_batch"
-    )  # a uniform correction shifts all logits alike
+
+    # A uniform correction shifts all logits alike.
+    correct = config.log_q and config.sampler == "in_batch"
     if correct and item_log_q is None:
         raise ValueError(
             "loss.log_q=True with loss.sampler=in_batch needs item_log_q: item log frequencies"
@@ -115,9 +86,10 @@ def full_softmax(
 ) -> Float[Array, ""]:
     """Weighted mean of -log softmax over items 1..num_items; 0 if no token has a weight.
 
-    hidden: encoder outputs of at most unit length, float32 or bfloat16 (then logits and sums are float32).
-    item_table: raw item vectors, row = id; row 0 and rows above num_items are padding and take no part.
-    labels: id of the next item, 0 = none (its weight must be 0). chunk_tokens: tokens in a chunk, at least R.
+    hidden: encoder outputs of at most unit length, float32 or bfloat16 (then logits and sums are
+    float32). item_table: raw item vectors by id; entry 0 and entries above num_items are padding
+    and take no part. labels: id of the next item, 0 = none (its weight must be 0). chunk_tokens:
+    tokens in a chunk, at least R.
     """
     items = l2_normalise(item_table)
     share = _shares(weights)
@@ -139,16 +111,18 @@ def sampled_softmax(
     chunk_tokens: int = 512,
     item_log_q: Float[Array, "*S rows"] | None = None,
 ) -> Float[Array, ""]:
-    """Weighted mean of -log softmax over the label and K given negatives; 0 if no token has a weight.
+    """Weighted mean of -log softmax over the label and K negatives; 0 if no token has a weight.
 
-    negatives: ids; group g of a row serves its tokens g*L/G ... (g+1)*L/G - 1, so G = L means negatives for
-    each token. A negative that equals a token's label, or is 0, does not count for that token; repeats count
-    as often as they occur. item_log_q is subtracted from the logits of labels and negatives (logQ
-    correction). The other arguments are those of `full_softmax`. Source: paper section 4.1.1 and its public
-    code, which has G = L and no correction. A table [S, rows, D] is one for each of S equal parts of the rows R.
+    negatives: ids; group g of a row serves its tokens g*L/G ... (g+1)*L/G - 1, so G = L means
+    negatives for each token. A negative that equals a token's label, or is 0, does not count for
+    that token; repeats count as often as they occur. item_log_q is subtracted from the logits of
+    labels and negatives (logQ correction). A table [S, rows, D] is one for each of S equal parts of
+    the rows R. The other arguments are those of `full_softmax`.
+
+    Source: paper section 4.1.1 and its public code, which has G = L and no correction.
     """
-    # Normalising what was gathered touches few rows of a large table; a small table is cheaper normalised
-    # once.
+    # Normalising the gathered vectors reads few entries of a large table; a small table is cheaper
+    # normalised once.
     once = 4 * math.prod(item_table.shape[:-1]) <= negatives.size
     run = partial(
         _sampled_log_losses,
@@ -187,7 +161,10 @@ _with_forward_gradients.defvjp(_forward, _backward)
 
 
 def _full_log_sums(hidden, items, share, *, num_items, temperature, chunk_tokens, gradients):
-    """sum(share * log(sum over items of exp(logit))) and its gradients in `hidden` and unit `items`."""
+    """sum(share * log(sum over items of exp(logit))), and its gradients in `hidden` and `items`.
+
+    items: unit vectors.
+    """
     rows, width = items.shape
     ids = jnp.arange(rows)
     real = ((ids >= 1) & (ids <= num_items)).astype(jnp.float32)
@@ -205,7 +182,8 @@ def _full_log_sums(hidden, items, share, *, num_items, temperature, chunk_tokens
         scale = (share / (sums * temperature))[:, None]
         exps = exps.astype(x.dtype)
         grad_x = scale * _matmul(exps, items_low)
-        # x^T exps and not exps^T x: the large matrix is read along its rows, 1.7 times as fast on CPU.
+        # x^T exps and not exps^T x: the large matrix is read along its rows, 1.7 times as fast on
+        # CPU.
         grad_items += _matmul((x * scale).astype(x.dtype).T, exps)
         return grad_items, (value, grad_x.reshape(inputs[0].shape))
 
@@ -232,27 +210,30 @@ def _sampled_log_losses(
     normalise,
     gradients,
 ):
-    """sum(share * -log p(label)) and its gradients in `hidden` and `table`; `normalise` makes rows unit."""
+    """sum(share * -log p(label)), and its gradients in `hidden` and `table`.
+
+    normalise: makes gathered vectors unit, where the table is raw.
+    """
     group = hidden.shape[1] // negatives.shape[1]
 
     def gather(ids):
-        rows, pull = jax.vjp(normalise, take_rows(table, ids))
-        return rows.astype(hidden.dtype), lambda cotangent: pull(cotangent)[0]
+        vectors, pull = jax.vjp(normalise, take_entries(table, ids))
+        return vectors.astype(hidden.dtype), lambda cotangent: pull(cotangent)[0]
 
     def correction(ids):
         if log_q is None:
             return 0.0
-        return log_q[ids] if log_q.ndim == 1 else take_rows(log_q[..., None], ids)[..., 0]
+        return log_q[ids] if log_q.ndim == 1 else take_entries(log_q[..., None], ids)[..., 0]
 
-    label_rows, pull_labels = gather(labels)
-    positive = jnp.einsum("rld,rld->rl", hidden, label_rows, preferred_element_type=jnp.float32)
+    label_vectors, pull_labels = gather(labels)
+    positive = jnp.einsum("rld,rld->rl", hidden, label_vectors, preferred_element_type=jnp.float32)
     positive = positive / temperature - correction(labels)
 
     def chunk(grad_table, inputs):
         ids = inputs[-1].reshape(-1, negatives.shape[2])
         x, share, label, positive = (a.reshape(-1, group, *a.shape[2:]) for a in inputs[:-1])
-        rows, pull = gather(ids)
-        logits = jnp.einsum("ngd,nkd->ngk", x, rows, preferred_element_type=jnp.float32)
+        vectors, pull = gather(ids)
+        logits = jnp.einsum("ngd,nkd->ngk", x, vectors, preferred_element_type=jnp.float32)
         logits = logits / temperature - correction(ids[:, None])
         void = (ids[:, None] == label[..., None]) | (ids == 0)[:, None]
         logits = jnp.where(void, _COLLISION, logits)
@@ -261,13 +242,19 @@ def _sampled_log_losses(
         )
         exps, positive_exp = jnp.exp(logits - shift[..., None]), jnp.exp(positive - shift)
         sums = jnp.sum(exps, axis=-1) + positive_exp
+
         value = jnp.sum(share * (jnp.log(sums) + shift - positive))
         if not gradients:
             return grad_table, (value, None, None)
+
         grad_logits = (exps * (share / (sums * temperature))[..., None]).astype(x.dtype)
-        grad_x = jnp.einsum("ngk,nkd->ngd", grad_logits, rows, preferred_element_type=jnp.float32)
-        grad_rows = jnp.einsum("ngk,ngd->nkd", grad_logits, x, preferred_element_type=jnp.float32)
-        grad_table = add_rows(grad_table, ids, pull(grad_rows))
+        grad_x = jnp.einsum(
+            "ngk,nkd->ngd", grad_logits, vectors, preferred_element_type=jnp.float32
+        )
+        grad_vectors = jnp.einsum(
+            "ngk,ngd->nkd", grad_logits, x, preferred_element_type=jnp.float32
+        )
+        grad_table = add_entries(grad_table, ids, pull(grad_vectors))
         grad_positive = share * (positive_exp / sums - 1) / temperature
         return grad_table, (
             value,
@@ -275,7 +262,8 @@ def _sampled_log_losses(
             grad_positive.reshape(inputs[1].shape),
         )
 
-    # Per token, a chunk gathers K x D numbers for each: a quarter of the tokens then fits in the cache.
+    # Per token, a chunk gathers K x D numbers for each: a quarter of the tokens then fits in the
+    # cache.
     groups = _columns(negatives.shape, max(1, chunk_tokens * min(group, 4) // (4 * group)))
     tokens = [_split(a, groups * group) for a in (hidden, share, labels, positive)]
     start = jnp.zeros(table.shape if gradients else ())
@@ -285,15 +273,15 @@ def _sampled_log_losses(
     if not gradients:
         return jnp.sum(values), None
     grad_positive = _join(grad_positive, labels.shape)[..., None]
-    grad_hidden = _join(grad_hidden, hidden.shape) + grad_positive * label_rows
-    grad_table = add_rows(
+    grad_hidden = _join(grad_hidden, hidden.shape) + grad_positive * label_vectors
+    grad_table = add_entries(
         grad_table, labels, pull_labels(grad_positive * hidden.astype(jnp.float32))
     )
     return jnp.sum(values), (grad_hidden.astype(hidden.dtype), grad_table)
 
 
 def _shift(logits, temperature, log_q=None):
-    """What to subtract from the logits of a token before exp: 0 if they are bounded, else their maximum."""
+    """Subtrahend of the logits of a token before exp: 0 if they are bounded, else their maximum."""
     if 1 / temperature <= _SAFE_LOGIT and log_q is None:
         return jnp.zeros(logits.shape[:-1])
     return jnp.max(logits, axis=-1)
@@ -319,6 +307,6 @@ def _split(x, columns):
 
 
 def _join(x, shape):
-    """Undoes `_split` of an array of `shape`."""
+    """The inverse of `_split` for an array of `shape`."""
     chunks, rows, columns, *rest = x.shape
     return jnp.moveaxis(x, 0, 1).reshape(rows, chunks * columns, *rest)[:, : shape[1]]

@@ -1,4 +1,4 @@
-"""Leave-one-out ranking metrics over the whole catalogue."""
+"""Leave-one-out metrics of retrieval: the rank of the held-out item in the whole catalogue."""
 
 from __future__ import annotations
 
@@ -11,15 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from gr_jax.models.layers import l2_normalise
 
-HISTORY_STARTS = (
-    0,
-    16,
-    32,
-    64,
-    128,
-    256,
-    512,
-)  # events before the target, where the buckets of `by_history` start
+# events before the target, where the buckets of `by_history` start
+HISTORY_STARTS = (0, 16, 32, 64, 128, 256, 512)
 
 
 def target_ranks(
@@ -34,16 +27,17 @@ def target_ranks(
 ) -> dict[str, Array]:
     """Rank and log-probability of each query's target among items 1..num_items.
 
-    queries: unit length. item_table: raw item vectors, normalised here, row = id; row 0 and rows above
-    num_items are padding. seen: ids that are not ranked, in any order, with repeats, 0 = none; the target
-    itself is ranked even if it is among them. Scores of [Q, chunk_items] are the most that is in memory.
+    queries: unit length. item_table: raw item vectors by id, normalised here; entry 0 and entries
+    above num_items are padding. seen: ids that are not ranked, in any order, with repeats, 0 =
+    none; the target itself is ranked even if it is among them. Scores of [Q, chunk_items] are the
+    most that is in memory.
 
     Returns:
-      rank [Q] int32: ranked items that score at least as high as the target, itself included: 1 is best and
-      ties
-        count against it. A score that is NaN gives the worst rank. 0 where the target is not a real item.
-      log_prob [Q] float32: natural log of the softmax of dot / temperature over all items, seen ones too; NaN
-        where the target is not a real item.
+      rank [Q] int32: ranked items that score at least as high as the target, itself included: 1 is
+        best and ties count against it. A score that is NaN gives the worst rank. 0 where the target
+        is not a real item.
+      log_prob [Q] float32: natural log of the softmax of dot / temperature over all items, seen
+        ones too; NaN where the target is not a real item.
     """
     rows, chunk = item_table.shape[0], min(chunk_items, item_table.shape[0])
     chunks = -(-rows // chunk)
@@ -51,10 +45,9 @@ def target_ranks(
     removed = _removed(seen, targets, num_items)
 
     def scores_of(index):
-        """Scores [Q, chunk] of a chunk, the id of its first column, its first id not in an earlier chunk."""
-        first = jnp.minimum(
-            index * chunk, rows - chunk
-        )  # the last chunk reaches back, not past the end
+        """Scores [Q, chunk], the id of the first column, the first id not in an earlier chunk."""
+        # The last chunk reaches back, not past the end.
+        first = jnp.minimum(index * chunk, rows - chunk)
         items = l2_normalise(jax.lax.dynamic_slice_in_dim(item_table, first, chunk))
         # Full float32, where a GPU would round the factors: near ties decide ranks.
         scores = jnp.matmul(queries, items.T, precision=jax.lax.Precision.HIGHEST)
@@ -65,7 +58,7 @@ def target_ranks(
         return (ids >= start) & (ids <= num_items)
 
     def pick(scores, ids, first, start):
-        """Scores [Q, S] of ids [Q, S], and whether they belong to the chunk."""
+        """Scores [Q, S] of ids [Q, S], and a mask of those in the chunk."""
         found = (ids >= start) & (ids < first + chunk)
         return jnp.take_along_axis(scores, jnp.where(found, ids - first, 0), axis=1), found
 
@@ -94,8 +87,8 @@ def target_ranks(
         scored = scores_of(0)
         carry = count_above(find_target(carry, *scored), *scored)
     else:
-        # The target's score is found in a first pass. Both passes are one loop around one matmul, so that the
-        # target compares equal to itself to the last bit.
+        # The target's score is found in a first pass. Both passes are one loop around one matmul,
+        # so that the target compares equal to itself to the last bit.
         def step(i, carry):
             return jax.lax.cond(i < chunks, find_target, count_above, carry, *scores_of(i % chunks))
 
@@ -123,7 +116,9 @@ def _removed(seen, targets, num_items):
 def summarise(
     ranks: Int[np.ndarray, " Q"], log_probs: Float[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]
 ) -> dict[str, float]:
-    """Means over the queries, by the names of metrics.jsonl; log_perplexity in nats; then those of `by_history`.
+    """Means over the queries, and those of `by_history`, by the names of metrics.jsonl.
+
+    log_perplexity is in nats.
 
     Args:
       ranks: of each query's target, 1 = best.
@@ -140,7 +135,10 @@ def summarise(
 
 
 def by_history(ranks: Int[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]) -> dict[str, float]:
-    """hr@10, ndcg@10 and the number of queries of each bucket of history length, such as `hr@10/history_16-31`."""
+    """hr@10, ndcg@10 and the number of queries of each bucket of history length.
+
+    Names are such as `hr@10/history_16-31`.
+    """
     bucket, found = np.searchsorted(HISTORY_STARTS, history, side="right") - 1, {}
     for index in np.unique(bucket):
         here, name = ranks[bucket == index], bucket_name(HISTORY_STARTS, int(index))
@@ -164,7 +162,7 @@ def bucket_name(starts: Sequence[int], index: int) -> str:
 
 
 def rank_means(ranks: Int[np.ndarray, " Q"]) -> dict[str, float]:
-    """Those of the metrics that depend on the ranks alone."""
+    """The metrics that depend on the ranks alone."""
     metrics = {f"hr@{k}": hit_rate(ranks, k) for k in (1, 10, 50, 200)}
     metrics |= {f"ndcg@{k}": ndcg(ranks, k) for k in (10, 50, 200)}
     return metrics | {"mrr": float(np.mean(1 / ranks))}

@@ -1,9 +1,41 @@
-"""Draws the negatives of the sampled losses."""
+"""Negatives of the sampled losses, drawn on the device."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from gr_jax.config import LossConfig
+
+
+def draw_negatives(
+    key: PRNGKeyArray,
+    labels: Int[Array, "R L"],
+    weights: Float[Array, "R L"],
+    *,
+    config: LossConfig,
+    num_items: int,
+) -> Int[Array, "R G K"] | None:
+    """Item ids of the negatives that the loss of `config` needs; None for kind="full".
+
+    Raises:
+      ValueError: `config.group` does not divide L.
+    """
+    if config.kind == "full":
+        return None
+    length = labels.shape[1]
+    group = config.group if config.kind == "group" else 1
+    if length % group:
+        raise ValueError(f"loss.group={group} must divide the row length {length}")
+    return sample_negatives(
+        key,
+        labels,
+        weights,
+        groups=length // group,
+        count=config.negatives,
+        sampler=config.sampler,
+        num_items=num_items,
+    )
 
 
 def sample_negatives(
@@ -18,9 +50,10 @@ def sample_negatives(
 ) -> Int[Array, "R groups {count}"]:
     """`count` item ids for each of the `groups` groups of a row, drawn with replacement.
 
-    "uniform" draws from 1..num_items; "in_batch" from the labels that have a weight, each occurrence equally
-    likely, and gives only 0 (no item) for a batch without weights. The ids depend on the key and the shapes
-    alone, not on how the batch is sharded or later cut into chunks.
+    "uniform" draws from 1..num_items; "in_batch" from the labels that have a weight, each
+    occurrence equally likely, and gives only 0 (no item) for a batch without weights. The ids
+    depend on the key and the shapes alone, not on how the batch is sharded or later cut into
+    chunks.
 
     Raises:
       ValueError: another sampler.
@@ -38,6 +71,9 @@ def sample_negatives(
 
 
 def _integers_below(key, shape, bound):
-    """Integers in [0, bound), each likely to within a share of bound / 2^32 (0.02 % for a million items)."""
+    """Integers in [0, bound), equally likely up to a share of bound / 2^32.
+
+    That is 0.02 % for a million items.
+    """
     # One remainder of 32 random bits: half the cost of jax.random.randint.
     return (jax.random.bits(key, shape, jnp.uint32) % bound).astype(jnp.int32)

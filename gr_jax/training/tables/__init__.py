@@ -1,1 +1,1 @@
-"""Large embedding tables: look up the entries of a batch, apply their update, exchange them over a mesh."""
+"""Embedding tables: look up the entries of a batch, update them, exchange them over a mesh."""

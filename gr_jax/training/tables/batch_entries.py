@@ -1,12 +1,14 @@
-"""The rows of the tables that a batch touches, and the batch told in numbers of these rows.
+"""Distinct ids of a batch by table, and the batch renumbered to count in these.
 
-A training step looks these rows up once. To the model they are its tables, small ones, so the gradient of a table is
-[rows touched, D] and nothing in the step is as large as the catalogue.
+A training step with row-wise tables looks these entries up once. To the model they are its tables,
+small ones, so the gradient of a table is [entries of the batch, D] and nothing in the step is as
+large as the catalogue.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,72 +16,78 @@ from jaxtyping import Array, Int
 
 from gr_jax.data.batches.batch import Batch, Impressions
 
-# Fields of batches that hold row numbers, by table. A DLRM's features of items come with the items.
+Inputs = TypeVar("Inputs", bound=Batch | Impressions)
+
+# Fields of a batch, or of what a loss adds to one, that hold ids, by table.
 FIELDS = {
-    "item_table": ("item", "label", "history_item"),
-    "feature_table": ("item_features", "user_feature", "user_features"),
+    "item_table": ("item", "label", "history_item", "negatives"),
+    "feature_table": ("item_features", "user_feature", "user_features", "catalogue_features"),
 }
+# Fields with a value for each item of the catalogue; only those of the batch's items are kept.
+FIELDS_BY_ITEM = ("catalogue_features", "item_log_q")
 
 
-@dataclasses.dataclass(frozen=True)
-class Touched:
-    """What a batch touches; S parts of the batch, one for each group of devices along `data`, are told apart."""
-
-    batch: Batch | Impressions  # row numbers count from 0 in the rows of the batch's part
-    negatives: Int[Array, "R G K"] | None  # likewise
-    # by table: strictly ascending, 0 first, numbers beyond the table last
-    rows: dict[str, Int[Array, "S U"]]
-
-
-def touched(
-    batch: Batch | Impressions,
-    negatives: Int[Array, "R G K"] | None,
-    sizes: dict[str, int],
-    *,
-    parts: int,
-) -> Touched:
-    """The rows that `batch` and `negatives` name, of tables with `sizes` rows; U is the most they can be.
+def renumber(
+    inputs: Inputs, sizes: dict[str, int], *, parts: int | None
+) -> tuple[dict[str, Int[Array, "*S U"]], Inputs]:
+    """Distinct ids of `inputs` by table, and `inputs` with each id replaced by its place in these.
 
     Padding, 0, stays 0.
+
+    Args:
+      inputs: fields as of `FIELDS` and `FIELDS_BY_ITEM`; any of them may be absent or None.
+      sizes: ids of each table, padding included; in the order of `FIELDS`.
+      parts: S equal parts of the first axis of `inputs`, each numbered by itself; None = all as
+        one, without the axis S.
+
+    Returns:
+      ids: strictly ascending, 0 first, filled up with numbers beyond the table. U is the number of
+        ids named, with repeats and 0, or the size if that is smaller.
+      inputs: renumbered; fields by item are [*S, U, ...].
     """
-    rows, changed = {}, {}
+    ids = {}
     for table, size in sizes.items():
-        held = {name: getattr(batch, name, None) for name in FIELDS[table]}
+        held = {name: getattr(inputs, name, None) for name in FIELDS[table]}
+        held = {name: field for name, field in held.items() if field is not None}
+        ids[table], fields = number(held, size, parts)
         if table == "item_table":
-            held["negatives"] = negatives
-        elif isinstance(batch, Impressions) and batch.catalogue_features is not None:
-            held["catalogue_features"] = batch.catalogue_features.at[rows["item_table"]].get(
-                mode="clip"
-            )
-        held = {name: ids for name, ids in held.items() if ids is not None}
-        rows[table], fields = numbered(held, size, parts)
-        changed |= fields
-    negatives = changed.pop("negatives", None)
-    return Touched(dataclasses.replace(batch, **changed), negatives, rows)
+            by_item = {name: getattr(inputs, name, None) for name in FIELDS_BY_ITEM}
+            fields |= {
+                name: field.at[ids[table]].get(mode="clip")
+                for name, field in by_item.items()
+                if field is not None
+            }
+        inputs = dataclasses.replace(inputs, **fields)
+    return ids, inputs
 
 
-def numbered(
-    held: dict[str, Array], size: int, parts: int
-) -> tuple[Int[Array, "S U"], dict[str, Array]]:
-    """Distinct ids of all arrays together in each part, 0 first, and the arrays with numbers of these."""
-    flat = [jnp.zeros((parts, 1), jnp.int32)] + [ids.reshape(parts, -1) for ids in held.values()]
-    ids = jnp.concatenate(flat, axis=1)
-    count = min(ids.shape[1], size)
-    distinct, number = jax.vmap(lambda ids: distinct_ids(ids, count, size))(ids)
+def number(
+    held: dict[str, Array], size: int, parts: int | None
+) -> tuple[Int[Array, "*S U"], dict[str, Array]]:
+    """Distinct ids of all arrays together, with 0, and the arrays with places in these for ids."""
+    lead = () if parts is None else (parts,)
+    flat = [jnp.zeros((*lead, 1), jnp.int32)] + [ids.reshape(*lead, -1) for ids in held.values()]
+    joined = jnp.concatenate(flat, axis=-1)
+    count = min(joined.shape[-1], size)
+
+    def of_part(ids: Int[Array, " T"]) -> tuple[Int[Array, " U"], Int[Array, " T"]]:
+        return distinct_ids(ids, count, size)
+
+    distinct, place = (of_part if parts is None else jax.vmap(of_part))(joined)
     ends = [1]
     for ids in flat[1:]:
-        ends.append(ends[-1] + ids.shape[1])
-    cut = {name: number[:, a:b] for name, a, b in zip(held, ends[:-1], ends[1:], strict=True)}
+        ends.append(ends[-1] + ids.shape[-1])
+    cut = {name: place[..., a:b] for name, a, b in zip(held, ends[:-1], ends[1:], strict=True)}
     return distinct, {name: cut[name].reshape(ids.shape) for name, ids in held.items()}
 
 
 def distinct_ids(
     ids: Int[Array, " T"], count: int, beyond: int
 ) -> tuple[Int[Array, " U"], Int[Array, " T"]]:
-    """The at most `count` distinct ids, strictly ascending, filled up with numbers of at least `beyond`.
+    """Distinct ids, at most `count`, and the place of each of `ids` in them.
 
-    Returns:
-      These, and the place of each of `ids` in them. No id is above `beyond`.
+    The distinct ids are strictly ascending, filled up with numbers of at least `beyond`. No id is
+    above `beyond`.
     """
     ordered = jnp.sort(ids)
     is_first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])

@@ -1,8 +1,10 @@
-"""Row-wise optimizers of embedding tables: only rows that a step looks up change, with one second moment per row.
+"""Row-wise optimizers of embedding tables: a step changes only the entries that it looks up.
 
-A dense optimizer reads and writes every row in every step, three arrays as large as the table and its gradient, for the
-sake of a few thousand rows that have one. Here a row that no token of the batch names stays as it is to the last bit,
-and so do its moments: they decay in the steps that touch it (as in torch's SparseAdam), and so does its weight decay.
+A dense optimizer reads and writes every entry in every step, three arrays as large as the table and
+its gradient, although only a few thousand entries have a gradient. Here an entry that no token of
+the batch names stays as it is to the last bit, and so do its moments: they decay in the steps that
+name it (as in torch's SparseAdam), which are also those that apply its weight decay. The second
+moment is one number an entry.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ TABLES = ("item_table", "feature_table")  # parameters of `embeddings` that are 
 
 
 class RowRule(NamedTuple):
-    """How a row follows its gradient; the moments of a table are a dict of arrays with one entry for each row."""
+    """How an entry follows its gradient; moments are arrays with a value for each entry."""
 
     init: Callable[[Float[Array, "rows D"]], dict]  # table -> moments at step 0
     # (gradients, moments, steps so far) -> step, moments
@@ -29,10 +31,11 @@ class RowRule(NamedTuple):
 
 
 def rowwise_adamw(config: OptimizerConfig) -> RowRule:
-    """AdamW with the mean square of the gradient over a row in place of each element's square.
+    """AdamW with the mean square of the gradient over an entry in place of each element's square.
 
-    m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) mean(g^2); step = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), t
-    being the steps of the run and not those of the row. Source: paper, section 3.3, which does not print the rule.
+    m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) mean(g^2);
+    step = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps), t being the steps of the run and not
+    those of the entry. Source: paper, section 3.3, which does not print the rule.
     """
 
     def init(table: Float[Array, "rows D"]) -> dict:
@@ -51,7 +54,10 @@ def rowwise_adamw(config: OptimizerConfig) -> RowRule:
 
 
 def rowwise_adagrad(config: OptimizerConfig) -> RowRule:
-    """v <- v + mean(g^2) over the row; step = g / (sqrt(v) + eps): four bytes of state a row (FBGEMM's rule)."""
+    """v <- v + mean(g^2) over the entry; step = g / (sqrt(v) + eps).
+
+    Four bytes of state an entry (FBGEMM's rule).
+    """
 
     def init(table: Float[Array, "rows D"]) -> dict:
         return {"nu": jnp.zeros(len(table), jnp.float32)}
@@ -68,13 +74,13 @@ def rowwise_adagrad(config: OptimizerConfig) -> RowRule:
 RULES = {"rowwise_adamw": rowwise_adamw, "rowwise_adagrad": rowwise_adagrad}
 
 
-class SparseOptimizer(NamedTuple):
+class RowwiseOptimizer(NamedTuple):
     """A row-wise rule for the tables and a dense optimizer for all other parameters."""
 
     rest: optax.GradientTransformation
     rule: RowRule
     rate: optax.ScalarOrSchedule  # of the tables
-    weight_decay: float  # of a row in each step that touches it
+    weight_decay: float  # of an entry in each step that names it
 
     def init(self, params: dict) -> dict:
         """{"tables": moments by table, "rest": state of the dense optimizer}."""
@@ -87,10 +93,10 @@ class SparseOptimizer(NamedTuple):
     def update_of(
         self, count: Int[Array, ""], key: PRNGKeyArray
     ) -> Callable[..., tuple[Array, dict]]:
-        """`update(table, moments, row, gradient, first_row) -> table, moments`: a step in the rows `row`.
+        """`update(table, moments, entry, gradient, first) -> table, moments`: one step.
 
-        row: strictly ascending; numbers beyond the table are left out. first_row: number of the first row of `table` in
-        the whole table, whose row 0 is padding and stays.
+        entry: strictly ascending; numbers beyond the table are left out. first: number of the first
+        entry of `table` in the whole table, whose entry 0 is padding and stays.
 
         Args:
           count: steps taken before this one.
@@ -99,44 +105,47 @@ class SparseOptimizer(NamedTuple):
         rate = self.rate(count) if callable(self.rate) else self.rate
 
         def update(
-            table: Array, moments: dict, row: Array, gradient: Array, first_row: Array | int
+            table: Array, moments: dict, entry: Array, gradient: Array, first: Array | int
         ) -> Any:
-            before = table.at[row].get(mode="fill", fill_value=0).astype(jnp.float32)
-            held = {name: a.at[row].get(mode="fill", fill_value=0) for name, a in moments.items()}
+            before = table.at[entry].get(mode="fill", fill_value=0).astype(jnp.float32)
+            held = {name: a.at[entry].get(mode="fill", fill_value=0) for name, a in moments.items()}
             step, new = self.rule.direction(gradient, held, count)
             after = before - rate * (step + self.weight_decay * before)
-            stays = row + first_row == 0
+
+            stays = entry + first == 0
             after = jnp.where(stays[:, None], before, after)
             new = {
                 name: jnp.where(stays.reshape(-1, *[1] * (a.ndim - 1)), held[name], a)
                 for name, a in new.items()
             }
             if table.dtype == jnp.bfloat16:
-                after = stochastically_rounded(after, row + first_row, key)
-            return _put(table, row, after), {
-                name: _put(a, row, new[name]) for name, a in moments.items()
-            }
+                after = stochastically_rounded(after, entry + first, key)
+            new_moments = {name: _put(a, entry, new[name]) for name, a in moments.items()}
+            return _put(table, entry, after), new_moments
 
         return update
 
 
-def _put(array: Array, row: Int[Array, " U"], values: Array) -> Array:
-    return array.at[row].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
+Optimizer = optax.GradientTransformation | RowwiseOptimizer
+
+
+def _put(array: Array, entry: Int[Array, " U"], values: Array) -> Array:
+    return array.at[entry].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
 
 
 def stochastically_rounded(
-    x: Float[Array, "U D"], row: Int[Array, " U"], key: PRNGKeyArray
+    x: Float[Array, "U D"], entry: Int[Array, " U"], key: PRNGKeyArray
 ) -> Float[Array, "U D"]:
-    """float32 -> one of the two bfloat16 neighbours, with the probabilities that make the mean exact.
+    """Round float32 to one of the two bfloat16 neighbours, so that the mean is exact.
 
-    Steps below half a unit in the last place would be lost in rounding to the nearest. The draw depends on the number
-    of the row, `row`, and not on the device that has it. Finite x only.
+    Steps below half a unit in the last place would be lost in rounding to the nearest. The draw
+    depends on the number of the entry and not on the device that has it. Finite x only.
     """
 
-    def draw(row: Int[Array, ""]) -> Array:
-        return jax.random.bits(jax.random.fold_in(key, row), x.shape[1:], jnp.uint16)
+    def draw(entry: Int[Array, ""]) -> Array:
+        return jax.random.bits(jax.random.fold_in(key, entry), x.shape[1:], jnp.uint16)
 
-    noise = jax.vmap(draw)(row)
+    noise = jax.vmap(draw)(entry)
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise.astype(jnp.uint32)
     return jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32).astype(
         jnp.bfloat16
@@ -152,7 +161,7 @@ def split_tables(params: dict) -> tuple[dict, dict]:
 
 
 def join_tables(tables: dict, rest: dict) -> Any:
-    """Undoes `split_tables`."""
+    """The inverse of `split_tables`."""
     return rest | {"embeddings": rest["embeddings"] | tables}
 
 

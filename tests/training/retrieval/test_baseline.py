@@ -9,7 +9,10 @@ from gr_jax.training.retrieval.baseline import popularity_ranks, training_counts
 
 
 def ranks_of(histories, num_items, held_out, visible=99):
-    """Ranks of one target of every user with at least 3 events; the `visible` events before it are left out."""
+    """Ranks of one target of every user with at least 3 events.
+
+    The `visible` events before it are left out.
+    """
     offsets, item = flat(histories)
     user = np.flatnonzero(np.diff(offsets) >= 3)
     target = offsets[user + 1] - held_out
@@ -63,6 +66,9 @@ def test_held_out_events_are_not_counted():
 
 @pytest.mark.parametrize("held_out, rank", [(2, 1), (1, 2)])
 def test_the_most_popular_item_left_ranks_first(held_out, rank):
-    """Of the last log, 3 is the validation target, tied with nothing; 4 is the test target, tied with 5."""
+    """Of the last log, 3 is the validation target, tied with nothing.
+
+    4 is the test target, tied with 5.
+    """
     histories = [[3, 3, 6, 6], [4, 5, 6, 6], [1, 2, 3, 4]]
     assert ranks_of(histories, 6, held_out)[-1] == rank

@@ -10,12 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr_jax.config import LossConfig
 from gr_jax.training.retrieval.losses import (
-    draw_negatives,
     full_softmax,
     next_item_loss,
     sampled_softmax,
 )
-from gr_jax.training.retrieval.negatives import sample_negatives
+from gr_jax.training.retrieval.negatives import draw_negatives, sample_negatives
 
 R, L, D, NUM_ITEMS, ROWS, TEMPERATURE = 3, 12, 8, 37, 48, 0.05
 KEY = jax.random.key(5)
@@ -26,7 +25,10 @@ def unit(x):
 
 
 def make_batch(seed=0, *, rows=R, length=L):
-    """Random hidden, item_table, labels and fractional weights, a third of the tokens without a label."""
+    """Random hidden, item_table, labels and fractional weights.
+
+    A third of the tokens has no label.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(1, NUM_ITEMS + 1, (rows, length)) * (rng.random((rows, length)) < 0.67)
     hidden = unit(rng.normal(size=(rows, length, D))).astype(np.float32)
@@ -52,7 +54,10 @@ def loss_of_key(hidden, table, labels, weights, key, *, config, num_items, **opt
 
 
 def oracle(hidden, table, labels, weights, negatives=None, *, temperature=TEMPERATURE, log_q=None):
-    """Loss and gradients in float64 with every logit in memory; `negatives` None is the whole catalogue."""
+    """Loss and gradients in float64 with every logit in memory.
+
+    negatives: None is the whole catalogue.
+    """
     hidden, table, weights = (np.asarray(a, np.float64) for a in (hidden, table, weights))
     labels = np.asarray(labels)
     rows, length = labels.shape

@@ -26,7 +26,10 @@ def ranks_of(queries, table, targets, seen, *, num_items=NUM_ITEMS, chunk_items=
 
 
 def make_batch(seed=0, *, queries=6, num_seen=9):
-    """Items along the axes, so that scores are exact in any order of summation and ties common; seen ids repeat."""
+    """Items along the axes, so that scores are exact in any order of summation and ties common.
+
+    Seen ids repeat.
+    """
     rng = np.random.default_rng(seed)
     table = np.eye(D, dtype=np.float32)[rng.integers(0, D, ROWS)] * rng.choice([-1, 1], (ROWS, 1))
     seen = rng.integers(0, 20, (queries, num_seen))
@@ -179,7 +182,10 @@ def test_summarise_averages_hits_gains_and_reciprocal_ranks():
 
 
 def test_ranks_and_metrics_equal_the_reference(golden):
-    """The reference's rule differs: a target beyond 2500, or itself among the seen items, counts as rank 2501."""
+    """The rule of the reference differs.
+
+    A target beyond 2500, or itself among the seen items, counts as rank 2501.
+    """
     g = golden("retrieval_metrics")
     max_k, num_items = int(g["max_k"]), len(g["item_ids"])
     column = {int(item): i + 1 for i, item in enumerate(g["item_ids"])} | {

@@ -1,4 +1,7 @@
-"""Items on several or shared rows: the same training as with a row each, and rows given and taken as by hand."""
+"""Items on several or shared entries: the same training as with an entry each.
+
+Entries are given and taken as by hand.
+"""
 
 import dataclasses
 from typing import Any
@@ -35,7 +38,7 @@ def small(config: Config, **fields: Any) -> Config:
 
 def first_of(config: Config) -> Any:
     log = make_log()
-    log.__dict__["item_table"] = pl.DataFrame(
+    log.catalogue.__dict__["items"] = pl.DataFrame(
         {"raw": [f"i{i}" for i in range(ITEMS)]}
     )  # there is no file
     return admission.initial(config, log)
@@ -58,7 +61,12 @@ def train(config: Config, first: Any, *, steps: int, init_table: Any = None, opt
         )
 
     train_state, shardings = state.create(
-        fresh, optimizer, jax.random.key(0), mesh=mesh, rules=config.mesh.rules, vocabulary=first
+        fresh,
+        optimizer.init,
+        jax.random.key(0),
+        mesh=mesh,
+        rules=config.mesh.rules,
+        vocabulary=first,
     )
     step = make_train_step(graphdef, optimizer, config, num_items=ITEMS, item_log_q=None)
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
@@ -92,7 +100,7 @@ def item_table(train_state: state.TrainState) -> np.ndarray:
     return np.asarray(train_state.params["embeddings"]["item_table"])
 
 
-def test_one_hash_without_collisions_trains_as_a_row_for_each_item():
+def test_one_hash_without_collisions_trains_as_an_entry_for_each_item():
     config = small(make_config("full", 1, 1))
     order = 1 + np.random.default_rng(0).permutation(ITEMS).astype(np.int32)
     start = np.random.default_rng(1).normal(0, 0.02, (table_rows(ITEMS), 16)).astype(np.float32)
@@ -112,7 +120,7 @@ def test_one_hash_without_collisions_trains_as_a_row_for_each_item():
     np.testing.assert_array_equal(vectors, item_table(mapped)[order])
 
 
-def test_a_sparse_step_on_shared_rows_has_the_gradient_of_the_dense_one():
+def test_a_rowwise_step_on_shared_entries_has_the_gradient_of_the_dense_one():
     config = small(make_config("group", 1, 1), kind="hashed", rows=60, hashes=2)
     first = first_of(config)
     start = np.random.default_rng(1).normal(0, 0.02, (table_rows(60), 16)).astype(np.float32)
@@ -136,7 +144,7 @@ ADMITTED = dict(
     ("loss", "data", "model", "optimizer"),
     [("full", 4, 2, {}), ("group", 8, 1, {"table": "rowwise_adamw", "exchange": "all_to_all"})],
 )
-def test_one_and_eight_devices_give_the_same_rows_and_losses(loss, data, model, optimizer):
+def test_one_and_eight_devices_give_the_same_entries_and_losses(loss, data, model, optimizer):
     runs = []
     for shape in ((1, 1), (data, model)):
         config = small(make_config(loss, *shape, **optimizer), **ADMITTED)
@@ -150,13 +158,16 @@ def test_one_and_eight_devices_give_the_same_rows_and_losses(loss, data, model, 
     assert table.addressable_shards[0].data.size * 8 == table.size
 
 
-# Rows given and taken
+# Entries given and taken
 
-observed = jax.jit(admission.observed)
+count_items = jax.jit(admission.count_items)
 
 
 def by_hand(rows, seen, last, shared, config: VocabularyConfig, step: int) -> tuple[dict, dict]:
-    """The rules, an item at a time: the vocabulary after it, and {row: item that gets it, 0 = it waits}."""
+    """The rules, an item at a time.
+
+    Returns the vocabulary after it, and {entry: item that gets it, 0 = it waits}.
+    """
     rows, seen, changed = {i: tuple(r) for i, r in enumerate(rows.tolist())}, list(seen), {}
     own = lambda i: rows[i][0] > config.shared_rows
     for i in range(1, len(seen)):
@@ -189,7 +200,7 @@ def by_hand(rows, seen, last, shared, config: VocabularyConfig, step: int) -> tu
     st.integers(1, 3),
     st.integers(1, 6),
 )
-def test_rows_are_given_and_taken_as_by_hand(seed, admit_after, evict_after, hashes, own_rows):
+def test_entries_are_given_and_taken_as_by_hand(seed, admit_after, evict_after, hashes, own_rows):
     rng, items = np.random.default_rng(seed), 15
     config = VocabularyConfig(
         kind="admitted",
@@ -211,7 +222,7 @@ def test_rows_are_given_and_taken_as_by_hand(seed, admit_after, evict_after, has
     for step in range(0, 24, 2):
         for k in (step, step + 1):
             item, label = rng.integers(0, 2 + step * items // 24, (2, 2, 2))
-            now = observed(now, batch_of(item, label), jnp.int32(k))
+            now = count_items(now, batch_of(item, label), jnp.int32(k))
             named = np.setdiff1d([item, label], 0)
             counts[named] += 1
             last[named] = k + 1
@@ -223,22 +234,20 @@ def test_rows_are_given_and_taken_as_by_hand(seed, admit_after, evict_after, has
         source = {
             row: shared[item].tolist() if item else [0] * hashes for row, item in changed.items()
         }
-        assert dict(zip(found.row.tolist(), found.source.tolist(), strict=True)) == source
-        assert len(set(found.row.tolist())) == len(found.row)
+        assert dict(zip(found.entry.tolist(), found.source.tolist(), strict=True)) == source
+        assert len(set(found.entry.tolist())) == len(found.entry)
         now, counts = found.vocabulary, expected["seen"].astype(np.int64)
 
 
 @pytest.mark.parametrize("table", ["dense", "rowwise_adamw"])
-def test_an_admission_changes_no_vector_and_rows_that_change_hands_have_no_moments(table):
+def test_an_admission_changes_no_vector_and_entries_that_change_hands_have_no_moments(table):
     config = VocabularyConfig(
         kind="admitted", rows=4, shared_rows=3, hashes=2, admit_after=2, evict_after=5
     )
     shared = np.array([[0, 0], [1, 2], [2, 2], [3, 1], [1, 1]], np.int32)
     rows = shared.copy()
-    rows[4] = (
-        7,
-        0,
-    )  # item 4 owns row 7 and has not been seen for long; items 1 and 3 have earned a row
+    # Item 4 owns entry 7 and has not been seen for long; items 1 and 3 have earned an entry.
+    rows[4] = 7, 0
     before = {"rows": rows, "seen": np.array([9, 3, 1, 2, 5]), "last": np.array([9, 9, 9, 9, 2])}
     revision = admission.revise(before, shared, config, step=10)
     assert (revision.admitted, revision.evicted, revision.waiting) == (2, 1, 0)
@@ -252,7 +261,7 @@ def test_an_admission_changes_no_vector_and_rows_that_change_hands_have_no_momen
     ones = jax.tree.map(jnp.ones_like, optimizer.init(params))
     now = state.TrainState(jnp.int32(10), params, ones, before)
     after = admission.moved(
-        now, revision.vocabulary, jnp.asarray(revision.row), jnp.asarray(revision.source)
+        now, revision.vocabulary, jnp.asarray(revision.entry), jnp.asarray(revision.source)
     )
     vectors = [
         item_vectors(s.params["embeddings"]["item_table"], jnp.asarray(s.vocabulary["rows"]))
@@ -274,7 +283,7 @@ def test_an_admission_changes_no_vector_and_rows_that_change_hands_have_no_momen
     assert moments == 2
 
 
-def test_rows_change_hands_without_copies_of_a_sharded_table():
+def test_entries_change_hands_without_copies_of_a_sharded_table():
     config = small(make_config("group", 4, 2, table="rowwise_adamw"), **ADMITTED | {"rows": 60_000})
     mesh = sharding.make_mesh(config.mesh)
     _, init = make_model(
@@ -297,7 +306,7 @@ def test_rows_change_hands_without_copies_of_a_sharded_table():
 def test_an_item_is_counted_once_a_step_as_token_or_label():
     batch = batch_of([[3, 3, 0]], [[3, 5, 0]])
     first = {"rows": jnp.zeros((7, 1)), "seen": jnp.arange(7), "last": jnp.zeros(7, jnp.int32)}
-    after = admission.observed(first, batch, jnp.int32(41))
+    after = admission.count_items(first, batch, jnp.int32(41))
     assert after is not None
     assert after["seen"].tolist()[1:] == [1, 2, 4, 4, 6, 6]
     assert after["last"].tolist()[1:] == [0, 0, 42, 0, 42, 0]

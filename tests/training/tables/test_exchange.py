@@ -1,4 +1,4 @@
-"""Rows that travel over a mesh, against one device."""
+"""Entries that travel over a mesh, against one device."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,10 @@ MESHES = [(2, 1), (1, 4), (2, 2), (4, 2), (8, 1)]
 
 
 def make_rows(parts: int, top: int) -> np.ndarray:
-    """Distinct ascending rows below `top` for each part, 0 first, some numbers beyond the table last."""
+    """Distinct ascending entries below `top` for each part, 0 first.
+
+    Some numbers beyond the table are last.
+    """
     rng = np.random.default_rng(parts)
     drawn = [
         np.sort(rng.choice(np.arange(1, top), min(top - 1, U - 3), replace=False))
@@ -27,18 +30,18 @@ def make_rows(parts: int, top: int) -> np.ndarray:
 
 
 def add_to(table, state, rows, gradients, first):
-    """An update that tells what it got: sums into the table, and counts how often it was asked."""
+    """An update that records its arguments: sums into the table, and counts of calls."""
     del first
     return table.at[rows].add(gradients, mode="drop"), {
         "count": state["count"].at[rows].add(1, mode="drop")
     }
 
 
-# With rows below 8 all belong to the first device of eight: no message is large enough for them.
+# With entries below 8 all belong to the first device of eight: no message is large enough for them.
 @pytest.mark.parametrize("top", [ROWS, 8])
 @pytest.mark.parametrize("how", ["gather", "all_to_all"])
 @pytest.mark.parametrize(("data", "model"), MESHES)
-def test_all_rows_arrive_and_each_is_updated_once_with_its_whole_gradient(data, model, how, top):
+def test_all_entries_arrive_and_each_is_updated_once_with_its_whole_gradient(data, model, how, top):
     mesh = sharding.make_mesh(MeshConfig(data=data, model=model))
     over_rows = NamedSharding(mesh, PartitionSpec(("data", "model")))
     over_data = NamedSharding(mesh, PartitionSpec("data"))
@@ -69,16 +72,15 @@ def test_all_rows_arrive_and_each_is_updated_once_with_its_whole_gradient(data, 
 
 
 def test_one_device_takes_and_updates_without_a_mesh():
-    table, rows = jnp.arange(ROWS * D, dtype=jnp.float32).reshape(ROWS, D), make_rows(1, ROWS)
+    table = jnp.arange(ROWS * D, dtype=jnp.float32).reshape(ROWS, D)
+    rows = make_rows(1, ROWS)[0]
     padded = np.concatenate([table, np.zeros((U, D), np.float32)])
-    np.testing.assert_array_equal(
-        fetch(table, jnp.asarray(rows), exchange="gather"), padded[rows[0]]
-    )
+    np.testing.assert_array_equal(fetch(table, jnp.asarray(rows), exchange="gather"), padded[rows])
     state = {"count": jnp.zeros(ROWS, jnp.int32)}
     updated, _ = deliver(
         add_to, table, state, jnp.asarray(rows), jnp.ones((U, D)), exchange="gather"
     )
-    moved = np.isin(np.arange(ROWS), rows[0])
+    moved = np.isin(np.arange(ROWS), rows)
     np.testing.assert_array_equal(
         np.asarray(updated) - np.asarray(table), np.repeat(moved[:, None], D, 1)
     )

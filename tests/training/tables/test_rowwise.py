@@ -24,7 +24,10 @@ KEY = jax.random.key(0)
 
 
 def make_steps(seed=0):
-    """For each step the ids of a batch, padding and repeats among them, and a gradient for each occurrence."""
+    """For each step the ids of a batch and a gradient for each occurrence.
+
+    Padding and repeats are among the ids.
+    """
     rng = np.random.default_rng(seed)
     return [
         (rng.integers(0, 12, 20), rng.normal(size=(20, D)).astype(np.float32)) for _ in range(STEPS)
@@ -41,7 +44,7 @@ def train(config: OptimizerConfig, table, steps):
         rows, place = distinct_ids(jnp.append(0, ids), len(ids) + 1, ROWS)
         total = jnp.zeros((len(rows), table.shape[1])).at[place[1:]].add(gradients)
         return deliver(
-            optimizer.update_of(count, KEY), table, moments, rows[None], total, exchange="gather"
+            optimizer.update_of(count, KEY), table, moments, rows, total, exchange="gather"
         )
 
     for count, (ids, gradients) in enumerate(steps):
@@ -50,13 +53,16 @@ def train(config: OptimizerConfig, table, steps):
 
 
 def expected(config: OptimizerConfig, table, steps):
-    """The same in float64: a dense gradient, a dense rule, and a mask of the rows that the batch names."""
+    """The same in float64.
+
+    A dense gradient, a dense rule, and a mask of the entries that the batch names.
+    """
     table = table.astype(np.float64)
     mu, nu = np.zeros_like(table), np.zeros(len(table))
     for count, (ids, gradients) in enumerate(steps):
         dense = np.zeros_like(table)
         np.add.at(dense, ids, gradients)
-        touched = np.isin(np.arange(len(table)), ids) & (np.arange(len(table)) != 0)
+        named = np.isin(np.arange(len(table)), ids) & (np.arange(len(table)) != 0)
         square = np.mean(dense**2, axis=-1)
         rate = config.table_learning_rate or config.learning_rate
         if config.warmup_steps:
@@ -72,8 +78,8 @@ def expected(config: OptimizerConfig, table, steps):
             new_mu, new_nu = mu, nu + square
             direction = dense / (np.sqrt(new_nu) + config.eps)[:, None]
         new = table - rate * (direction + config.weight_decay * table)
-        table, mu = np.where(touched[:, None], new, table), np.where(touched[:, None], new_mu, mu)
-        nu = np.where(touched, new_nu, nu)
+        table, mu = np.where(named[:, None], new, table), np.where(named[:, None], new_mu, mu)
+        nu = np.where(named, new_nu, nu)
     return table, mu, nu
 
 
@@ -90,15 +96,13 @@ def test_rows_follow_the_rule_and_others_stay_to_the_last_bit(table, options):
     np.testing.assert_allclose(moments["nu"], nu, rtol=1e-5)
     if "mu" in moments:
         np.testing.assert_allclose(moments["mu"], mu, rtol=1e-5, atol=1e-6)
-    untouched = ~np.isin(np.arange(ROWS), np.concatenate([ids for ids, _ in steps]))
-    untouched[0] = True  # padding
-    np.testing.assert_array_equal(got[untouched], start[untouched])
-    assert (moments["nu"][untouched] == 0).all() and (got[~untouched] != start[~untouched]).any(
-        -1
-    ).all()
+    unnamed = ~np.isin(np.arange(ROWS), np.concatenate([ids for ids, _ in steps]))
+    unnamed[0] = True  # padding
+    np.testing.assert_array_equal(got[unnamed], start[unnamed])
+    assert (moments["nu"][unnamed] == 0).all() and (got[~unnamed] != start[~unnamed]).any(-1).all()
 
 
-def test_rows_of_one_number_that_every_step_touches_follow_optax_adamw():
+def test_entries_of_one_number_that_every_step_names_follow_optax_adamw():
     config = OptimizerConfig(
         table="rowwise_adamw", learning_rate=0.01, weight_decay=0.1, warmup_steps=2
     )

@@ -1,4 +1,4 @@
-"""The sparse step against the dense one, and what it costs in memory and traffic as the table grows."""
+"""The row-wise step against the dense one, and its memory and traffic as the table grows."""
 
 import dataclasses
 
@@ -15,17 +15,17 @@ from gr_jax.models.sizes import ModelSizes
 from gr_jax.training import sharding, state
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.optimizer import make_optimizer
-from gr_jax.training.ranking import objective as ranking
 from gr_jax.training.ranking import step as ranking_step
+from gr_jax.training.ranking.objective import Ranking
 from gr_jax.training.retrieval.step import make_train_step
-from gr_jax.training.tables.rowwise import RowRule, SparseOptimizer
+from gr_jax.training.tables.rowwise import RowRule, RowwiseOptimizer
 from tests.compiled import collectives
 from tests.training.ranking.test_objective import open_run
 from tests.training.test_sharding import ITEMS, losses_of, make_config, make_log, start
 
 # Gradient descent has no memory, so the dense and the sparse step must agree in every parameter.
 DENSE_SGD = optax.sgd(1.0)
-SPARSE_SGD = SparseOptimizer(
+SPARSE_SGD = RowwiseOptimizer(
     DENSE_SGD, RowRule(lambda table: {}, lambda g, moments, count: (g, moments)), 1.0, 0.0
 )
 
@@ -75,7 +75,7 @@ def test_retrieval_has_the_gradient_of_the_dense_step(loss, log_q):
 @pytest.mark.parametrize("kind", ["hstu", "dlrm"])
 def test_ranking_has_the_gradient_of_the_dense_step(kind, tmp_path):
     run = open_run(kind, 1, tmp_path)
-    batch = ranking.task(run).batches().plan.batch(0)
+    batch = Ranking(run).plan.batch(0)
     make_step = lambda optimizer: ranking_step.make_train_step(run.graphdef, optimizer, run.config)
     assert_same_step(make_step, run.init_params(jax.random.key(0)), batch)
 
