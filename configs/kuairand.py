@@ -1,19 +1,21 @@
-"""KuaiRand-1K: some 11.7 million impressions of 4.4 million short videos, shown to 1,000 users of Kuaishou.
+"""KuaiRand-1K: 11.7 million impressions of 4.4 million short videos, shown to 1,000 Kuaishou users.
 
-Data: https://kuairand.com (`log_standard_*.csv`, `user_features_1k.csv`, `video_features_basic_1k.csv`; an archive of
-Zenodo, downloaded on the first run, or point `--config.data.path` at a folder that has them; the files of
-KuaiRand-Pure and -27K have the same columns). Users and videos need 5 events, repeated until stable: a video was shown
-under three times on average.
+Data: https://kuairand.com (`log_standard_*.csv`, `user_features_1k.csv`,
+`video_features_basic_1k.csv`; an archive of Zenodo, downloaded on the first run), or point
+`--config.data.path` at a folder that has them; the files of KuaiRand-Pure and -27K have the same
+columns. Users and videos need 5 events, repeated until stable: a video was shown under three times
+on average.
 
-    python -m gr_jax.train --config=configs/kuairand.py              # base: retrieval; the labels are the clicks
-    python -m gr_jax.train --config=configs/kuairand.py:ranking      # click, like, follow and long view
+    python -m gr_jax.train --config=configs/kuairand.py           # base: retrieval of clicks
+    python -m gr_jax.train --config=configs/kuairand.py:ranking   # click, like, follow, long view
 
-Both see every impression with what the user did: click, like, follow, comment, forward, hate, long view (the platform's
-own rule) and profile visit. Ranking also knows the user's activity and ranges of followers, followed, friends and days
-since registration, and of a video its tags, type and upload type.
+Both see every impression with what the user did: click, like, follow, comment, forward, hate, long
+view (the platform's own rule) and profile visit. Ranking also knows the user's activity and ranges
+of followers, followed, friends and days since registration, and of a video its tags, type and
+upload type.
 
-Cost: estimated, not measured. A thousand users of whom the most recent 512 events are seen: some 30 steps an epoch,
-seconds on a data-centre GPU and minutes on 2 CPU cores.
+Cost: estimated, not measured. A thousand users of whom the most recent 512 events are seen: some 30
+steps an epoch, seconds on a data-centre GPU and minutes on 2 CPU cores.
 
 Expected test metric: not measured (retrieval: HR@K and NDCG@K; ranking: NE and AUC of each task).
 """
@@ -67,9 +69,8 @@ def get_config(variant: str = "base") -> Config:
         return Config(
             data=LOG,
             model=MODEL,
-            loss=LossConfig(
-                positive="click", kind="group", group=32
-            ),  # of a catalogue too large for the full softmax
+            # the catalogue is too large for the full softmax
+            loss=LossConfig(positive="click", kind="group", group=32),
             train=TrainConfig(epochs=101, batch_users=32, patience=10),
             evaluate=EvaluateConfig(batch_users=32),
         )

@@ -1,32 +1,35 @@
 """MovieLens-1M: 1,000,209 ratings of 3,706 films by 6,040 users.
 
-Data: https://grouplens.org/datasets/movielens/1m/ (`ratings.dat`; 6 MB, downloaded on the first run, or
-point `--config.data.path` at a folder that has it).
+Data: https://grouplens.org/datasets/movielens/1m/ (`ratings.dat`; 6 MB, downloaded on the first
+run, or point `--config.data.path` at a folder that has it).
 
-    python -m gr_jax.train --config=configs/ml_1m.py             # base: 2 blocks of 1 head
-    python -m gr_jax.train --config=configs/ml_1m.py:large       # 8 blocks of 2 heads
-    python -m gr_jax.train --config=configs/ml_1m.py:swiglu      # base, with a feed-forward layer after each attention
-    python -m gr_jax.train --config=configs/ml_1m.py:sasrec      # the softmax baseline, same loss
-    python -m gr_jax.train --config=configs/ml_1m.py:transformer     # its feed-forward layer four times as wide
-    python -m gr_jax.train --config=configs/ml_1m.py:ranking     # is a film liked (4 or 5), loved (5), and its rating
-    python -m gr_jax.train --config=configs/ml_1m.py:ranking-dlrm    # the same by DIN and DCN-v2, the usual baseline
-    add --config.loss.kind=per_token for the paper's own loss of retrieval (128 negatives per position)
+    python -m gr_jax.train --config=configs/ml_1m.py              # base: 2 blocks of 1 head
+    python -m gr_jax.train --config=configs/ml_1m.py:large        # 8 blocks of 2 heads
+    python -m gr_jax.train --config=configs/ml_1m.py:swiglu       # base with feed-forward layers
+    python -m gr_jax.train --config=configs/ml_1m.py:sasrec       # the softmax baseline, same loss
+    python -m gr_jax.train --config=configs/ml_1m.py:transformer  # its feed-forward layer 4 x wider
+    python -m gr_jax.train --config=configs/ml_1m.py:ranking      # liked (4, 5), loved (5), rating
+    python -m gr_jax.train --config=configs/ml_1m.py:ranking-dlrm # the same by DIN and DCN-v2
 
-The ranking variants also read `users.dat` and `movies.dat` beside the ratings: gender, age, occupation and the first
-digit of the zip code of a user; genres and year of a film. They train on the first 81 % of the events by time, the next
-9 % pick the checkpoint, the last 10 % test.
+    add --config.loss.kind=per_token
+        for the paper's own loss of retrieval (128 negatives per position)
 
-Cost with the full softmax, 47 steps an epoch, two runs side by side, each on one of 2 CPU cores and beside other jobs,
-until validation or the last epoch ended them: base 70 to 101 epochs in 36 to 67 minutes, sasrec 72 to 101 epochs in 44
-to 67 minutes, large 82 epochs in 149 minutes. On both cores ranking 15 to 16 minutes and ranking-dlrm 12 to 27 minutes,
-on a machine that was also doing other work.
+The ranking variants also read `users.dat` and `movies.dat` beside the ratings: gender, age,
+occupation and the first digit of the zip code of a user; genres and year of a film. They train on
+the first 81 % of the events by time, the next 9 % pick the checkpoint, the last 10 % test.
 
-Expected test metric, full catalogue: HR@10 / NDCG@10 of .3314 / .1975 (base, mean of three seeds), .3671 / .2211
-(large, one seed), .2981 / .1718 (sasrec, mean of three seeds) and .3065 / .1760 (transformer, mean of three seeds).
-swiglu, 20 epochs of one seed: better than base by then (`experiments/quality/successors.py`). The paper reports .3097
-/ .1720 (base), .3294 / .1893 (large) and .2853 / .1603 (sasrec), under a protocol that removes only the visible 200
-items and looks at the test split every epoch (Zhai et al. 2024, table 4). Ranking: NE .755 and AUC .815 of liked,
-NE .753 and AUC .835 of loved (three seeds); ranking-dlrm NE .772 and AUC .806 of liked (three seeds;
+Cost with the full softmax, 47 steps an epoch, two runs side by side, each on one of 2 CPU cores and
+beside other jobs, until validation or the last epoch ended them: base 70 to 101 epochs in 36 to 67
+minutes, sasrec 72 to 101 epochs in 44 to 67 minutes, large 82 epochs in 149 minutes. On both cores
+of a machine that was also doing other work: ranking 15 to 16 minutes, ranking-dlrm 12 to 27.
+
+Expected test metric, full catalogue: HR@10 / NDCG@10 of .3314 / .1975 (base, mean of three seeds),
+.3671 / .2211 (large, one seed), .2981 / .1718 (sasrec, mean of three seeds) and .3065 / .1760
+(transformer, mean of three seeds). swiglu, 20 epochs of one seed: better than base by then
+(`experiments/quality/successors.py`). The paper reports .3097 / .1720 (base), .3294 / .1893 (large)
+and .2853 / .1603 (sasrec), under a protocol that removes only the visible 200 items and looks at
+the test split every epoch (Zhai et al. 2024, table 4). Ranking: NE .755 and AUC .815 of liked, NE
+.753 and AUC .835 of loved (three seeds); ranking-dlrm NE .772 and AUC .806 of liked (three seeds;
 `experiments/quality/ranking_quality.py`).
 """
 
@@ -80,9 +83,8 @@ def _ranking(variant: str) -> Config:
         ),
         user_features=("gender", "age", "occupation", "zip_region"),
         item_features=("genres", "year"),
-        max_length=64
-        if is_dlrm
-        else 128,  # a label of the sequence model sees 64 to 127 events before it
+        # a label of the sequence model sees 64 to 127 events before it
+        max_length=64 if is_dlrm else 128,
         row_length=272,  # 2 tokens an event and the 4 attributes of the user
     )
     return Config(
@@ -90,6 +92,6 @@ def _ranking(variant: str) -> Config:
         model=RANKERS[variant],
         ranking=RankingConfig(tasks=("liked", "loved", "rating"), tokens="paired"),
         optimizer=OptimizerConfig(learning_rate=2e-3 if is_dlrm else 1e-3),
-        # Steps of about as many labels: a sequence has about seventy, an impression one.
+        # Batches of about the same number of labels: a sequence has seventy, an impression one.
         train=TrainConfig(epochs=5, batch_users=1024 if is_dlrm else 16, patience=1),
     )

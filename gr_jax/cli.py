@@ -1,9 +1,10 @@
-"""The command line of every command: its own flags, `--config=FILE[:variant]` and `--config.a.b=value`.
+"""The command line of every command: its flags, `--config=FILE[:variant]`, `--config.a.b=value`.
 
 A command reads
 
     def main(argv: list[str]) -> None:
-        args = cli.parse(argv, doc=__doc__, flags={"workdir": (Path, Path("runs/last"), "folder of the run")})
+        flags = {"workdir": (Path, Path("runs/last"), "folder of the run")}
+        args = cli.parse(argv, doc=__doc__, flags=flags)
         ...
 
     if __name__ == "__main__":
@@ -26,8 +27,8 @@ from gr_jax.config.overrides import comments, leaves, override_all
 
 REQUIRED: typing.Any = object()  # as a default: the flag has to be given
 
-# (type, default, help); the type is str, int, float or Path; bool for a switch; words for a choice; [type] for a flag
-# that may be given several times, whose values may also stand without its name.
+# (type, default, help); the type is str, int, float or Path; bool for a switch; words for a choice;
+# [type] for a flag that may be given several times, whose values may also stand without its name.
 Flag = tuple[typing.Any, typing.Any, str]
 
 
@@ -38,17 +39,17 @@ def parse(
     flags: Mapping[str, Flag] | None = None,
     config: typing.Literal["required", "optional", "none"] = "required",
 ) -> argparse.Namespace:
-    """Reads a command line; `--help` prints the docstring, the flags and the config fields, and exits.
+    """Read a command line; `--help` prints the docstring, the flags and the config fields.
 
     Args:
       argv: the words after the command's name.
       doc: the command's docstring.
       flags: `{name: (type, default, help)}`; `--some-name` and `--some_name` are the same flag.
-      config: whether `--config` has to be given, may be given, or is unknown to the command.
+      config: `--config` is required, optional, or no flag of the command.
 
     Returns:
-      One attribute per flag and `debug`; unless `config` is "none" also `config` (overrides applied) and
-      `config_spec` (its `FILE[:variant]`), both None when not given.
+      One attribute per flag and `debug`; unless `config` is "none" also `config`, with overrides
+      applied, and `config_spec`, its `FILE[:variant]`, both None if not given.
 
     Raises:
       ConfigError: anything wrong, in one line with the nearest name where there is one.
@@ -65,7 +66,7 @@ def parse(
         missing.append("config")
     if missing:
         shown = " and ".join(f"--{name}={_example(flags, name)}" for name in missing)
-        raise ConfigError(f"{shown} must be given; --help tells more")
+        raise ConfigError(f"{shown} must be given; see --help")
     if config == "none":
         return argparse.Namespace(**args)
     if overrides and spec is None:
@@ -77,7 +78,7 @@ def parse(
 
 
 def _split(argv: Sequence[str], flags: Mapping[str, Flag], config: str):
-    """The texts of the flags, those of the config fields, the config file, and whether to help."""
+    """Texts of the flags and of the config fields, the config file, and True for --help."""
     given, overrides, spec, wants_help, words = {}, {}, None, False, list(argv)
     many = [name for name, (kind, *_) in flags.items() if isinstance(kind, list)]
     while words:
@@ -164,10 +165,10 @@ def _convert(text: typing.Any, kind: typing.Any, flag: str) -> typing.Any:
 def help_text(
     doc: str | None, flags: Mapping[str, Flag], config: str, shown: Config | None = None
 ) -> str:
-    """The docstring, a line per flag, and one per config field with its value in `shown` or by default."""
+    """The docstring, a line per flag, and one per config field with its value in `shown`."""
     lines = [(doc or "").strip(), "", "Flags:"]
     rows = [
-        (f"--{n}" + ("" if f[0] is bool else f"={_example(flags, n)}"), _told(f))
+        (f"--{n}" + ("" if f[0] is bool else f"={_example(flags, n)}"), _about(f))
         for n, f in flags.items()
     ]
     if config != "none":
@@ -195,7 +196,7 @@ def help_text(
     return "\n".join(lines)
 
 
-def _told(flag: Flag) -> str:
+def _about(flag: Flag) -> str:
     kind, default, about = flag
     if default is REQUIRED:
         return f"{about} (must be given)"
@@ -208,7 +209,7 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def run(main: Callable[[list[str]], int | None]) -> typing.NoReturn:
-    """Runs `main(argv)` and exits: 0; 2 and a line for a user's mistake (`--debug`: a traceback too)."""
+    """Run `main(argv)` and exit with its code; with 2 and one line after a user's mistake."""
     argv = sys.argv[1:]
     try:
         code = main(argv)
@@ -226,7 +227,7 @@ def run(main: Callable[[list[str]], int | None]) -> typing.NoReturn:
 
 
 def _is_users(error: Exception) -> bool:
-    """Mistakes of the caller: this project's own errors, missing files, kernels that cannot run here."""
+    """True for mistakes of the caller: our own errors, missing files, unsupported kernels."""
     module = type(error).__module__.split(".")[0]
     if isinstance(error, ValueError) and module in ("gr_jax", "pallas_kernels"):
         return True

@@ -1,4 +1,4 @@
-"""Recomputes the metrics of a trained workdir from its best checkpoint.
+"""Recompute the metrics of a trained workdir from its best checkpoint.
 
 python -m gr_jax.evaluate --workdir=runs/ml_1m --split=test
 """
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.data.batches.sequences import Split
-from gr_jax.training.metrics_log import say
-from gr_jax.training.tasks import task_of
-from gr_jax.training.trained import open_trained
+from gr_jax.training.console import say
+from gr_jax.training.objective import objective_of
+from gr_jax.training.run import open_trained
 
 
 def main(argv: list[str]) -> int:
-    """Prints the metrics of the best checkpoint as JSON."""
+    """Print the metrics of the best checkpoint as JSON."""
     flags = {
         "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
         "split": (("test", "valid"), "test", "which held-out events"),
@@ -33,7 +33,7 @@ def evaluate(workdir: Path, split: Split) -> dict[str, float]:
       ConfigError: the folder holds no run, or no validated checkpoint.
     """
     run, params = open_trained(workdir)
-    return task_of(run).evaluate(params, split)
+    return objective_of(run).evaluate(params, split)
 
 
 if __name__ == "__main__":

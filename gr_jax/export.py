@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.serving.export import export
-from gr_jax.training.metrics_log import say
+from gr_jax.training.console import say
 
 
 def main(argv: list[str]) -> int:

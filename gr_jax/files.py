@@ -1,4 +1,4 @@
-"""Writing files that others read."""
+"""Files that others read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes `text`; a reader sees the whole file or the one before it, also when the process is killed.
+    """Write `text`; readers see all of it or the file before it, even if the process is killed.
 
     Raises:
       OSError: no space, or no permission; the file before is still there.

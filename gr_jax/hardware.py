@@ -1,4 +1,4 @@
-"""What one device can do: arithmetic, memory and links, from public data sheets or measured here."""
+"""Peak rates of a device: arithmetic, memory and links, from data sheets or measured here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -16,7 +17,7 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Device:
-    """One device and its links. Rates are peaks: what is reached is less, and can be set in their place."""
+    """One device and its links. Rates are peaks; programs reach less."""
 
     name: str
     bf16_flops: float  # dense FLOP/s of matrix products in bfloat16
@@ -33,12 +34,12 @@ class Device:
         return self.bf16_flops if dtype == "bfloat16" else self.f32_flops
 
     def wire(self, devices: int) -> float:
-        """Bytes/s in one direction at which a device takes part in a collective over so many devices."""
+        """Bytes/s in one direction of a device in a collective over this number of devices."""
         return self.link if devices <= self.node else min(self.link, self.network)
 
 
 _HGX = "; network: a 400 Gb/s adapter for each GPU, as in NVIDIA's DGX"
-# Sizes in the bytes that a data sheet means by GB: 10^9.
+# A data sheet's GB is 10^9 bytes.
 DEVICES = {
     "h100": Device(
         "H100 SXM", 989e12, 494e12, 80e9, 3.35e12, 450e9, 50e9, 8, "NVIDIA H100 data sheet" + _HGX
@@ -69,19 +70,20 @@ OTHER_FLOPS = {
 
 
 def peak_of(kind: str, dtype: str) -> float | None:
-    """Dense peak in FLOP/s, in a compute dtype, of a device by JAX's name, such as `NVIDIA H100 80GB HBM3`."""
-    known = {
-        name: (device.bf16_flops, device.f32_flops) for name, device in DEVICES.items()
-    } | OTHER_FLOPS
+    """Dense peak in FLOP/s of a device by its name in JAX, such as `NVIDIA H100 80GB HBM3`."""
     words = re.findall(r"\w+", kind.lower())  # an L40 is no L4
-    return next(
-        (flops[dtype != "bfloat16"] for name, flops in known.items() if name in words), None
-    )
+    for name, device in DEVICES.items():
+        if name in words:
+            return device.flops(dtype)
+    for name, (bf16_flops, f32_flops) in OTHER_FLOPS.items():
+        if name in words:
+            return bf16_flops if dtype == "bfloat16" else f32_flops
+    return None
 
 
 @functools.cache
 def measured_flops() -> float:
-    """FLOP/s of a float32 matrix product on JAX's default device, measured now: of all virtual CPU devices together."""
+    """FLOP/s of a float32 matrix product, measured now; of all virtual CPU devices together."""
     n = 1024
     a = jnp.ones((n, n), jnp.float32)
     product = jax.jit(jnp.matmul)
@@ -89,7 +91,7 @@ def measured_flops() -> float:
 
 
 def this_cpu(devices: int) -> Device:
-    """This machine as so many virtual devices, which share its cores and memory; measured now."""
+    """This machine as a number of virtual devices that share its cores and memory; measured now."""
     n = 1 << 24
     a = jnp.ones(n, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
@@ -102,7 +104,7 @@ def this_cpu(devices: int) -> Device:
     )
 
 
-def _best_seconds(run) -> float:
+def _best_seconds(run: Callable[[], jax.Array]) -> float:
     """The shortest of ten runs after a first one: other programs may be running."""
     run().block_until_ready()
     seconds = []

@@ -1,13 +1,14 @@
-"""Prepares a raw log: reads, filters, sorts and numbers it, and writes the dataset that training maps.
+"""Prepare a raw log: read, filter, sort and number it, and write the dataset that training maps.
 
     python -m gr_jax.prepare --config=configs/ml_1m.py --config.data.path=ml-1m
-    python -m gr_jax.prepare --source=csv --path=clicks.csv.gz --user-column=visitor --out=data/clicks
-    python -m gr_jax.prepare --source=ml-1m --actions="liked=rating>=4,loved=rating>=5" --user-features=gender,age
+    python -m gr_jax.prepare --source=csv --path=clicks.csv.gz --user-column=visitor --out=clicks
+    python -m gr_jax.prepare --source=ml-1m --actions="liked=rating>=4" --user-features=gender,age
     python -m gr_jax.prepare --source=parquet --path=/shared/clicks --out=/shared/prepared \\
-        --runner=beam --beam-options="--runner=FlinkRunner --flink_master=host:8081 --parallelism=64"
+        --runner=beam --beam-options="--runner=FlinkRunner --flink_master=host:8081"
 
-What is already prepared from the same files with the same settings is only summarised. Where the config hashes item
-ids to rows (`config.vocabulary`), the summary tells how many items collide.
+A dataset that was prepared from the same files with the same settings is only summarised. Where
+the config hashes item ids to rows (`config.vocabulary`), the summary has the measured and expected
+collision rates.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _FIELDS = {  # flag -> type; each sets the field of DataConfig with this name
 
 
 def main(argv: list[str]) -> None:
-    """Prepares what the command line asks for and prints a summary."""
+    """Prepare the log of the command line and print a summary."""
     about = comments(DataConfig())
     flags: dict[str, cli.Flag] = {name: (kind, None, about[name]) for name, kind in _FIELDS.items()}
     flags["out"] = (str, None, about["prepared"])
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     )
     args = cli.parse(argv, doc=__doc__, flags=flags, config="optional")
     if args.config is None and args.source is None:
-        raise ConfigError("give --config=FILE, or --source=NAME and --path=RAW; --help tells more")
+        raise ConfigError("give --config=FILE, or --source=NAME and --path=RAW; --help says more")
     given = {name: getattr(args, name) for name in _FIELDS if getattr(args, name) is not None}
     if args.out is not None:
         given["prepared"] = args.out
@@ -92,7 +93,8 @@ def summary(dataset: Dataset, config: Config, *, seconds: float) -> str:
         datetime.fromtimestamp(meta[name], UTC).strftime("%Y-%m-%d")
         for name in ("time_min", "time_max")
     ]
-    length = f"mean {meta['mean_length']:.1f}, median {meta['median_length']:.0f}, max {meta['max_length']:,}"
+    mean, median = f"{meta['mean_length']:.1f}", f"{meta['median_length']:.0f}"
+    length = f"mean {mean}, median {median}, max {meta['max_length']:,}"
     skipped = ", ".join(f"{count:,} ({reason})" for reason, count in meta["skipped"].items())
     rows = {
         "source": meta["source"],
@@ -111,7 +113,7 @@ def summary(dataset: Dataset, config: Config, *, seconds: float) -> str:
 
 
 def _known(dataset: Dataset) -> dict[str, str]:
-    """What is known besides who took what when: actions with their rates, features and series with their values."""
+    """Summary rows for actions, features and series."""
     known = {}
     if dataset.events.action is not None:
         rates = [
@@ -133,7 +135,7 @@ def _known(dataset: Dataset) -> dict[str, str]:
 
 
 def _collisions(dataset: Dataset, config: Config) -> dict[str, str]:
-    """How many items share rows with others; nothing where each has its own."""
+    """Summary rows for items that share rows with others; none where each has its own."""
     vocabulary = config.vocabulary
     if vocabulary.kind == "catalogue":
         return {}
@@ -141,7 +143,9 @@ def _collisions(dataset: Dataset, config: Config) -> dict[str, str]:
     found = hashing.collisions(row, rows)
     kind = "rows" if vocabulary.kind == "hashed" else "shared rows"
     return {
-        "vocabulary": f"{vocabulary.kind}, {vocabulary.hashes} hashes of each item to {rows:,} {kind}",
+        "vocabulary": (
+            f"{vocabulary.kind}, {vocabulary.hashes} hashes of each item to {rows:,} {kind}"
+        ),
         "one row shared": f"by {found.one:.2%} of the items ({found.one_expected:.2%} expected)",
         "all rows shared": f"by {found.all:.2%} of the items ({found.all_expected:.2%} expected)",
     }

@@ -19,7 +19,7 @@ from gr_jax.config import ConfigError
 from gr_jax.serving.history import AtTime
 from gr_jax.serving.load import load
 from gr_jax.serving.model import Answer
-from gr_jax.training.metrics_log import say, table
+from gr_jax.training.console import say, table
 
 
 def main(argv: list[str]) -> int:

@@ -68,7 +68,7 @@ def test_a_value_may_hold_an_equals_sign():
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["--wordir=x"], "unknown flag --wordir; did you mean --workdir?"),
         (["--confg=x"], "unknown flag --confg; did you mean --config?"),
@@ -90,8 +90,8 @@ def test_a_value_may_hold_an_equals_sign():
         ([f"--config={ML_1M}", "--config.model.widht=3"], "did you mean config.model.width?"),
     ],
 )
-def test_a_wrong_flag_is_one_line_that_names_it(argv, told):
-    assert told in one_line(*argv)
+def test_a_wrong_flag_is_one_line_that_names_it(argv, message):
+    assert message in one_line(*argv)
 
 
 def test_what_must_be_given_is_asked_for():
@@ -147,11 +147,11 @@ def command(folder: Path, body: str, *argv: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         (
             "cli.parse(argv, doc='', flags={})",
-            "error: --config=FILE[:variant] must be given; --help tells more\n",
+            "error: --config=FILE[:variant] must be given; see --help\n",
         ),
         ("open('nowhere/file')", "error: No such file or directory: nowhere/file\n"),
         (
@@ -160,10 +160,10 @@ def command(folder: Path, body: str, *argv: str) -> subprocess.CompletedProcess:
         ),
     ],
 )
-def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, body, told):
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, body, message):
     done = command(tmp_path, body)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(told) and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
 
 
 def test_debug_shows_where_a_mistake_was_found(tmp_path):

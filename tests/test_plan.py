@@ -34,9 +34,7 @@ def test_a_plan_shows_memory_traffic_time_and_formulas(capsys):
         assert word in text
 
 
-def test_the_trillion_parameters_of_the_paper_do_not_fit_with_dense_adamw_and_do_with_a_row_wise_rule(
-    capsys,
-):
+def test_the_trillion_parameters_of_the_paper_fit_with_a_row_wise_rule_and_not_with_adamw(capsys):
     out = planned(
         capsys, f"--config={ROOT}/configs/amazon.py:trillion", "--devices=256", "--device=h100"
     )
@@ -65,7 +63,7 @@ def test_step_time_is_the_roofline_of_its_terms(capsys):
 
 def test_flops_are_those_that_training_reports(capsys):
     from gr_jax.config.files import load
-    from gr_jax.planning.from_data import sizes_of
+    from gr_jax.planning.sizes import sizes_of
 
     config = load(f"{ROOT}/configs/ml_1m.py")
     sizes = sizes_of(config, items=3706, mean_length=165.0, device_multiple=1)
@@ -82,7 +80,8 @@ def test_a_prepared_log_gives_the_sizes(tmp_path, capsys):
     config.write_text(
         "from gr_jax.config import Config, DataConfig, TrainConfig\n"
         "def get_config():\n"
-        f"    data = DataConfig(path={str(log)!r}, prepared={str(ready)!r}, max_length=16, row_length=32)\n"
+        f"    places = {{'path': {str(log)!r}, 'prepared': {str(ready)!r}}}\n"
+        "    data = DataConfig(**places, max_length=16, row_length=32)\n"
         "    return Config(data=data, train=TrainConfig(batch_users=10))\n"
     )
     out = planned(capsys, f"--config={config}", "--devices=2")
@@ -97,19 +96,40 @@ def test_a_config_without_data_asks_for_the_sizes(tmp_path):
 
 
 @pytest.fixture
-def small_sasrec(tmp_path, monkeypatch) -> list[str]:
-    monkeypatch.setattr(
-        plan.jax.config, "update", lambda *_: None
-    )  # the tests have their eight devices
+def small_hstu(tmp_path, monkeypatch) -> list[str]:
+    # the tests have their eight devices
+    monkeypatch.setattr(plan.jax.config, "update", lambda *_: None)
     config = tmp_path / "small.py"
     config.write_text(
         "from gr_jax.config import *\n"
         "def get_config():\n"
         "    data = DataConfig(max_length=16, row_length=32)\n"
-        "    model = ModelConfig(kind='sasrec', width=8, ffn_width=8, num_blocks=1)\n"
+        "    model = ModelConfig(width=8, ffn_width=8, num_blocks=1)\n"
         "    return Config(data=data, model=model, train=TrainConfig(batch_users=8))\n"
     )
     return [f"--config={config}", "--items=50", "--mean_length=12", "--devices=2"]
+
+
+@pytest.fixture
+def small_sasrec(small_hstu) -> list[str]:
+    return [*small_hstu, "--config.model.kind=sasrec"]
+
+
+def test_on_a_cpu_the_memory_is_that_of_the_compiled_step(small_hstu, capsys):
+    out = planned(capsys, *small_hstu, "--device=cpu")
+    parts = {part["what"]: part["bytes"] for part in out["memory"]}
+    assert out["memory_bytes"] == sum(parts.values()) == out["compiled"]["peak"]
+    assert parts["parameters"] > 4 * 51 * 8 / 2 and parts["activations, gradients"] > 0
+    assert out["terms"] and out["remedies"] == []
+    assert plan.main([*small_hstu, "--device=cpu", "--memory_gb=0.00001"]) == 1
+    text = capsys.readouterr().out
+    assert "XLA's buffer assignment" in text and "It does not fit" in text
+
+
+def test_compiling_for_a_gpu_stands_beside_its_plan(small_hstu, capsys):
+    alone, beside = planned(capsys, *small_hstu), planned(capsys, *small_hstu, "--compile")
+    assert alone["compiled"] is None and beside["compiled"]["peak"] > 0
+    assert beside["memory"] == alone["memory"]
 
 
 def test_a_kind_that_the_formulas_do_not_know_is_compiled_alone(small_sasrec, capsys):

@@ -80,7 +80,8 @@ def test_a_config_file_with_overrides_and_flags_on_top(clicks, tmp_path, monkeyp
     file.write_text(
         "from gr_jax.config import Config, DataConfig\n"
         "def get_config():\n"
-        f"    return Config(data=DataConfig(path={str(clicks)!r}, user_column='who', item_column='what'))\n"
+        f"    data = DataConfig(path={str(clicks)!r}, user_column='who', item_column='what')\n"
+        "    return Config(data=data)\n"
     )
     argv = [f"--config={file}", "--config.data.time_column=when", f"--out={tmp_path / 'out'}"]
     assert run(monkeypatch, argv) == 2
@@ -159,8 +160,10 @@ def test_a_config_that_hashes_ids_is_told_how_many_items_collide(
     file.write_text(
         "from gr_jax.config import *\n"
         "def get_config():\n"
-        f"    data = DataConfig(path={str(clicks)!r}, user_column='who', item_column='what', time_column='when')\n"
-        "    return Config(data=data, vocabulary=VocabularyConfig(kind='hashed', rows=1, hashes=2))\n"
+        f"    data = DataConfig(path={str(clicks)!r}, user_column='who', item_column='what',\n"
+        "                      time_column='when')\n"
+        "    vocabulary = VocabularyConfig(kind='hashed', rows=1, hashes=2)\n"
+        "    return Config(data=data, vocabulary=vocabulary)\n"
     )
     assert (
         run(monkeypatch, [f"--config={file}", "--on_bad_row=skip", f"--out={tmp_path / 'out'}"])

@@ -8,6 +8,7 @@ import pytest
 from gr_jax import report, train
 from gr_jax.config import ConfigError
 from gr_jax.reporting import curves
+from gr_jax.reporting.report import write_after_training
 
 CONFIG = """
 from gr_jax.config import *
@@ -22,7 +23,10 @@ def get_config(variant="retrieval"):
         ),
         model=ModelConfig(width=8, num_blocks=1, qk_width=4, v_width=4, head_width=8),
         ranking=RankingConfig(tasks=("click",) if ranks else ()),
-        train=TrainConfig(mode="streaming" if ranks else "epochs", windows=2, epochs=2, batch_users=16, log_every=1),
+        train=TrainConfig(
+            mode="streaming" if ranks else "epochs", windows=2, epochs=2,
+            batch_users=16, log_every=1,
+        ),
         mesh=MeshConfig(data=1),
     )
 """
@@ -30,7 +34,7 @@ def get_config(variant="retrieval"):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict[str, Path]:
-    """A retrieval run and a stream of ranking, with the reports that training wrote, and one without a checkpoint."""
+    """Runs of retrieval and of streaming ranking with their reports; one without a checkpoint."""
     folder = tmp_path_factory.mktemp("runs")
     config, runs = folder / "tiny.py", {}
     config.write_text(CONFIG.format(prepared=str(folder / "data-")))
@@ -59,8 +63,8 @@ def test_training_ends_with_a_page_that_needs_nothing_else(trained):
         and "url(" not in page.replace("url(#", "")
     )
     results = section(page, "Results")
-    for told in ("hr@10", "valid", "test", "popularity"):
-        assert told in results
+    for word in ("hr@10", "valid", "test", "popularity"):
+        assert word in results
     headings = re.findall(r"<h3>(.*?)</h3>", section(page, "Curves"))
     assert [heading.split(",")[0] for heading in headings] == [
         "Loss",
@@ -77,7 +81,7 @@ def test_training_ends_with_a_page_that_needs_nothing_else(trained):
     assert "train.batch_users" in section(page, "Config, where it is not the default")
 
 
-def test_a_ranking_stream_tells_what_was_predicted_and_what_happened(trained):
+def test_streaming_ranking_shows_predicted_and_actual_actions(trained):
     page = (trained["ranking"] / "report.html").read_text()
     assert "ne/click" in section(page, "Results") and "constant rate" in section(page, "Results")
     assert "By length of the history, ranking of click" in page
@@ -111,6 +115,6 @@ def test_without_matplotlib_the_page_says_how_to_get_the_curves(trained, tmp_pat
 
 
 def test_a_report_that_cannot_be_written_is_one_warning_and_no_failure(tmp_path, capsys):
-    report.write_after_training(tmp_path)
-    told = capsys.readouterr().err
-    assert told.startswith("warning: no report (") and len(told.splitlines()) == 1
+    write_after_training(tmp_path)
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: no report (") and len(warning.splitlines()) == 1

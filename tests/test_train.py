@@ -1,4 +1,3 @@
-import dataclasses
 import errno
 import json
 import os
@@ -14,10 +13,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from gr_jax import evaluate, train
+from gr_jax import cli, evaluate, train
 from gr_jax.config import ConfigError
 from gr_jax.training.checkpoint import Checkpoints
-from gr_jax.training.divergence import Diverged
+from gr_jax.training.loop import Diverged
 from gr_jax.training.retrieval import objective as retrieval
 from gr_jax.training.run import Run
 from gr_jax.training.workdir import only_training
@@ -29,8 +28,10 @@ from gr_jax.config import *
 
 def get_config(variant=""):
     return Config(
-        data=DataConfig(source="csv", path={path!r}, prepared={prepared!r}, max_length=16, row_length=32),
-        model=ModelConfig(width=16, qk_width=8, v_width=8),
+        data=DataConfig(
+            source="csv", path={path!r}, prepared={prepared!r}, max_length=16, row_length=32
+        ),
+        model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8),
         loss=LossConfig(kind="group", negatives=8, group=8),
         train=TrainConfig(epochs=3, batch_users=8, log_every=2, patience=0, checkpoint_every=5),
         mesh=MeshConfig(data=1),
@@ -180,10 +181,10 @@ def test_a_full_disk_is_reported_and_training_goes_on(
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", save)
     assert run_train(config_file, tmp_path / "w") == 0
-    told = capsys.readouterr().err
+    shown = capsys.readouterr().err
     for step in (8, 10):
-        assert f"warning: step {step} could not be saved" in told
-    assert "No space left on device" in told and "the last checkpoint is step 5" in told
+        assert f"warning: step {step} could not be saved" in shown
+    assert "No space left on device" in shown and "the last checkpoint is step 5" in shown
     assert_same_state(tmp_path / "w", finished)
 
 
@@ -229,6 +230,23 @@ def test_another_config_may_not_take_over_a_workdir(config_file, finished):
         run_train(config_file, finished, "--config.model.width=32")
 
 
+def test_the_config_of_an_older_version_is_read_if_nothing_in_it_is_gone(
+    config_file, finished, tmp_path
+):
+    copy = Path(shutil.copytree(finished, tmp_path / "w"))
+    config = json.loads((copy / "config.json").read_text())
+    del config["evaluate"]["valid_users"]  # a field that came later
+    (copy / "config.json").write_text(json.dumps(config))
+    assert run_train(config_file, copy) == 0
+    assert "valid_users" in json.loads((copy / "config.json").read_text())["evaluate"]
+
+    config["train"]["rehearsals"] = 3  # a field that went
+    (copy / "config.json").write_text(json.dumps(config))
+    for use in (lambda: run_train(config_file, copy), lambda: evaluate.evaluate(copy, "test")):
+        with pytest.raises(ConfigError, match="'rehearsals': was it written by another version"):
+            use()
+
+
 def test_a_non_finite_loss_stops_with_its_step_and_keeps_the_last_checkpoint(
     config_file, tmp_path, monkeypatch
 ):
@@ -266,10 +284,10 @@ def test_a_start_that_logged_nothing_gives_way_to_another_log(config_file, finis
     workdir = tmp_path / "w"
     workdir.mkdir()
     shutil.copy(finished / "config.json", workdir)
-    told = json.loads((finished / "dataset.json").read_text())
-    (workdir / "dataset.json").write_text(json.dumps(told | {"num_items": 41}))
+    identity = json.loads((finished / "dataset.json").read_text())
+    (workdir / "dataset.json").write_text(json.dumps(identity | {"num_items": 41}))
     assert run_train(config_file, workdir, "--config.train.steps=2") == 0
-    assert json.loads((workdir / "dataset.json").read_text()) == told
+    assert json.loads((workdir / "dataset.json").read_text()) == identity
 
 
 def test_a_finished_run_keeps_its_config_when_a_restart_fails(config_file, finished, tmp_path):
@@ -346,11 +364,9 @@ def test_the_end_reads_the_best_checkpoint_if_it_is_not_the_newest(
         restored.append(step)
         return read(self, target, step=step)
 
-    restored, read, task_of = [], Checkpoints.restore, train.task_of
-    score = lambda _, epochs_done: float(epochs_done == best_epoch)
-    monkeypatch.setattr(
-        train, "task_of", lambda run: dataclasses.replace(task_of(run), score=score)
-    )
+    restored, read = [], Checkpoints.restore
+    score = lambda self, result, epochs_done: float(epochs_done == best_epoch)
+    monkeypatch.setattr(retrieval.Retrieval, "score", score)
     monkeypatch.setattr(Checkpoints, "restore", restore)
     assert run_train(config_file, tmp_path, "--config.train.epochs=2") == 0
     best = lines_of(tmp_path, "valid")[best_epoch - 1]["step"]
@@ -372,18 +388,11 @@ LONG = "--config.train.epochs=15"  # so that the run is still going when a signa
 
 
 def start(config_file: Path, workdir: Path) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "gr_jax.train",
-        f"--config={config_file}",
-        f"--workdir={workdir}",
-        "--report=false",
-        LONG,
-    ]
+    """The command in a process of its own, with the devices and compiled programs of this one."""
+    flags = [f"--config={config_file}", f"--workdir={workdir}", "--report=false", LONG]
     return subprocess.Popen(
-        command,
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "gr_jax.train", *flags],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -404,9 +413,7 @@ def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
 @pytest.fixture(scope="module")
 def long_run(config_file, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "long"
-    process = start(config_file, workdir)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    assert run_train(config_file, workdir, LONG) == 0
     return workdir
 
 
@@ -417,9 +424,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(config_file, long_run, tmp_p
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "interrupted: step" in output and "Traceback" not in output
-    process = start(config_file, tmp_path / "w")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    assert run_train(config_file, tmp_path / "w", LONG) == 0
     assert_same_state(tmp_path / "w", long_run)
 
 
@@ -428,10 +433,9 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(config_file, long_run, t
         process = start(config_file, tmp_path / "w")
         wait_for_step(tmp_path / "w", step, process)
         process.kill()
-        process.communicate()
-    process = start(config_file, tmp_path / "w")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+        output, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, output
+    assert run_train(config_file, tmp_path / "w", LONG) == 0
     assert_same_state(tmp_path / "w", long_run)
     steps = [line["step"] for line in lines_of(tmp_path / "w", "train")]
     assert steps == sorted(set(steps)), "a step is logged twice"
@@ -458,14 +462,24 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(config_file, long_run, t
         ),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(arguments, message):
+def test_a_mistake_on_the_command_line_is_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as done:
+        cli.run(train.main)
+    assert done.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown and len(shown.strip().splitlines()) == 1
+
+
+def test_a_mistake_is_all_that_a_process_writes():
     done = subprocess.run(
-        [sys.executable, "-m", "gr_jax.train", *arguments],
+        [sys.executable, "-m", "gr_jax.train", "--config=configs/ml_2m.py"],
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=120,
     )
-    assert done.returncode != 0
-    assert message in done.stderr
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: --config: no file 'configs/ml_2m.py'")
     assert len(done.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Ranking runs from raw log to result: by the sequence model and by impressions, in epochs and as a stream."""
+"""Ranking runs from raw log to result: sequence model and impressions, epochs and streams."""
 
 import json
 from pathlib import Path
@@ -17,14 +17,20 @@ def get_config(variant="hstu"):
     kind, _, mode = variant.partition("-")
     return Config(
         data=DataConfig(
-            source="csv", path={path!r}, prepared={prepared!r}, rating_column="stars", max_length=12, row_length=48,
-            actions=("seen=1", "liked=stars>=4", "odd=is_odd"), user_file="users.csv", user_features=("country",),
-            item_file="items.csv", item_features=("genres",), series=("device=device.csv",), max_series=3,
+            source="csv", path={path!r}, prepared={prepared!r}, rating_column="stars",
+            max_length=12, row_length=48, actions=("seen=1", "liked=stars>=4", "odd=is_odd"),
+            user_file="users.csv", user_features=("country",),
+            item_file="items.csv", item_features=("genres",),
+            series=("device=device.csv",), max_series=3,
         ),
         model=ModelConfig(kind=kind, width=16, num_blocks=1, qk_width=8, v_width=8, head_width=16,
                           hidden_widths=(16,), cross_layers=1),
-        ranking=RankingConfig(tasks=("liked", "rating"), weights=(1.0, 0.5), valid_from=0.7, test_from=0.85),
-        train=TrainConfig(mode=mode or "epochs", windows=4, epochs=2, batch_users=24, log_every=2, patience=0),
+        ranking=RankingConfig(
+            tasks=("liked", "rating"), weights=(1.0, 0.5), valid_from=0.7, test_from=0.85
+        ),
+        train=TrainConfig(
+            mode=mode or "epochs", windows=4, epochs=2, batch_users=24, log_every=2, patience=0
+        ),
         optimizer=OptimizerConfig(learning_rate=5e-3),
         mesh=MeshConfig(data=1),
     )
@@ -49,9 +55,8 @@ def config_file(tmp_path_factory) -> Path:
         for _ in range(int(rng.integers(10, 30))):
             item = int(rng.integers(20))
             likes = (item % 2 == taste) != (rng.random() < 0.1)
-            log.append(
-                f"u{user},i{item},{time},{rng.integers(4, 6) if likes else rng.integers(1, 4)},{item % 2}"
-            )
+            stars = rng.integers(4, 6) if likes else rng.integers(1, 4)
+            log.append(f"u{user},i{item},{time},{stars},{item % 2}")
             time += int(rng.integers(1, 10_000))
     items = ["item_id,genres"] + [
         f"i{item},{'even' if item % 2 == 0 else 'odd|strange'}" for item in range(20)
@@ -128,8 +133,8 @@ def test_a_stream_that_stops_in_its_first_window_has_nothing_to_judge_and_keeps_
 def test_a_stream_that_stops_inside_a_later_window_tests_its_newest_parameters(
     finished, config_file, tmp_path
 ):
-    judged = lines_of(finished["hstu-streaming"], "valid")[:2]
-    step = judged[1]["step"] + 1
+    tested = lines_of(finished["hstu-streaming"], "valid")[:2]
+    step = tested[1]["step"] + 1
     assert (
         run_train(Path(f"{config_file}:hstu-streaming"), tmp_path, f"--config.train.steps={step}")
         == 0
@@ -138,9 +143,9 @@ def test_a_stream_that_stops_inside_a_later_window_tests_its_newest_parameters(
     assert result["best_step"] == step == saved_steps(tmp_path)[-1]
     assert evaluate.evaluate(tmp_path, "test") == pytest.approx(result["test"], abs=1e-6)
     assert [line["ne/liked"] for line in lines_of(tmp_path, "valid")] == [
-        line["ne/liked"] for line in judged
+        line["ne/liked"] for line in tested
     ]
-    assert result["valid"]["ne/liked"] == judged[1]["ne/liked"]
+    assert result["valid"]["ne/liked"] == tested[1]["ne/liked"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +214,7 @@ def test_stochastic_length_trains_on_fewer_tokens_and_judges_on_all(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             ["--config.ranking.tasks=('likde','rating')"],
@@ -230,8 +235,10 @@ def test_stochastic_length_trains_on_fewer_tokens_and_judges_on_all(
         ),
     ],
 )
-def test_a_ranking_run_that_cannot_be_is_told_in_one_line(config_file, tmp_path, overrides, told):
-    with pytest.raises(ConfigError, match=told):
+def test_a_ranking_run_that_cannot_be_is_refused_in_one_line(
+    config_file, tmp_path, overrides, message
+):
+    with pytest.raises(ConfigError, match=message):
         train.main([f"--config={config_file}:hstu", f"--workdir={tmp_path / 'run'}", *overrides])
 
 

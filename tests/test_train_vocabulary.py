@@ -1,4 +1,4 @@
-"""A stream in which items appear and vanish, on a table with fewer rows than items: interrupted, resumed, served."""
+"""A stream in which items appear and vanish, on a table with fewer entries than items."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from gr_jax import evaluate
 from gr_jax.config import ConfigError
 from gr_jax.reporting import learned
-from gr_jax.training.trained import open_trained
+from gr_jax.training.run import open_trained
 from tests.test_train import assert_same_state, final_state, lines_of, run_train
 
 CONFIG = """
@@ -18,12 +18,14 @@ from gr_jax.config import *
 def get_config(variant=""):
     return Config(
         data=DataConfig(
-            source="csv", path={path!r}, prepared={prepared!r}, max_length=8, row_length=32, actions=("liked=liked",)
+            source="csv", path={path!r}, prepared={prepared!r}, max_length=8, row_length=32,
+            actions=("liked=liked",),
         ),
         model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8, head_width=16),
         ranking=RankingConfig(tasks=("liked",), valid_from=0.7, test_from=0.85),
         vocabulary=VocabularyConfig(
-            kind="admitted", rows=12, shared_rows=6, hashes=2, admit_after=2, evict_after=6, update_every=2
+            kind="admitted", rows=12, shared_rows=6, hashes=2, admit_after=2, evict_after=6,
+            update_every=2,
         ),
         train=TrainConfig(mode="streaming", windows=4, batch_users=6, log_every=2, session_gap=1),
         optimizer=OptimizerConfig(table="rowwise_adamw"),

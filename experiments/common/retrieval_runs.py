@@ -24,7 +24,7 @@ from experiments.common.markdown import spread
 from experiments.common.results import RESULTS, ROOT, arguments, by_seed, keep, metrics_lines
 from gr_jax.data.batches.evaluation import evaluation_batches
 from gr_jax.training.retrieval.evaluation import make_user_ranks
-from gr_jax.training.trained import open_trained
+from gr_jax.training.run import open_trained
 
 # On a GPU the trainings run while this process holds on to what it computed their ranks with.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

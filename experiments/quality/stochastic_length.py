@@ -43,8 +43,8 @@ from gr_jax.config import Config, SyntheticConfig, files
 from gr_jax.config.overrides import override_all
 from gr_jax.data.batches.stochastic_length import Rule, choose, keep_full_probability, threshold
 from gr_jax.training import sharding
+from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_run
-from gr_jax.training.tasks import task_of
 
 ALPHAS = (1.6, 1.7, 1.8, 1.9, 2.0)
 SELECTIONS = ("greedy", "random", "weighted")
@@ -157,7 +157,7 @@ def with_cuts(config: Config, alpha: float, selection: str) -> Config:
 
 def tokens_per_epoch(config: Config, workdir: Path, epochs: int) -> dict[str, float]:
     """Batches, real tokens and computed tokens (with padding), mean over the epochs of a run."""
-    plan: Any = task_of(open_run(config, workdir)).batches().plan
+    plan: Any = objective_of(open_run(config, workdir)).plan
     steps = [plan.steps(epoch) for epoch in range(epochs)]
     real = [int(plan.count(plan.epoch(epoch).spans).sum()) for epoch in range(epochs)]
     batch_tokens = plan.batch_rows * plan.row_length
@@ -174,13 +174,13 @@ def speed(args: argparse.Namespace) -> None:
     timed: dict[float, dict] = {}
     for alpha in ALPHAS:
         run = open_run(with_cuts(config, alpha, args.selection), workdir)
-        task = task_of(run)
+        objective = objective_of(run)
         state, shardings = run.fresh_state()
         out = shardings, sharding.replicated(run.mesh)
         step = sharding.on_mesh(
-            run.mesh, jax.jit(task.train_step(), donate_argnums=0, out_shardings=out)
+            run.mesh, jax.jit(objective.make_step(), donate_argnums=0, out_shardings=out)
         )
-        plan: Any = task.batches().plan
+        plan: Any = objective.plan
         timed[alpha] = {"run": run, "plan": plan, "state": state, "step": step, "ms": []}
     for number in range(args.rounds + 1):  # the first compiles
         for one in timed.values():

@@ -63,7 +63,7 @@ def compare(data: int, model: int, blocks: int, attention: str) -> dict:
     executable = compiled_step.compile_step(config, sizes, mesh)
     seconds = time.perf_counter() - start
     state = compiled_step.abstract_state(config, sizes, mesh)
-    parts = memory.memory(config, sizes, state, platform="gpu")
+    parts = memory.on_gpu(config, sizes, state)
     found = compiled_step.collectives(executable, data * model)
     allocated = compiled_step.allocated(executable)
     total = sum(part.bytes for part in parts)

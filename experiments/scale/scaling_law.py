@@ -30,8 +30,8 @@ from scipy import optimize
 from experiments.common.figures import pyplot
 from experiments.common.results import RESULTS, ROOT, arguments, keep, metrics_lines
 from gr_jax.config import files
+from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_run
-from gr_jax.training.tasks import task_of
 
 RESULT = RESULTS / "scaling_law.json"
 SKIPPED = 2  # epochs of each run that the fit leaves out
@@ -87,14 +87,14 @@ def budgets(task: str, width: int, workdir: Path) -> list[dict]:
     """FLOPs and validation after each epoch of a finished run."""
     metric = TASKS[task][2]
     run = open_run(files.read(workdir / "config.json"), workdir)
-    batches = task_of(run).batches()
+    cost = objective_of(run).cost
     lines = metrics_lines(workdir)
     return [
         {
             "task": task,
             "width": width,
             "epoch": line["epoch"],
-            "flops": batches.flops_per_step * line["step"],
+            "flops": cost.flops * line["step"],
             "value": line[metric],
         }
         for line in lines

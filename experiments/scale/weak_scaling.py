@@ -28,8 +28,8 @@ from experiments.common.started import start  # noqa: E402
 from experiments.kernels.gpu_train_step import random_batch  # noqa: E402
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig  # noqa: E402
 from gr_jax.hardware import DEVICES  # noqa: E402
-from gr_jax.planning.from_data import sizes_of  # noqa: E402
-from gr_jax.planning.plan import make_plan, with_row_wise_tables  # noqa: E402
+from gr_jax.planning.estimate import make_plan, with_row_wise_tables  # noqa: E402
+from gr_jax.planning.sizes import sizes_of  # noqa: E402
 from gr_jax.training import sharding  # noqa: E402
 from pallas_kernels.specs import SPECS  # noqa: E402
 

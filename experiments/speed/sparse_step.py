@@ -60,9 +60,9 @@ from gr_jax.data.batches.loader import read_batches
 from gr_jax.data.dataset import Catalogue, Dataset
 from gr_jax.models.lookup import take_entries
 from gr_jax.training import sharding, state
-from gr_jax.training.host_memory import keep_freed_memory
 from gr_jax.training.retrieval.negatives import draw_negatives
 from gr_jax.training.retrieval.step import RetrievalInputs, label_weights
+from gr_jax.training.run import keep_freed_memory
 from gr_jax.training.tables.rowwise import Optimizer
 from gr_jax.training.tables.update import make_tables
 

@@ -27,7 +27,7 @@ from experiments.common.results import RESULTS, arguments, command_line, keep
 from experiments.common.started import start
 from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
 from gr_jax.data.batches.batch import Batch
-from gr_jax.training.host_memory import keep_freed_memory
+from gr_jax.training.run import keep_freed_memory
 
 RESULT = RESULTS / "throughput.json"
 ITEMS = 10_000

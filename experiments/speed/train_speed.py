@@ -31,7 +31,7 @@ from gr_jax.config import Config, DataConfig, LossConfig, MeshConfig, files
 from gr_jax.data.batches import epochs
 from gr_jax.data.batches.loader import read_batches
 from gr_jax.data.dataset import Catalogue, Dataset, Events
-from gr_jax.training.host_memory import keep_freed_memory
+from gr_jax.training.run import keep_freed_memory
 
 USERS = 128  # mean users of a batch
 # ms a step of 128 users of the PyTorch reference on an idle 2-core machine, where it took 3.2 GiB

@@ -10,19 +10,40 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A mistake in a config or on the command line, told in one line."""
+    """A mistake in a config or on the command line, described in one line."""
 
 
 def check(ok: bool, name: str, value: Any, rule: str) -> None:
-    """Raises a ConfigError "config.NAME=VALUE: must be RULE" unless `ok`."""
+    """Raise a ConfigError "config.NAME=VALUE: must be RULE" unless `ok`."""
     if not ok:
         raise ConfigError(f"config.{name}={value!r}: must be {rule}")
 
 
-def check_types(config: Any, group: str = "") -> None:
-    """Raises a ConfigError unless every field has the type of its default; an int will do for a float.
+def check_at_least(low: int, config: Any, group: str, *names: str) -> None:
+    """Raise a ConfigError unless these fields of a group, such as "model.", are `low` or more."""
+    for name in names:
+        value = getattr(config, name)
+        check(value >= low, f"{group}{name}", value, f"at least {low}")
 
-    The dataclasses of `config` carry `no_type_check`, so that in the tests too a wrong type is told here.
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a ConfigError, with the nearest choice, unless the value is one of them."""
+    check(
+        value in choices, name, value, f"one of {', '.join(choices)}{did_you_mean(value, choices)}"
+    )
+
+
+def did_you_mean(value: str, choices: Sequence[str]) -> str:
+    """The suggestion "; did you mean 'CHOICE'?", or "" if nothing is near."""
+    hint = difflib.get_close_matches(value, choices, 1)
+    return f"; did you mean {hint[0]!r}?" if hint else ""
+
+
+def check_types(config: Any, group: str = "") -> None:
+    """Raise a ConfigError unless every field has its default's type; an int passes for a float.
+
+    The dataclasses of `config` carry `no_type_check`: in the tests, where signatures are checked at
+    run time, a wrong type is still reported here.
     """
     for f in dataclasses.fields(config):
         value, kind = getattr(config, f.name), field_type(f)
@@ -34,12 +55,5 @@ def check_types(config: Any, group: str = "") -> None:
 
 
 def field_type(f: dataclasses.Field) -> type:
-    """The type of a field: that of its default, or the group of fields that it is."""
+    """The type of a field: that of its default, or the dataclass of a group of fields."""
     return f.default_factory if f.default is dataclasses.MISSING else type(f.default)  # type: ignore
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises a ConfigError, with the nearest choice, unless the value is one of them."""
-    hint = difflib.get_close_matches(value, choices, 1)
-    did_you_mean = f"; did you mean {hint[0]!r}?" if hint else ""
-    check(value in choices, name, value, f"one of {', '.join(choices)}{did_you_mean}")

@@ -3,55 +3,66 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
-from gr_jax.config import Config, ConfigError, UnknownVariant
-from gr_jax.config.checks import field_type
+from gr_jax.config.checks import ConfigError, did_you_mean, field_type
+from gr_jax.config.config import Config
+from gr_jax.config.overrides import nearest
 from gr_jax.files import write_whole
+
+
+class UnknownVariant(ConfigError):
+    """The part of `--config` after the file name means nothing to the file."""
+
+
+def unknown_variant(variant: str, variants: Sequence[str]) -> UnknownVariant:
+    """The error a config file raises for a variant it does not have."""
+    return UnknownVariant(
+        f"--config: no variant {variant!r}, only {', '.join(variants)}"
+        f"{did_you_mean(variant, variants)}"
+    )
 
 
 def load(spec: str) -> Config:
     """The config of `FILE` or `FILE:variant`.
 
     Raises:
-      ConfigError: no such file, no `get_config` in it, an unknown variant, or the file fails (with its line).
+      ConfigError: no such file, no `get_config` in it, an unknown variant, or a failure of the file
+        (with its line).
     """
     file, _, variant = spec.partition(":")
-    path = Path(file)
-    if not path.is_file():
-        names = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        hint = difflib.get_close_matches(file, names, 1) or difflib.get_close_matches(
-            file + ".py", names, 1
-        )
-        raise ConfigError(
-            f"--config: no file {file!r}" + (f"; did you mean {hint[0]!r}?" if hint else "")
-        )
+    if not Path(file).is_file():
+        raise ConfigError(f"--config: no file {file!r}{_nearest_file(file)}")
     module = types.ModuleType("config_file")
     module.__file__ = file
     try:
-        exec(compile(path.read_bytes(), file, "exec"), vars(module))
+        exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
         if not hasattr(module, "get_config"):
             raise UnknownVariant(f"--config: {file!r} defines no get_config(variant)")
         config = module.get_config(variant) if variant else module.get_config()
     except UnknownVariant:
         raise
     except Exception as error:
-        raise ConfigError(_where_it_failed(error, file)) from error
+        raise ConfigError(_place_of(error, file)) from error
     if not isinstance(config, Config):
-        raise ConfigError(
-            f"--config: get_config in {file!r} returned {type(config).__name__}, not a Config"
-        )
+        kind = type(config).__name__
+        raise ConfigError(f"--config: get_config in {file!r} returned {kind}, not a Config")
     return config
 
 
-def _where_it_failed(error: Exception, file: str) -> str:
-    from gr_jax.config.overrides import nearest
+def _nearest_file(file: str) -> str:
+    folder = Path(file).parent
+    names = sorted(str(path) for path in folder.glob("*.py")) if folder.is_dir() else []
+    return did_you_mean(file, names) or did_you_mean(f"{file}.py", names)
 
+
+def _place_of(error: Exception, file: str) -> str:
+    """Line of the config file at which `error` came up, and its message."""
     line, trace = None, error.__traceback__
     while trace:  # the innermost line of the file itself, not of what it called
         line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == file else line
@@ -100,12 +111,12 @@ def _tuples(value: typing.Any) -> typing.Any:
 
 
 def save(config: Config, path: Path) -> None:
-    """Writes `config` as JSON, whole or not at all."""
+    """Write `config` as JSON, whole or not at all."""
     write_whole(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def read(path: Path) -> Config:
-    """Reads what `save` wrote.
+    """Read a config written by `save`.
 
     Raises:
       ConfigError: not JSON, or not of this version.

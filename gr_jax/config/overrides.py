@@ -1,6 +1,6 @@
-"""Changes to a config by the dotted names of its fields, and what those fields mean.
+"""Changes to a config by the dotted names of its fields, and the comments of those fields.
 
-`{"model.width": "128"}` is what `--config.model.width=128` says on the command line.
+`{"model.width": "128"}` stands for `--config.model.width=128` on the command line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import math
 import typing
 from collections.abc import Mapping
 
-from gr_jax.config import Config, ConfigError
+from gr_jax.config.checks import ConfigError
+from gr_jax.config.config import Config
 
 
 def override_all(config: Config, overrides: Mapping[str, str]) -> Config:
@@ -25,7 +26,7 @@ def override_all(config: Config, overrides: Mapping[str, str]) -> Config:
     128
 
     Raises:
-      ConfigError: unknown field (with the nearest name), a value of another type, or a broken rule.
+      ConfigError: an unknown field (with the nearest name), a value of another type, a broken rule.
     """
     changes: dict = {}
     for key, text in overrides.items():
@@ -76,7 +77,7 @@ def _parse(text: str, kind: type, path: str) -> typing.Any:
 
 
 def comments(config: typing.Any, prefix: str = "") -> dict[str, str]:
-    """`{dotted name: comment}` of the same fields: the comment behind a field, or else the lines above it."""
+    """`{dotted name: comment}`: the comment behind each field that is a value, or else above it."""
     found, lines = {}, inspect.getsource(type(config)).splitlines()
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -97,7 +98,7 @@ def _comment_above(lines: list[str], at: int) -> str:
 
 
 def leaves(config: typing.Any, prefix: str = "") -> dict[str, typing.Any]:
-    """`{dotted name: value}` of every field that is a value, in the order of the source."""
+    """`{dotted name: value}` of every field that is no group, in the order of the source."""
     found = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -107,7 +108,7 @@ def leaves(config: typing.Any, prefix: str = "") -> dict[str, typing.Any]:
 
 
 def nearest(key: str) -> str:
-    """`; did you mean ...?` for a dotted name that does not exist: its last part is sought in every group."""
+    """`; did you mean ...?` for an unknown dotted name, whose last part may be in another group."""
     names = list(leaves(Config()))
     last = {name: name.rpartition(".")[2] for name in names}
     leaf = difflib.get_close_matches(key.rpartition(".")[2], set(last.values()), 1, cutoff=0.7)

@@ -1,1 +1,1 @@
-"""Raw logs -> a dataset on disk -> sequences and tokens -> packed rows, batch by batch. Knows nothing of models."""
+"""Raw logs -> a dataset on disk -> sequences and tokens -> packed rows, batch by batch."""

@@ -1,7 +1,7 @@
-"""The prepared dataset: CSR columns on disk, memory-mapped, with the way back to raw ids and titles.
+"""The prepared dataset: memory-mapped CSR columns on disk, with raw ids and titles.
 
-A dataset is a folder. The events of user u are `column[offsets[u] : offsets[u + 1]]`, oldest first, ties in
-file order:
+A dataset is a folder. The events of user u are `column[offsets[u] : offsets[u + 1]]`, oldest
+first, ties in file order:
 
     offsets.npy    int64 [B + 1]
     item.npy       int32 [E]     ids 1..X; 0 is left for padding
@@ -15,9 +15,10 @@ file order:
 and, where the config names features, whose values 1..V have one vocabulary (0 = unknown):
 
     user_features.npy   int32 [B, C]      values of meta["user_features"]
-    item_features.npy   int32 [X + 1, F]  values of all meta["item_features"] of item i in row i, 0-padded on the right
-    series_offsets.npy  int64 [B + 1]     the slowly changing values of each user, all meta["series"] together,
-    series_value.npy    int32 [S]         by time, ties in the order of the names,
+    item_features.npy   int32 [X + 1, F]  values of all meta["item_features"] of item i in entry i,
+                                          0-padded on the right
+    series_offsets.npy  int64 [B + 1]     the slowly changing values of each user, all of
+    series_value.npy    int32 [S]         meta["series"], by time, ties in the order of the names,
     series_time.npy     int64 [S]         unix seconds; only the first of equal values in a row
     features.parquet    value_id, feature, value
 """
@@ -56,7 +57,7 @@ _TABLES = ("user_features", "item_features")  # of two dimensions; the others ha
 
 @dataclass(frozen=True)
 class Events:
-    """Who took what when, and what is known of the users: columns in CSR form.
+    """Events and features of users: columns in CSR form.
 
     The events of user u are `column[offsets[u] : offsets[u + 1]]`, oldest first.
     """
@@ -159,7 +160,7 @@ class Catalogue:
 
     @cached_property
     def _names(self) -> dict[str, np.ndarray]:
-        """Raw ids and titles as Python strings: a lookup of a few ids is ten times faster than in the table."""
+        """Raw ids and titles as Python strings: ten times faster to look up than the table."""
         return {name: np.array(self.items[name].to_list(), object) for name in ("raw", "title")}
 
     def raw_items(self, ids: Int[np.ndarray, " n"]) -> list[str]:
@@ -212,7 +213,7 @@ class Dataset:
 
 
 def open_dataset(folder: str | Path) -> Dataset:
-    """Maps the columns of a prepared folder; reads nothing but `meta.json` and the offsets.
+    """Map the columns of a prepared folder; reads nothing but `meta.json` and the offsets.
 
     Raises:
       ConfigError: not a dataset, written by another version, or damaged.
@@ -220,7 +221,8 @@ def open_dataset(folder: str | Path) -> Dataset:
     folder = Path(folder).expanduser()
     if not (folder / "meta.json").is_file():
         raise ConfigError(
-            f"{folder}: no prepared dataset here (no meta.json); make one with python -m gr_jax.prepare"
+            f"{folder}: no prepared dataset here (no meta.json); make one with"
+            " python -m gr_jax.prepare"
         )
     remedy = "delete the folder and prepare it again"
     try:
@@ -266,7 +268,8 @@ def _map(file: Path, remedy: str) -> np.ndarray:
     expected = (_REQUIRED | _OPTIONAL)[file.stem]
     if column.dtype != expected or column.ndim != (2 if file.stem in _TABLES else 1):
         raise ConfigError(
-            f"{file}: {column.dtype} of {column.ndim} dimensions, not a column of {expected.__name__}"
+            f"{file}: {column.dtype} of {column.ndim} dimensions, not a column of"
+            f" {expected.__name__}"
         )
     return column
 
@@ -281,7 +284,7 @@ def write(
     feature_table: pl.DataFrame | None = None,
     meta: Mapping | None = None,
 ) -> Dataset:
-    """Writes a dataset so that `folder` is either complete or absent.
+    """Write a dataset so that `folder` is either complete or absent.
 
     Args:
       columns: offsets, item, timestamp and optionally the others of the module docstring.
@@ -323,9 +326,8 @@ def write(
             feature_table.write_parquet(building / "features.parquet")
         full_meta = _counts(columns, len(raw_items)) | dict(meta or {})
         (building / "meta.json").write_text(json.dumps(full_meta, indent=2) + "\n")
-        with contextlib.suppress(
-            OSError
-        ):  # another process finished the same dataset first: use that one
+        # Another process may have finished the same dataset first: use that one.
+        with contextlib.suppress(OSError):
             os.rename(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Raw ids -> rows of a table by independent hashes, alike in every run and on every machine; and how rows collide.
+"""Raw ids -> entries of a table by independent hashes, the same in every run; and collisions.
 
-An id that prints as a 64-bit integer is that integer, any other text the FNV-1a hash of its UTF-8 bytes; what an id
-hashes to depends on no other id. Rows come from splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom
-number generators"), a bijection of 64-bit numbers.
+An id that prints as a 64-bit integer is that integer, any other text the FNV-1a hash of its UTF-8
+bytes; what an id hashes to depends on no other id. Rows come from splitmix64 (Steele, Lea and
+Flood 2014, "Fast splittable pseudorandom number generators"), a bijection of 64-bit numbers.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def hashed_rows(
 def rows_of_items(
     raw: pl.Series, config: VocabularyConfig, *, seed: int
 ) -> tuple[Int32[np.ndarray, "X k"], int]:
-    """The rows that the hashes of raw ids choose, and among how many: all of a hashed table, else the shared ones."""
+    """The rows that the hashes of raw ids choose, and the number of rows to choose from."""
     rows = config.rows if config.kind == "hashed" else config.shared_rows
     return hashed_rows(keys(raw), hashes=config.hashes, rows=rows, seed=seed), rows
 
@@ -87,7 +87,8 @@ def collisions(row: Int[np.ndarray, "n hashes"], rows: int) -> Collisions:
     shared = ((items_of_row[ordered] > 1) & first).any(axis=1)
     _, group, size = np.unique(ordered, axis=0, return_inverse=True, return_counts=True)
     others = count - 1
-    # An item's own hashes may meet too, with probability k (k - 1) / 2 rows: left out of both formulas.
+    # An item's own hashes may meet too, with probability k (k - 1) / 2 rows: left out of both
+    # formulas.
     one = -math.expm1(others * hashes * math.log1p(-min(hashes / rows, 1 - 1e-12)))
     same = min(math.factorial(hashes) / rows**hashes, 1 - 1e-12)
     return Collisions(

@@ -7,7 +7,7 @@ import polars as pl
 
 
 def encode(raw: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """int32 codes 0.. of the values, and their distinct strings, in numeric order if all are integers."""
+    """int32 codes 0.. of the values, and their distinct strings, in the order of `in_order`."""
     distinct = in_order(raw.unique())
     return codes(raw, distinct), distinct.cast(pl.String)
 
@@ -28,17 +28,17 @@ def in_order(distinct: pl.Series) -> pl.Series:
 
 
 def arg_order(distinct: pl.Series, *, integers: bool) -> pl.Series:
-    """Where the values stand that come first, second, ..: by number if they are `integers`, else as text."""
+    """Indices that sort the values: by number if they are `integers`, else as text."""
     return (distinct.cast(pl.Int64) if integers else distinct).arg_sort()
 
 
 def are_integers(distinct: pl.Series) -> bool:
-    """Whether all values are integers as they print."""
+    """True if all values are integers as they print."""
     return bool(prints_as_integer(distinct).all())
 
 
 def prints_as_integer(raw: pl.Series) -> pl.Series:
-    """Whether each value is a 64-bit integer that prints as it stands: "007" and "7" are two ids, so "007" is text."""
+    """True where a value is a 64-bit integer that prints as it stands: "007" is text."""
     return (raw.cast(pl.Int64, strict=False).cast(pl.String) == raw.cast(pl.String)).fill_null(
         False
     )

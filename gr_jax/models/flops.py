@@ -1,4 +1,4 @@
-"""FLOPs of the models' mathematics: of a block, and of a training pass over sequences of given lengths."""
+"""FLOPs of the models' mathematics: of a block, and of training on sequences of given lengths."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ def train_flops(
     num_items: int,
     candidates: Int[np.ndarray, " B"] | None = None,
 ) -> float:
-    """FLOPs that the model's mathematics needs for one pass over sequences, forward and backward.
+    """FLOPs of the mathematics of one forward and backward pass over sequences.
 
     Multiplications and additions of matrix products count, on real tokens and causal pairs, also
     those beyond `model.window`; recomputation does not.
 
     Args:
       config: retrieval, or ranking if it has tasks.
-      lengths: tokens of each sequence without its candidates; of a DLRM, the events before each impression.
+      lengths: tokens of each sequence without its candidates; of a DLRM, the events before each
+        impression.
       num_items: scored by the full softmax of retrieval.
-      candidates: ranking only, candidates of each sequence, which see the history and themselves; None = none.
+      candidates: ranking only, candidates of each sequence, which see the history and themselves;
+        None = none.
     """
     if config.model.kind == "dlrm":
         return 3 * _dlrm_flops(config, lengths.astype(np.float64))
@@ -43,7 +45,7 @@ def train_flops(
 
 
 def block_flops(model: ModelConfig) -> tuple[float, float]:
-    """FLOPs of one block's forward pass for a token, and for a pair of a query and a key that it sees."""
+    """FLOPs of a block's forward pass for a token, and for a pair of a query and a visible key."""
     if model.kind != "sasrec":
         heads_v, heads_a = model.num_heads * model.v_width, model.num_heads * model.qk_width
         per_token = 2.0 * model.width * (2 * heads_v + 2 * heads_a) + 2.0 * heads_v * model.width
@@ -53,7 +55,7 @@ def block_flops(model: ModelConfig) -> tuple[float, float]:
 
 
 def _dlrm_flops(config: Config, events: Float[np.ndarray, " B"]) -> float:
-    """Of one forward pass over impressions with so many events before each."""
+    """FLOPs of one forward pass over impressions with these numbers of events before each."""
     model, hidden = config.model, ATTENTION_WIDTH
     width = input_width(model, num_actions=len(config.data.actions))
     per_event = (

@@ -1,1 +1,1 @@
-"""What a training step will need, before it is run: memory, FLOPs, bytes moved, time."""
+"""Needs of a training step before it is run: memory, FLOPs, bytes moved, time."""

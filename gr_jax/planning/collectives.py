@@ -1,20 +1,22 @@
-"""Bytes that devices exchange in a training step, by what for: formulas of what the partitioner makes of the step.
+"""Bytes that devices exchange in a training step, by purpose, as XLA's partitioner moves them.
 
-T tokens of a global batch, D width, d and m devices along `data` and `model`, n = d m, s bytes of an activation.
+T tokens of a global batch, D width, d and m devices along `data` and `model`, n = d m, s bytes of
+an activation.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 from gr_jax.config import Config
 from gr_jax.planning.hlo import wire_bytes
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training.sharding import path_name
+from gr_jax.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,21 @@ class Exchange:
         return wire_bytes(self.kind, self.payload, self.devices)
 
 
-def exchanges(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tuple[Exchange, ...]:
-    """All traffic of a training step on the mesh that `state` (see `compiled.abstract_state`) is placed on.
+def exchanges(
+    config: Config, sizes: Sizes, state: TrainState, *, platform: str
+) -> tuple[Exchange, ...]:
+    """All traffic of a training step of an HSTU.
 
-    platform: cpu or gpu, where XLA makes a sum that is then divided a reduce-scatter.
+    Args:
+      config: of the run.
+      sizes: of the run.
+      state: `compiled_step.abstract_state`, placed on the mesh.
+      platform: "cpu", or "gpu", where a sum that is then divided is a reduce-scatter.
     """
     mesh = jax.tree.leaves(state)[0].sharding.mesh
     data, model = mesh.shape["data"], mesh.shape["model"]
     if is_row_wise(config):
-        lookups = _row_exchange(config, sizes, data, model)
+        lookups = _row_wise(config, sizes, data, model)
     else:
         total = "all-reduce" if platform == "cpu" else "reduce-scatter"
         lookups = _lookups(config, sizes, data, model, total)
@@ -50,34 +58,38 @@ def exchanges(config: Config, sizes: Sizes, state: Any, *, platform: str) -> tup
 
 
 def _lookups(config: Config, sizes: Sizes, data: int, model: int, total: str) -> list[Exchange]:
-    """Rows of the tables, which lie on all devices: ids go to all along `data`, rows to the devices that asked.
+    """Entries of tables, which lie on all devices: ids to all along `data`, entries back.
 
-    total: the collective that sums where the partitioner looks rows up.
+    total: the collective that sums where the partitioner looks entries up.
     """
     width, loss, tokens = config.model.width, config.loss, sizes.tokens
     devices = data * model
-    found = [("input rows", tokens, "T", 1)]
+    found = [("input entries", tokens, "T", 1)]
     if sizes.item_values:
-        found.append(("feature rows of items", tokens * sizes.item_values, "T F", 1))
+        found.append(("feature entries of items", tokens * sizes.item_values, "T F", 1))
     if sizes.contexts or sizes.max_series:
-        found.append(("feature rows of users", tokens, "T", 1))
+        found.append(("feature entries of users", tokens, "T", 1))
     made = []
     if not sizes.num_tasks and loss.kind == "full":
         made += [
             Exchange("vectors to score", "all-gather", devices, 8.0 * tokens * width, "2 x 4 T D"),
             Exchange("their gradients", total, devices, 4.0 * tokens * width, "4 T D"),
-            Exchange("label rows, ids", "all-gather", devices, 4.0 * tokens, "4 T"),
-            Exchange("label rows", total, devices, 4.0 * tokens * width, "4 T D"),
-            Exchange("label rows, gradients", "all-gather", devices, 4.0 * tokens * width, "4 T D"),
+            Exchange("label entries, ids", "all-gather", devices, 4.0 * tokens, "4 T"),
+            Exchange("label entries", total, devices, 4.0 * tokens * width, "4 T D"),
+            Exchange(
+                "label entries, gradients", "all-gather", devices, 4.0 * tokens * width, "4 T D"
+            ),
         ]
     elif not sizes.num_tasks:
         group = loss.group if loss.kind == "group" else 1
-        found.append(("label rows", tokens, "T", 2))
-        found.append(("negative rows", tokens // group * loss.negatives, f"T K / {group}", 2))
-    for what, rows, count, uses in found:
-        size = 4.0 * rows * width
+        found.append(("label entries", tokens, "T", 2))
+        found.append(("negative entries", tokens // group * loss.negatives, f"T K / {group}", 2))
+    for what, entries, count, uses in found:
+        size = 4.0 * entries * width
         made += [
-            Exchange(f"{what}, ids", "all-gather", data, 4.0 * uses * rows, f"{uses} x 4 {count}"),
+            Exchange(
+                f"{what}, ids", "all-gather", data, 4.0 * uses * entries, f"{uses} x 4 {count}"
+            ),
             Exchange(what, "reduce-scatter", data, size, f"4 {count} D"),
             Exchange(f"{what} over model", "all-reduce", model, size / data, f"4 {count} D / d"),
             Exchange(f"{what}, gradients", "all-gather", devices, size, f"4 {count} D"),
@@ -85,34 +97,27 @@ def _lookups(config: Config, sizes: Sizes, data: int, model: int, total: str) ->
     return made
 
 
-def _row_exchange(config: Config, sizes: Sizes, data: int, model: int) -> list[Exchange]:
-    """Rows of tables with a row-wise rule: fetched once in a step, their gradients delivered once."""
-    named, width = touched_rows(config, sizes), config.model.width
-    share, size = named / data, 4.0 * named * width
-    ids = 8.0 * named
-    if config.mesh.exchange == "gather":
-        return [
-            Exchange("rows, ids", "all-gather", data, ids, "2 x 4 (rows named)"),
-            Exchange("rows", "reduce-scatter", data, size, "4 (rows named) D"),
-            Exchange(
-                "rows over model", "all-reduce", model, 4.0 * share * width, "4 (rows named) D / d"
-            ),
-            Exchange("their gradients", "all-gather", data, size, "4 (rows named) D"),
-        ]
+def _row_wise(config: Config, sizes: Sizes, data: int, model: int) -> list[Exchange]:
+    """Entries of row-wise tables: fetched once in a step, their gradients delivered once."""
+    named, width = entries_named(config, sizes), config.model.width
+    ids, size, devices = 8.0 * named, 4.0 * named * width, data
+    kinds, share, count = ("all-gather", "reduce-scatter", "all-gather"), 1, "(entries named)"
+    if config.mesh.exchange == "all_to_all":
+        kinds, share, count = ("all-to-all",) * 3, data, "(entries named) / d"
+        devices = data * model
+    over_model = Exchange(
+        "entries over model", "all-reduce", model, size / data, "4 D (entries named) / d"
+    )
     return [
-        Exchange("rows, ids", "all-to-all", data * model, ids / data, "2 x 4 (rows named) / d"),
-        Exchange("rows", "all-to-all", data * model, size / data, "4 (rows named) D / d"),
-        Exchange(
-            "rows over model", "all-reduce", model, 4.0 * share * width, "4 (rows named) D / d"
-        ),
-        Exchange(
-            "their gradients", "all-to-all", data * model, size / data, "4 (rows named) D / d"
-        ),
+        Exchange("entries, ids", kinds[0], devices, ids / share, f"2 x 4 {count}"),
+        Exchange("entries", kinds[1], devices, size / share, f"4 D {count}"),
+        over_model,
+        Exchange("their gradients", kinds[2], devices, size / share, f"4 D {count}"),
     ]
 
 
-def touched_rows(config: Config, sizes: Sizes) -> float:
-    """Most rows of the tables that a global batch names."""
+def entries_named(config: Config, sizes: Sizes) -> float:
+    """Max entries of the tables that a global batch names."""
     loss, tokens = config.loss, sizes.tokens
     of_item = 1 if config.vocabulary.kind == "catalogue" else config.vocabulary.hashes
     if sizes.num_tasks:
@@ -122,7 +127,7 @@ def touched_rows(config: Config, sizes: Sizes) -> float:
 
 
 def _blocks(config: Config, sizes: Sizes, data: int, model: int) -> list[Exchange]:
-    """Activations of blocks whose heads are spread over `model`, for the tokens of one data shard."""
+    """Activations of blocks whose heads are spread over `model`, for one data shard's tokens."""
     m, width = config.model, 2 if config.model.compute_dtype == "bfloat16" else 4
     tokens = sizes.tokens / data
     columns = 2 * m.num_heads * (m.v_width + m.qk_width)
@@ -153,8 +158,8 @@ def _blocks(config: Config, sizes: Sizes, data: int, model: int) -> list[Exchang
     ]
 
 
-def _parameters(state: Any, data: int) -> list[Exchange]:
-    """Gradients of parameters that every data shard has, and of those that are spread over `data` but no tables."""
+def _parameters(state: TrainState, data: int) -> list[Exchange]:
+    """Gradients of parameters that every data shard has, and of others spread over `data`."""
     whole = gathered = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         if is_table(path_name(path)):
@@ -176,15 +181,15 @@ def _parameters(state: Any, data: int) -> list[Exchange]:
 
 
 def is_table(name: str) -> bool:
-    """Whether a parameter path is that of a table that is looked up by id."""
+    """True for the parameter path of a table that is looked up by id."""
     return "item_table" in name or "feature_table" in name
 
 
-def _axes(spec: Any) -> set[str]:
+def _axes(spec: PartitionSpec) -> set[str]:
     """Mesh axes in a PartitionSpec."""
     return {axis for part in spec for axis in ((part,) if isinstance(part, str) else part or ())}
 
 
 def is_row_wise(config: Config) -> bool:
-    """Whether a step reads and writes only those rows of the tables that its batch names."""
+    """True if a step reads and writes only those entries of tables that its batch names."""
     return config.optimizer.table != "dense"

@@ -1,4 +1,4 @@
-"""The training step compiled from shapes alone: no data, no parameters, and with the right topology no devices."""
+"""The training step compiled from shapes alone: no data, no parameters, perhaps no devices."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def abstract_state(config: Config, sizes: Sizes, mesh: Mesh | AbstractMesh) -> s
     return state.placed(shapes, mesh=mesh, rules=config.mesh.rules)
 
 
-@functools.lru_cache(maxsize=8)  # a plan asks again and again for other meshes
+@functools.lru_cache(maxsize=8)  # a plan needs them for several meshes
 def _shapes(
     model: ModelConfig, optimizer: OptimizerConfig, sizes: tuple[tuple[str, int], ...]
 ) -> state.TrainState:
@@ -93,7 +93,7 @@ def compile_step(config: Config, sizes: Sizes, mesh: Mesh) -> jax.stages.Compile
 
 
 def allocated(executable: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes that XLA allocates on a device: arguments, outputs, aliases of both, temporaries, and the `peak` of all."""
+    """Bytes that XLA allocates on a device: argument, output, alias of both, temp, peak of all."""
     analysis = executable.memory_analysis()
     names = ("argument", "output", "alias", "temp")
     sizes = {name: int(getattr(analysis, f"{name}_size_in_bytes")) for name in names}
@@ -101,7 +101,7 @@ def allocated(executable: jax.stages.Compiled) -> dict[str, int]:
 
 
 def collectives(executable: jax.stages.Compiled, devices: int) -> list[hlo.Collective]:
-    """The collectives of a compiled step on so many devices; those of a device with itself are none."""
+    """The collectives of a compiled step, without those of a device with itself."""
     text = executable.as_text()
     assert text is not None
     return [found for found in hlo.collectives(text, devices) if found.devices > 1]

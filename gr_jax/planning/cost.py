@@ -1,6 +1,7 @@
-"""How long a training step takes at best: arithmetic, memory traffic and links, each against its peak (a roofline).
+"""Least time of a training step: arithmetic, memory traffic and links at their peaks (a roofline).
 
-T tokens of a global batch with padding, D width, F = 2 H V + 2 H A, n devices, s bytes of an activation.
+T tokens of a global batch with padding, D width, F = 2 H V + 2 H A, n devices, s bytes of an
+activation.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
@@ -18,6 +18,7 @@ from gr_jax.models.flops import block_flops, train_flops
 from gr_jax.planning.collectives import Exchange, is_row_wise, is_table
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training.sharding import path_name
+from gr_jax.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Term:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes on each device."""
+    """The time of a step on each device, term by term."""
 
     model_flops: float  # of the mathematics on real tokens, all devices together
     terms: tuple[Term, ...]  # compute, memory, then one for each group of collectives
 
     @property
     def seconds(self) -> float:
-        """Arithmetic and memory traffic overlap, communication waits for both: max(compute, memory) + links."""
+        """max(compute, memory) + links: these two overlap, communication waits for both."""
         compute, memory, *links = self.terms
         return max(compute.seconds, memory.seconds) + sum(term.seconds for term in links)
 
@@ -55,51 +56,44 @@ class Cost:
         return max(compute.seconds, memory.seconds, sum(term.seconds for term in links))
 
     def utilisation(self, devices: int) -> float:
-        """MFU: FLOPs of the mathematics over what the devices could have computed in that time."""
+        """MFU: FLOPs of the mathematics over the FLOPs that the devices could do in that time."""
         return self.model_flops / (self.seconds * devices * self.terms[0].rate)
 
 
 def cost(
     config: Config,
     sizes: Sizes,
-    state: Any,
+    state: TrainState,
     exchanges: Sequence[Exchange],
     device: Device,
     devices: int,
 ) -> Cost:
-    """The roofline of a training step; `state` as of `compiled.abstract_state`."""
-    batch = sizes.users_per_batch / len(sizes.lengths)
+    """The roofline of a training step; `state` as of `compiled_step.abstract_state`."""
+    batches = sizes.users_per_batch / len(sizes.lengths)
+    model_flops = train_flops(config, sizes.lengths, num_items=sizes.num_items) * batches
     moved = state_traffic(config, state) + activation_traffic(config, sizes) / devices
-    links = tuple(
-        Term(
-            f"links, {what}",
-            wire,
-            device.wire(group),
-            "bytes sent / (NVLink within a node, else network)",
-        )
-        for (what, group), wire in _by_group(exchanges).items()
+    compute = Term(
+        "compute",
+        executed_flops(config, sizes) / devices,
+        device.flops(config.model.compute_dtype),
+        "(forward + backward + recomputation) / n",
     )
-    return Cost(
-        train_flops(config, sizes.lengths, num_items=sizes.num_items) * batch,
-        (
-            Term(
-                "compute",
-                executed_flops(config, sizes) / devices,
-                device.flops(config.model.compute_dtype),
-                _FLOPS,
-            ),
-            Term("memory", moved, device.bandwidth, _BYTES),
-            *links,
-        ),
+    memory = Term(
+        "memory",
+        moved,
+        device.bandwidth,
+        "32 for each parameter under AdamW + activations and loss, written and read",
     )
-
-
-_FLOPS = "(forward + backward + what is computed again) / n"
-_BYTES = "32 for each parameter under AdamW + activations and loss, written and read"
+    sent, formula = _by_group(exchanges), "bytes sent / (NVLink within a node, else network)"
+    links = [
+        Term(f"links, {kind}", wire, device.wire(group), formula)
+        for (kind, group), wire in sent.items()
+    ]
+    return Cost(model_flops, (compute, memory, *links))
 
 
 def _by_group(exchanges: Sequence[Exchange]) -> dict[tuple[str, int], float]:
-    """Bytes that a device sends, by kind of collective and how many devices take part."""
+    """Bytes that a device sends, by kind of collective and number of devices in it."""
     sent: dict[tuple[str, int], float] = {}
     for x in exchanges:
         sent[x.kind, x.devices] = sent.get((x.kind, x.devices), 0.0) + x.wire
@@ -107,12 +101,13 @@ def _by_group(exchanges: Sequence[Exchange]) -> dict[tuple[str, int], float]:
 
 
 def executed_flops(config: Config, sizes: Sizes) -> float:
-    """FLOPs that are computed for a global batch: padding in the linear layers, and products that are made again.
+    """FLOPs computed for a global batch, with padding in linear layers and recomputed products.
 
-    The backward pass of a product costs two products; the backward pass of the first projection makes that once more
-    (`pallas_kernels/elementwise.py`), that of attention the scores: five products for the forward pass's two; that of
-    SwiGLU its hidden values; `remat` adds a forward pass. Attention counts real pairs, also those
-    beyond `model.window`: kernels skip blocks without any, XLA's on a CPU does not.
+    The backward pass of a product costs two products; that of the first projection makes its
+    product once more (`pallas_kernels/elementwise.py`), that of attention the scores (five products
+    for the forward pass's two), that of SwiGLU its hidden values; `remat` adds a forward pass.
+    Attention counts real pairs, also those beyond `model.window`: kernels skip blocks without any,
+    XLA's on a CPU does not.
     """
     model, tokens = config.model, sizes.tokens
     per_token, per_pair = block_flops(model)
@@ -136,11 +131,11 @@ def output_flops(config: Config, sizes: Sizes) -> float:
     return 2.0 * model.width * (sizes.num_items if loss.kind == "full" else loss.negatives + 1)
 
 
-def state_traffic(config: Config, state: Any) -> float:
+def state_traffic(config: Config, state: TrainState) -> float:
     """Bytes of parameters, gradients and moments that one device reads and writes in a step.
 
-    AdamW reads parameter, gradient and both moments, and writes all but the gradient, which the backward pass wrote:
-    eight passes over four bytes. A table with a row-wise rule is not read as a whole.
+    AdamW reads parameter, gradient and both moments, and writes all but the gradient, which the
+    backward pass wrote: eight passes over four bytes. A row-wise table is not read as a whole.
     """
     held = {
         path_name(path): math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -153,12 +148,13 @@ def state_traffic(config: Config, state: Any) -> float:
 def activation_traffic(config: Config, sizes: Sizes) -> float:
     """Bytes of activations and of the loss that all devices read and write for a global batch.
 
-    Forward pass of a block, for a token: x is read twice and written, its norm written and read (5 D); u, v, q, k are
-    written, activated and read (3 F); attention and gate write and read theirs (5 H V); SwiGLU moves 5 D and six times
-    its width. The backward pass moves twice that, `remat` once more. Scores stay on the chip. Rows of tables are read,
-    and their gradients written and read.
+    Forward pass of a block, for a token: x is read twice and written, its norm written and read
+    (5 D); u, v, q, k are written, activated and read (3 F); attention and gate write and read
+    theirs (5 H V); SwiGLU moves 5 D and six times its width. The backward pass moves twice that,
+    `remat` once more. Scores stay on the chip. Entries of tables are read, and their gradients
+    written and read.
     """
-    model, loss, tokens = config.model, config.loss, sizes.tokens
+    model, tokens = config.model, sizes.tokens
     size = 2 if model.compute_dtype == "bfloat16" else 4
     heads_a, heads_v = model.num_heads * model.qk_width, model.num_heads * model.v_width
     block = 5 * model.width + 6 * (heads_a + heads_v) + 5 * heads_v
@@ -166,20 +162,18 @@ def activation_traffic(config: Config, sizes: Sizes) -> float:
     if model.kind == "sasrec":
         block = 12 * model.width + 4 * model.ffn_width
     blocks = (4 if model.remat else 3) * size * tokens * model.num_blocks * block
-    rows = 16.0 * model.width * tokens * (1 + sizes.item_values)
+    entries = 16.0 * model.width * tokens * (1 + sizes.item_values)
+    return blocks + entries + _loss_traffic(config, sizes)
+
+
+def _loss_traffic(config: Config, sizes: Sizes) -> float:
+    """Bytes that the outputs and the loss of a global batch move."""
+    model, loss, tokens = config.model, config.loss, sizes.tokens
     if sizes.num_tasks:
-        return blocks + rows + 12.0 * tokens * model.head_width
-    if (
-        loss.kind == "full"
-    ):  # logits and exponentials, twice; the table once for each chunk of tokens
+        return 12.0 * tokens * model.head_width
+    if loss.kind == "full":
+        # logits and exponentials, twice; the table once for each chunk of tokens
         chunks = -(-tokens // loss.chunk_tokens)
-        return (
-            blocks
-            + rows
-            + 16.0 * tokens * sizes.num_items
-            + 12.0 * chunks * sizes.num_items * model.width
-        )
-    group = (
-        loss.group if loss.kind == "group" else 1
-    )  # tokens that share the rows of their negatives
-    return blocks + rows + 24.0 * tokens * loss.negatives * (model.width / group + 1)
+        return sizes.num_items * (16.0 * tokens + 12.0 * chunks * model.width)
+    group = loss.group if loss.kind == "group" else 1  # tokens that share their negatives
+    return 24.0 * tokens * loss.negatives * (model.width / group + 1)

@@ -31,9 +31,8 @@ _CALLEE = re.compile(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]|replica_groups=\{\{([\d,]*)\}")
-_MESH_GROUPS = re.compile(
-    r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}"
-)  # sizes of all axes, and those of a group
+# sizes of all axes, and the axes of a group
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ class Collective:
     kind: str
     shape: str  # of the arrays that it makes, on one device
     devices: int  # that take part
-    payload: float  # bytes of the whole array: what a device has after an all-gather or before a reduce-scatter
+    # bytes of the whole array: that of a device after an all-gather or before a reduce-scatter
+    payload: float
     times: int  # that it runs in one call of the program
 
 
@@ -56,31 +56,31 @@ def wire_bytes(kind: str, payload: float, devices: int) -> float:
 def collectives(text: str, devices: int) -> list[Collective]:
     """The collectives of a compiled program's text on a mesh of `devices`, the largest first.
 
-    The body of a loop counts as often as the compiler knows it to run.
+    The body of a loop counts once for each trip that the compiler knows of.
     """
     bodies, entry = _computations(text)
     times = _times(bodies, entry)
-    found: Counter[tuple] = Counter()
+    found: Counter[tuple[str, str, int, float]] = Counter()
     for name, lines in bodies.items():
         for line in lines:
             if (match := _OP.search(line)) and times[name]:
-                made, kind, start, rest = match.groups()
-                arrays = _ARRAY.findall(made)
-                if start and kind in (
-                    "all-gather",
-                    "reduce-scatter",
-                    "collective-permute",
-                ):  # (operands, results, ..)
-                    arrays = [array for array in arrays if array[1] or kind != "collective-permute"]
-                    arrays = arrays[len(arrays) // 2 :]
-                group = _group(rest, devices)
-                payload = sum(_bytes(*array) for array in arrays) * (
-                    group if kind == "reduce-scatter" else 1
-                )
-                shape = " ".join(f"{dtype}[{sizes}]" for dtype, sizes in arrays)
-                found[kind, shape, group, float(payload)] += times[name]
+                found[_collective(match, devices)] += times[name]
     made = [Collective(*key, times=count) for key, count in found.items()]
     return sorted(made, key=lambda c: -c.payload * c.times)
+
+
+def _collective(match: re.Match[str], devices: int) -> tuple[str, str, int, float]:
+    """Kind, shape, devices of a group and payload of one operation."""
+    made, kind, start, rest = match.groups()
+    arrays = _ARRAY.findall(made)
+    if start and kind in ("all-gather", "reduce-scatter", "collective-permute"):
+        # (operands, results, ..): the results, without the scalars of a permutation
+        arrays = [array for array in arrays if array[1] or kind != "collective-permute"]
+        arrays = arrays[len(arrays) // 2 :]
+    group = _group(rest, devices)
+    payload = sum(_bytes(*array) for array in arrays) * (group if kind == "reduce-scatter" else 1)
+    shape = " ".join(f"{dtype}[{sizes}]" for dtype, sizes in arrays)
+    return kind, shape, group, float(payload)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -96,7 +96,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _times(bodies: dict[str, list[str]], entry: str) -> Counter[str]:
-    """How often each computation runs in one call of `entry`; of two branches both count."""
+    """Number of runs of each computation in one call of `entry`; of two branches both count."""
     times: Counter[str] = Counter()
 
     def run(name: str, count: int) -> None:

@@ -1,19 +1,31 @@
-"""How large a run is: what the data decide of the model and of a batch."""
+"""Sizes of a run: measured on its prepared dataset or raw log, or assumed where there is none."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
+from gr_jax.config import Config, ConfigError, SyntheticConfig
+from gr_jax.data.batches import epochs, packing, ranking, stochastic_length
+from gr_jax.data.batches.sequences import time_bounds
+from gr_jax.data.batches.tokenizer import token_scheme
+from gr_jax.data.dataset import Dataset
+from gr_jax.data.log import raw_files
+from gr_jax.data.log.preparation import prepare
+from gr_jax.data.log.synthetic import lengths as log_normal_lengths
+
+SAMPLE = 20_000  # histories drawn where the log is not there
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a run; `from_data` measures or assumes them."""
+    """The sizes of a run that its data decide."""
 
     num_items: int  # X
-    max_tokens: int  # N of the attention: most tokens of a sequence
+    max_tokens: int  # N of the attention: max tokens of a sequence
     batch_rows: int  # R, of the global batch
     row_length: int  # L
     users_per_batch: float  # mean sequences in a global batch
@@ -23,8 +35,8 @@ class Sizes:
     num_actions: int = 0
     num_feature_values: int = 0
     item_values: int = 0  # F: feature values of an item
-    contexts: int = 0  # C: tokens of the contextual prefix
-    max_series: int = 0  # most entries of slow series in a sequence
+    contexts: int = 0  # C: user features, a token each
+    max_series: int = 0  # max entries of slow series in a sequence
     num_tasks: int = 0  # Y; 0 = retrieval
     source: str = "given"  # where the numbers are from, in words
 
@@ -53,3 +65,124 @@ class Sizes:
             "num_feature_values": self.num_feature_values,
             "num_tasks": self.num_tasks,
         }
+
+
+def sizes_of(config: Config, *, items: int, mean_length: float, device_multiple: int) -> Sizes:
+    """The sizes of a run whose batches are shared by `device_multiple` shards.
+
+    Args:
+      config: of the run; source="synthetic" gives the sizes itself and generates nothing.
+      items, mean_length: of the catalogue and of a history in events; 0 = from config or data.
+      device_multiple: divides the rows of a batch.
+
+    Raises:
+      ConfigError: neither given nor to be found.
+    """
+    world = config.data.synthetic if config.data.source == "synthetic" else None
+    if items or mean_length or world:
+        items = items or (world.num_items if world else 0)
+        mean_length = mean_length or (world.mean_length if world else 0.0)
+        if not (items and mean_length):
+            raise ConfigError(
+                "--items and --mean_length belong together: the data are not looked at"
+            )
+        users = world.num_users if world else 0
+        return assumed(
+            config,
+            items=items,
+            mean_length=mean_length,
+            num_users=users,
+            device_multiple=device_multiple,
+        )
+
+    meta = Path(config.data.prepared).expanduser() / "meta.json"
+    raw = raw_files.find(config.data)
+    if not (config.data.prepared and meta.is_file()) and not (raw and raw.files):
+        raise ConfigError(
+            "no prepared dataset and no raw log: give the sizes by --items=N --mean_length=EVENTS,"
+            " or set --config.data.path"
+        )
+    return measured(config, prepare(config.data), device_multiple=device_multiple)
+
+
+def measured(config: Config, dataset: Dataset, *, device_multiple: int) -> Sizes:
+    """The sizes of training on `dataset`, by its first epoch; also those of streaming."""
+    scheme, catalogue = token_scheme(config, dataset), dataset.catalogue
+    if config.ranking.tasks:
+        before = time_bounds(dataset.events.timestamp, config.ranking)["valid"][0]
+        rows = ranking.training_batches(
+            dataset, config, scheme, before, device_multiple=device_multiple
+        )
+    else:
+        rows = epochs.retrieval_batches(
+            dataset,
+            config.data,
+            scheme,
+            batch_users=config.train.batch_users,
+            device_multiple=device_multiple,
+            seed=config.seed,
+        )
+    lengths = rows.count(rows.epoch(0).spans)
+    features = catalogue.item_features
+    return Sizes(
+        num_items=dataset.num_items,
+        max_tokens=scheme.max_tokens(config.data.max_length),
+        batch_rows=rows.batch_rows,
+        row_length=rows.row_length,
+        users_per_batch=len(lengths) / rows.steps(0),
+        lengths=lengths,
+        num_users=len(lengths),
+        num_actions=len(catalogue.actions) if scheme.with_actions else 0,
+        num_feature_values=catalogue.num_feature_values,
+        item_values=0 if features is None else features.shape[1],
+        contexts=scheme.num_user_features,
+        max_series=scheme.max_series,
+        num_tasks=len(scheme.tasks),
+        source=f"the dataset {dataset.folder}",
+    )
+
+
+def assumed(
+    config: Config, *, items: int, mean_length: float, num_users: int, device_multiple: int
+) -> Sizes:
+    """The sizes of training on log-normal histories, as of `data/log/synthetic.py`; no features."""
+    per_event = 2 if config.ranking.tasks and config.ranking.tokens != "sum" else 1
+    max_length, row_length = config.data.max_length, config.data.row_length
+    if per_event * max_length > row_length:
+        rule = (
+            f"at least {per_event * max_length}, the tokens of data.max_length={max_length} events"
+        )
+        raise ConfigError(f"config.data.row_length={row_length}: must be {rule}")
+
+    lengths = per_event * _assumed_events(config, items, mean_length)
+    users = config.train.batch_users
+    rows = round(packing.pack(lengths, row_length).num_rows * users / SAMPLE)
+    with_actions = config.ranking.tasks or config.model.use_actions
+    return Sizes(
+        num_items=items,
+        max_tokens=per_event * max_length,
+        batch_rows=max(1, -(-rows // device_multiple)) * device_multiple,
+        row_length=row_length,
+        users_per_batch=float(users),
+        lengths=lengths,
+        num_users=num_users,
+        num_actions=len(config.data.actions) if with_actions else 0,
+        num_tasks=len(config.ranking.tasks),
+        source=(
+            f"assumed: {items:,} items, log-normal histories of {mean_length:g} events in the mean"
+        ),
+    )
+
+
+def _assumed_events(config: Config, items: int, mean_length: float) -> Int[np.ndarray, " B"]:
+    """Events of `SAMPLE` histories in an epoch, without the one to predict."""
+    try:
+        world = SyntheticConfig(num_users=SAMPLE, num_items=items, mean_length=mean_length)
+    except ConfigError:
+        rule = "at least 1 item and 5 events"
+        raise ConfigError(f"--items={items} --mean_length={mean_length}: {rule}") from None
+    max_length, alpha = config.data.max_length, config.data.stochastic_length_alpha
+    rng = np.random.default_rng(config.seed)
+    events = np.minimum(log_normal_lengths(world, rng) - 1, max_length)
+    cut = rng.random(SAMPLE) >= stochastic_length.keep_full_probability(events, max_length, alpha)
+    return np.where(cut, stochastic_length.threshold(max_length, alpha), events)

@@ -16,7 +16,7 @@ from gr_jax.reporting.learned import Bias
 from gr_jax.reporting.records import Points, Record
 from gr_jax.reporting.tables import kinds, title
 
-MOST_POINTS = 400  # of a curve: means of neighbours beyond
+MAX_POINTS = 400  # of a curve: means of neighbours beyond
 SPANS = {
     "0": 0.3,
     "1 s": 1,
@@ -41,7 +41,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing, with what it shows."""
+    """A drawing with its title and caption."""
 
     name: str  # of its file
     title: str
@@ -57,17 +57,15 @@ class Drawing:
 
         columns = min(panels, 3)
         rows = -(-panels // columns)
-        self.name, self._canvas = (
-            name,
-            Canvas(figsize=(3.6 * columns, 2.7 * rows), layout="constrained"),
-        )
+        self.name = name
+        self._canvas = Canvas(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
         grid = self._canvas.subplots(rows, columns, squeeze=False).flatten()
         for unused in grid[panels:]:
             unused.remove()
         self.panels = list(grid[:panels])
 
     def finish(self, folder: Path, title: str, caption: str) -> Figure:
-        """Writes NAME.png into `folder`; the figure as SVG."""
+        """The figure as SVG; also written as NAME.png into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         self._canvas.savefig(folder / f"{self.name}.png", dpi=130)
         text = io.StringIO()
@@ -76,16 +74,19 @@ class Drawing:
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed."""
+    """True if matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(records: Sequence[Record], biases: Mapping[str, Bias], folder: Path) -> list[Figure]:
-    """All figures that these runs have something for; `biases` by the name of the run; a PNG of each in `folder`."""
+    """All figures for which these runs have data, each also a PNG in `folder`.
+
+    biases: by the name of the run.
+    """
     import matplotlib  # pyright: ignore[reportMissingImports]
 
     figures: list[Figure | None] = []
-    # The salt makes the identities inside an SVG those of this figure alone, and the same in each report.
+    # The salt makes the identities inside an SVG unique to a figure, and the same in each report.
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "report"}):
         colour = {record.name: f"C{i % 10}" for i, record in enumerate(records)}
         for number, group in enumerate(kinds(records)):
@@ -102,17 +103,17 @@ def draw(records: Sequence[Record], biases: Mapping[str, Bias], folder: Path) ->
 
 
 def thinned(points: Points) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
-    """At most MOST_POINTS points: means of equally many neighbours."""
+    """At most MAX_POINTS points: means of equally many neighbours."""
     steps, values = points
-    if len(steps) <= MOST_POINTS:
+    if len(steps) <= MAX_POINTS:
         return points
-    edges = np.arange(MOST_POINTS) * len(steps) // MOST_POINTS
+    edges = np.arange(MAX_POINTS) * len(steps) // MAX_POINTS
     counts = np.diff(np.append(edges, len(steps)))
     return np.add.reduceat(steps, edges) / counts, np.add.reduceat(values, edges) / counts
 
 
 def _legend(panel: Any, records: Sequence[Record]) -> None:
-    """Names the runs, where there are several."""
+    """Name the runs, if there are several."""
     if len(records) > 1:
         panel.legend()
 
@@ -186,7 +187,7 @@ def _by_history(
     records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str
 ) -> Figure | None:
     metrics = [f"ne/{task}" for task in records[0].tasks if task != "rating"] or ["hr@10"]
-    found = {(r.name, m): _buckets(r.judged[1], m) for r in records for m in metrics}
+    found = {(r.name, m): _buckets(r.evaluated[1], m) for r in records for m in metrics}
     metrics = [m for m in metrics if any(found[r.name, m] for r in records)]
     if not metrics:
         return None
@@ -200,7 +201,7 @@ def _by_history(
             at = [
                 n + (i - (len(runs) - 1) / 2) * width for n, b in enumerate(buckets) if b in values
             ]
-            label = run.name if run.result is not None else f"{run.name}, {run.judged[0]}"
+            label = run.name if run.result is not None else f"{run.name}, {run.evaluated[0]}"
             panel.bar(
                 at,
                 [values[b] for b in buckets if b in values],
@@ -211,9 +212,8 @@ def _by_history(
         panel.set_xticks(range(len(buckets)), buckets, rotation=25)
         panel.grid(axis="x", visible=False)
         panel.set(title=metric, xlabel="events of the user before")
-        panel.set_ylim(
-            top=panel.get_ylim()[1] * (1 + 0.1 * len(runs) * (len(records) > 1))
-        )  # room for the legend
+        if len(records) > 1:  # room for the legend
+            panel.set_ylim(top=panel.get_ylim()[1] * (1 + 0.1 * len(runs)))
     _legend(drawing.panels[0], records)
     caption = "On the test part, or on the last validation of a run that is not finished."
     if records[0].tasks:
@@ -283,7 +283,9 @@ def _bias(name: str, bias: Bias, folder: Path, suffix: str) -> Figure | None:
         panel.tick_params(axis="x", labelrotation=40)
         panel.minorticks_off()
     drawing.panels[0].legend()
-    caption = "Added to each q·k before the SiLU: what is high is attended to more. A line for each block."
+    caption = (
+        "Added to each q·k before the SiLU: higher means more attention. A line for each block."
+    )
     return drawing.finish(folder, f"Attention bias as learned, {name}", caption)
 
 

@@ -1,4 +1,4 @@
-"""What a trained model has learned, for the report: its bias tables, and what it recommends to a few users."""
+"""The inside of a trained model for the report: its bias tables, and samples of recommendations."""
 
 from __future__ import annotations
 
@@ -15,55 +15,55 @@ from jaxtyping import Float, Int
 from gr_jax.data.dataset import Dataset
 from gr_jax.serving.load import ready
 from gr_jax.serving.model import Item, TrainedModel
-from gr_jax.training.trained import open_trained
+from gr_jax.training.run import open_trained
 from pallas_kernels.bucket_ranges import bucket_limits
 
 SHOWN_PAST, SHOWN_ITEMS = 6, 8  # events and recommendations of a sample
-CANDIDATES = 200  # popular items that a ranking model orders for a sample: the whole catalogue could take long
+CANDIDATES = 200  # popular items that a ranking model orders for a sample, to be quick
 
 
 @dataclass(frozen=True)
 class Bias:
-    """The tables of a relative attention bias, a row per block."""
+    """The tables of a relative attention bias, of all blocks."""
 
     position: Float[np.ndarray, "blocks N"] | None  # by distance in tokens
-    time: (
-        Float[np.ndarray, "blocks buckets"] | None
-    )  # of the buckets that times of this log fall into
+    # of the buckets that times of this log fall into
+    time: Float[np.ndarray, "blocks buckets"] | None
     seconds: Int[np.ndarray, " buckets"]  # where each of them starts
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One user: what they did last, what came next, and what the model recommends for that moment."""
+    """One user: the last events, the next one, and the recommendations for that moment."""
 
     user: str  # raw id
     events: int  # before the one to predict
     past: tuple[tuple[str, str], ...]  # time, item; the newest last
     came: str  # the item that came next
-    told: str  # ranking: what was predicted for it and what happened; else ""
-    head: tuple[str, ...]  # of the numbers of a recommendation
+    outcome: str  # ranking: predicted and actual actions of it; else ""
+    head: tuple[str, ...]  # names of the numbers of a recommendation
     items: tuple[tuple[str, ...], ...]  # title, numbers; best first
     hit: int  # which of them came next; -1 = none
 
 
 @dataclass(frozen=True)
 class Learned:
-    """All that is looked at in a checkpoint."""
+    """All that the report shows of a checkpoint."""
 
     parameters: int
     bias: Bias
     samples: tuple[Sample, ...]
 
 
-def look(workdir: Path) -> Learned:
-    """Opens the best checkpoint of a run.
+def load(workdir: Path) -> Learned:
+    """Read the best checkpoint of a run.
 
     Raises:
       ConfigError: it has none yet, or the log is not there.
     """
     run, params = open_trained(workdir, one_device=True)
-    # Those that were trained: the item table of `params` has a row for each item, whatever the vocabulary.
+    # Of the trained state: the item table of `params` has an entry for each item, whatever the
+    # vocabulary.
     size = sum(a.size for a in jax.tree.leaves(run.planned_state().params))
     span = run.dataset.meta["time_max"] - run.dataset.meta["time_min"]
     model = ready(run, params)
@@ -72,7 +72,7 @@ def look(workdir: Path) -> Learned:
 
 
 def bias_of(params: dict[str, Any], span: int) -> Bias:
-    """The bias tables among `params`; `span`: longest time in seconds that a pair of events can be apart."""
+    """The bias tables among `params`; `span`: max seconds between two events of the log."""
     blocks = params.get("blocks", {})
     tables = [blocks[i].get("bias", {}) for i in sorted(blocks)]
     position, time = (
@@ -85,53 +85,53 @@ def bias_of(params: dict[str, Any], span: int) -> Bias:
     if time is not None:
         limits = np.asarray(bucket_limits(time.shape[1]), np.int64)
         first = np.maximum(limits[:, 0], 0)
-        met = (first <= limits[:, 1]) & (
-            first <= span
-        )  # no whole second falls into some of the first buckets
-        time, seconds = time[:, met], first[met]
+        # no whole second falls into some of the first buckets
+        used = (first <= limits[:, 1]) & (first <= span)
+        time, seconds = time[:, used], first[used]
     return Bias(position, time, seconds)
 
 
 def typical_users(dataset: Dataset, quantiles: Sequence[float] = (0.25, 0.5, 0.75)) -> list[int]:
     """Users with a short, a middling and a long history, the same for every run on this log."""
-    able = np.flatnonzero(dataset.events.lengths >= 3)
-    by_length = able[np.argsort(dataset.events.lengths[able], kind="stable")]
-    return (
-        list(dict.fromkeys(int(by_length[int(q * (len(by_length) - 1))]) for q in quantiles))
-        if len(able)
-        else []
-    )
+    lengths = dataset.events.lengths
+    users = np.flatnonzero(lengths >= 3)
+    if not len(users):
+        return []
+    by_length = users[np.argsort(lengths[users], kind="stable")]
+    found = (int(by_length[int(q * (len(users) - 1))]) for q in quantiles)
+    return list(dict.fromkeys(found))
 
 
 def _sample(model: TrainedModel, user: int) -> Sample:
     dataset = model.dataset
     raw = dataset.catalogue.raw_users(np.array([user]))[0]
     *past, came = model.history(raw)
-    told, head, options = "", ("score",), {}
+
+    outcome, head, options = "", ("score",), {}
     if model.tasks:
-        popular = dataset.catalogue.raw_items(
-            np.argsort(-model.popularity[1:], kind="stable")[:CANDIDATES] + 1
-        )
-        options["allow"], head = [*popular, came.item], model.tasks
-        (judged,) = model.score(past, [came.item], at_time=came.time, user=raw)
+        popular = np.argsort(-model.popularity[1:], kind="stable")[:CANDIDATES] + 1
+        options["allow"] = [*dataset.catalogue.raw_items(popular), came.item]
+        head = model.tasks
+        (predicted,) = model.score(past, [came.item], at_time=came.time, user=raw)
         happened = ", ".join(came.action) or "none of the actions"
-        told = f"predicted {_numbers(judged, model.tasks)}; happened: {happened}"
-    if (
-        not model.repeats
-    ):  # as evaluation has it: what the user had is not ranked, except for what came
+        outcome = f"predicted {_numbers(predicted, model.tasks)}; happened: {happened}"
+    if not model.repeats:
+        # as in evaluation: past items are not ranked, except for the next one
         options["deny"] = {event.item for event in past} - {came.item}
     answer = model.recommend(
         past, SHOWN_ITEMS, at_time=came.time, user=raw, exclude_seen=False, **options
     )
+
     rows = tuple((_title(item), *_cells(item)) for item in answer)
     hit = next((place for place, item in enumerate(answer) if item.item == came.item), -1)
-    names = _titles(dataset, [event.item for event in [*past[-SHOWN_PAST:], came]])
-    times = [
-        datetime.fromtimestamp(event.time, UTC).strftime("%Y-%m-%d %H:%M")
-        for event in past[-SHOWN_PAST:]
-    ]
-    shown = tuple(zip(times, names[:-1], strict=True))
-    return Sample(raw, len(past), shown, names[-1], told, head, rows, hit)
+    last = past[-SHOWN_PAST:]
+    *names, next_name = _titles(dataset, [event.item for event in [*last, came]])
+    shown = tuple((_minute(event.time), name) for event, name in zip(last, names, strict=True))
+    return Sample(raw, len(past), shown, next_name, outcome, head, rows, hit)
+
+
+def _minute(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _titles(dataset: Dataset, raw: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing but itself."""
+"""The report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from gr_jax.reporting.tables import Table
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1120px; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1120px;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; }
 p.note { color: #666; margin: .2rem 0 .8rem; font-size: .9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; margin: .4rem 0; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #eee; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #eee;
+  font-variant-numeric: tabular-nums; }
 th { border-bottom: 2px solid #ccc; white-space: nowrap; }
 th.word, td.word { text-align: left; overflow-wrap: anywhere; }
 td.best { font-weight: 700; }
@@ -26,8 +28,10 @@ svg { max-width: 100%; height: auto; }
 .figures { display: flex; flex-wrap: wrap; gap: 0 2rem; } .figures p.note { max-width: 24rem; }
 .users { display: grid; grid-template-columns: repeat(auto-fit, minmax(310px, 1fr)); gap: 1rem; }
 .user { border: 1px solid #ddd; border-radius: 6px; padding: .6rem .9rem; font-size: .85rem; }
-.user table { width: 100%; font-size: inherit; } .user h4 { margin: .2rem 0; } .user p { margin: .4rem 0; }
-.user ol { padding-left: 0; list-style: none; margin: .2rem 0; } .user time { color: #888; margin-right: .5rem; }
+.user table { width: 100%; font-size: inherit; }
+.user h4 { margin: .2rem 0; } .user p { margin: .4rem 0; }
+.user ol { padding-left: 0; list-style: none; margin: .2rem 0; }
+.user time { color: #888; margin-right: .5rem; }
 tr.hit td { background: #e4f4e4; }
 """
 
@@ -38,7 +42,8 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
         f"<h2>{escape(name)}</h2>\n" + "\n".join(parts) for name, parts in sections if parts
     )
     return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f"<title>{escape(title)}</title>\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style>\n<h1>{escape(title)}</h1>\n{body}\n</html>\n"
     )
@@ -82,7 +87,7 @@ def figures(drawings: Sequence[Figure]) -> str:
 
 
 def users(samples: Sequence[Sample]) -> str:
-    """What the model recommends to some users, side by side."""
+    """Recommendations for some users, side by side."""
     return '<div class="users">\n' + "\n".join(map(_user, samples)) + "\n</div>"
 
 
@@ -97,9 +102,11 @@ def _user(sample: Sample) -> str:
             f"<td>{escape(n)}</td>" for n in numbers
         )
         rows += f"<tr{' class=hit' if place == sample.hit else ''}>{cells}</tr>"
-    told = f" <em>({escape(sample.told)})</em>" if sample.told else ""
+    outcome = f" <em>({escape(sample.outcome)})</em>" if sample.outcome else ""
     return (
-        f'<div class="user"><h4>user {escape(sample.user)}, {sample.events:,} events</h4>\n<ol>{past}</ol>\n'
-        f"<p>Came next: <strong>{escape(sample.came)}</strong>{told}</p>\n"
-        f'<table><tr><th class="word">recommended for that moment</th>{head}</tr>{rows}</table></div>'
+        f'<div class="user"><h4>user {escape(sample.user)}, {sample.events:,} events</h4>\n'
+        f"<ol>{past}</ol>\n"
+        f"<p>Came next: <strong>{escape(sample.came)}</strong>{outcome}</p>\n"
+        f'<table><tr><th class="word">recommended for that moment</th>{head}</tr>'
+        f"{rows}</table></div>"
     )

@@ -1,4 +1,4 @@
-"""What the commands left in a workdir, as far as it got: config, metrics and result, without JAX or the dataset."""
+"""Files of a run, finished or not: config, metrics and result, read without JAX or the dataset."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ import numpy as np
 from jaxtyping import Float
 
 from gr_jax.config import Config, ConfigError, files
-from gr_jax.training.dataset_identity import FILE
+from gr_jax.training.workdir import DATASET_FILE
 
 Points = tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]  # steps, values
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run on paper."""
+    """The config, metrics and result of a run."""
 
     workdir: Path
     name: str  # short, and no other run of the report has it
     config: Config
     lines: tuple[dict[str, Any], ...]  # of metrics.jsonl
     result: dict[str, Any] | None  # result.json; None = not finished
-    log: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # dataset.json: counts of the log that it is of
+    # dataset.json: counts of the log
+    log: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Of ranking; empty in retrieval."""
+        """Tasks of ranking; none for retrieval."""
         return self.config.ranking.tasks
 
     @functools.cached_property
     def last_step(self) -> int:
-        """Newest step that the metrics tell of."""
+        """Newest step in the metrics."""
         return max((line["step"] for line in self.lines), default=0)
 
     def points(self, split: str, metric: str) -> Points:
-        """Steps and values of a metric of a split (train, valid, test), in the order of the steps."""
+        """Steps and values of a metric of a split (train, valid, test), in order."""
         found = [
             (line["step"], line[metric])
             for line in self.lines
@@ -57,8 +56,8 @@ class Record:
         return next((line for line in reversed(self.lines) if line["split"] == split), {})
 
     @property
-    def judged(self) -> tuple[str, Mapping[str, Any]]:
-        """The best there is on how good the run is: the test of a finished run, or its last validation."""
+    def evaluated(self) -> tuple[str, Mapping[str, Any]]:
+        """Split and metrics of the test of a finished run, or of the last validation of another."""
         if self.result is not None:
             return "test", self.result["test"]
         line = self.last("valid")
@@ -75,7 +74,7 @@ def read(workdirs: Sequence[Path]) -> list[Record]:
 
 
 def names(workdirs: Sequence[Path]) -> list[str]:
-    """As few of the last parts of each path as tell them apart.
+    """The last parts of each path, as few as distinguish them.
 
     >>> names([Path("/runs/base/0"), Path("/runs/large/0")])
     ['base/0', 'large/0']
@@ -95,7 +94,8 @@ def _read(workdir: Path, name: str) -> Record:
         )
     config = files.read(workdir / "config.json")
     result, log = (
-        _json(path) if path.exists() else None for path in (workdir / "result.json", workdir / FILE)
+        _json(path) if path.exists() else None
+        for path in (workdir / "result.json", workdir / DATASET_FILE)
     )
     return Record(workdir, name, config, _lines(workdir / "metrics.jsonl"), result, log or {})
 

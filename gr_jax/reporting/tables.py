@@ -1,4 +1,4 @@
-"""The tables of the report: results, speed, what the runs are, and where their configs differ."""
+"""The tables of the report: results, speed, facts of the runs, and differences of their configs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from gr_jax.training.retrieval import objective as retrieval
 
 LOWER_IS_BETTER = ("ne", "mse", "log_loss", "log_perplexity")
 NEAREST_TO_ONE = ("calibration",)
-SPEED = "Medians of the training reports. Fill: real tokens per token computed. MFU: share of peak in compute_dtype."
+SPEED = (
+    "Medians of the training reports. Fill: real tokens per token computed."
+    " MFU: share of peak in compute_dtype."
+)
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,13 @@ class Table:
 
 
 def kinds(records: Sequence[Record]) -> list[list[Record]]:
-    """The runs whose metrics can be compared, together: those of the same log and `protocol`."""
+    """Groups of runs whose metrics can be compared: those of the same log and `protocol`."""
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         data = record.config.data
-        # One log may be named by several paths, and what lies at a path may change: the counts tell. Not the ids, which
-        # those of features are among. Runs of older versions have none.
+        # One log may be named by several paths, and the file at a path may change: the counts
+        # distinguish logs. Not the ids, which those of features are among. Runs of older versions
+        # have none.
         counts = tuple(record.log.get(name) for name in ("num_users", "num_items", "num_events"))
         log = (data.synthetic, *counts) if all(counts) else (data.source, data.path, data.synthetic)
         groups.setdefault((*log, *protocol(record).items()), []).append(record)
@@ -42,9 +46,10 @@ def kinds(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def protocol(record: Record) -> dict[str, Any]:
-    """The fields, by name, that decide which events of a log are judged, on what and how; actions by their definition.
+    """The fields, by name, that decide which events are evaluated, and how.
 
-    `data.actions` tells what a task or a positive event is, so that one name can stand for two things.
+    Tasks and positive events are given by their definitions in `data.actions`: one name can stand
+    for two things.
     """
     config, every = record.config, leaves(record.config)
     defined = {action.partition("=")[0].strip(): action for action in config.data.actions}
@@ -59,7 +64,7 @@ def protocol(record: Record) -> dict[str, Any]:
 
 
 def title(record: Record) -> str:
-    """What the runs that can be compared with this one are about, with what of `protocol` is not the default."""
+    """Title of a group of comparable runs: task, source and non-default protocol settings."""
     decided, default = protocol(record), leaves(Config())
     tasks = decided.pop("ranking.tasks", ())
     what = f"ranking of {', '.join(tasks)}" if tasks else "retrieval"
@@ -73,35 +78,21 @@ def title(record: Record) -> str:
 
 
 def shown(record: Record) -> tuple[str, ...]:
-    """Names of the metrics that a table of this kind of run has."""
+    """Names of the metrics in a table of this kind of run."""
     return ranking.metric_names(record.tasks) if record.tasks else retrieval.SHOWN
 
 
 def results(records: Sequence[Record]) -> Table:
     """Metrics of runs of one kind on their splits, and of the baselines on the test split."""
     metrics, rows = shown(records[0]), []  # (run, split, values)
-    baselines: list[tuple[str, Mapping[str, Any], list[str]]] = []
     for record in records:
         if record.result is None:
-            split, values = record.judged
+            split, values = record.evaluated
             rows.append((record.name, f"{split or 'no validation yet'} (not finished)", values))
-            continue
-        rows += [(record.name, split, record.result[split]) for split in ("valid", "test")]
-        baseline = record.result.get("baseline")  # runs of older versions have none
-        if baseline:
-            same = [
-                runs
-                for name, values, runs in baselines
-                if (name, values) == (baseline["name"], baseline["test"])
-            ]
-            if same:
-                same[0].append(record.name)
-            else:
-                baselines.append((baseline["name"], baseline["test"], [record.name]))
-    for name, values, runs in baselines:
-        rows.append(
-            (name if len(baselines) == 1 else f"{name} ({', '.join(runs)})", "test", values)
-        )
+        else:
+            rows += [(record.name, split, record.result[split]) for split in ("valid", "test")]
+    rows += _baselines(records)
+
     cells = (
         tuple(f"{values[m]:.4f}" if m in values else "" for m in metrics) for *_, values in rows
     )
@@ -109,10 +100,34 @@ def results(records: Sequence[Record]) -> Table:
     return Table(("run", "split", *metrics), table, 2, _best(metrics, rows))
 
 
+def _baselines(records: Sequence[Record]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Name, split and metrics of the baselines; equal ones once, with the runs they belong to."""
+    found: list[tuple[str, Mapping[str, Any], list[str]]] = []
+    for record in records:
+        baseline = (record.result or {}).get("baseline")  # runs of older versions have none
+        if not baseline:
+            continue
+        same = (
+            runs
+            for name, values, runs in found
+            if (name, values) == (baseline["name"], baseline["test"])
+        )
+        runs = next(same, None)
+        if runs is None:
+            found.append((baseline["name"], baseline["test"], [record.name]))
+        else:
+            runs.append(record.name)
+    alone = len(found) == 1
+    return [
+        (name if alone else f"{name} ({', '.join(runs)})", "test", values)
+        for name, values, runs in found
+    ]
+
+
 def _best(
     metrics: Sequence[str], rows: Sequence[tuple[str, str, Mapping[str, Any]]]
 ) -> frozenset[tuple[int, int]]:
-    """Where the best test value of each metric stands, if there are several."""
+    """Row and column of the best test value of each metric that has several."""
     tests, found = [(i, values) for i, (_, split, values) in enumerate(rows) if split == "test"], []
     for column, metric in enumerate(metrics):
         having = [(_cost(metric, values[metric]), i) for i, values in tests if metric in values]
@@ -129,7 +144,7 @@ def _cost(metric: str, value: float) -> float:
 
 
 def facts(records: Sequence[Record], parameters: Mapping[str, int]) -> Table:
-    """What each run is and how far it got; `parameters` by the name of the run, where they are known."""
+    """Data, model and progress of each run; `parameters` by the name of the run, where known."""
     head = (
         "run",
         "state",
@@ -181,7 +196,7 @@ def duration(seconds: float) -> str:
 
 
 def speed(records: Sequence[Record]) -> Table:
-    """Medians over the training reports of each run."""
+    """Medians of the training reports of each run."""
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "step_ms": ("ms/step", lambda x: f"{x:,.1f}"),
         "users_per_second": ("users/s", lambda x: f"{x:,.0f}"),
@@ -192,15 +207,15 @@ def speed(records: Sequence[Record]) -> Table:
     rows = []
     for record in records:
         row = [record.name, f"{record.last_step:,}"]
-        for name, (_, told) in columns.items():
+        for name, (_, shown) in columns.items():
             values = record.points("train", name)[1].tolist()
-            row.append(told(statistics.median(values)) if values else "")
+            row.append(shown(statistics.median(values)) if values else "")
         rows.append(tuple(row))
     return Table(("run", "steps", *(title for title, _ in columns.values())), tuple(rows))
 
 
 def differences(records: Sequence[Record]) -> Table:
-    """Fields of the configs that differ between the runs; of a single run, those that are not at their default."""
+    """Fields of the configs that differ between runs, or of a single run from the defaults."""
     configs = {record.name: leaves(record.config) for record in records}
     if len(configs) == 1:
         configs = {"default": leaves(Config()), **configs}
@@ -208,9 +223,9 @@ def differences(records: Sequence[Record]) -> Table:
     for field in about:
         values = [config[field] for config in configs.values()]
         if any(value != values[0] for value in values):
-            rows.append((field, *map(_told, values), about[field]))
+            rows.append((field, *map(_text, values), about[field]))
     return Table(("field", *configs, "meaning"), tuple(rows), 2 + len(configs))
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return value if isinstance(value, str) and value else repr(value)

@@ -19,9 +19,8 @@ from gr_jax.data.batches.batch import Batch
 from gr_jax.models.recommender import functional
 from gr_jax.serving import buckets, exported, load, ranker
 from gr_jax.serving.encoder import Encoder, first_item
-from gr_jax.training.run import Run, model_sizes
+from gr_jax.training.run import Run, model_sizes, open_trained
 from gr_jax.training.sharding import path_name
-from gr_jax.training.trained import open_trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -21,7 +21,7 @@ from gr_jax.serving.encoder import Encoder
 from gr_jax.serving.history import HistoryReader
 from gr_jax.serving.model import TrainedModel, judged_with_repeats
 from gr_jax.serving.ranker import SequenceRanker
-from gr_jax.training import dataset_identity
+from gr_jax.training.workdir import check_dataset
 
 VERSION = 1
 FOLDER = "export"  # in the workdir
@@ -41,7 +41,7 @@ def load_exported(
     meta, parameters, call = read(workdir / FOLDER)
     config = files.read(workdir / "config.json")
     dataset = open_dataset(prepared) if prepared else prepare(config.data)
-    dataset_identity.check(workdir, dataset)
+    check_dataset(workdir, dataset)
     scheme, reader = token_scheme(config, dataset), HistoryReader.of(config, dataset)
     parts: dict[str, Any] = {"encoder": None, "items": None, "rank": None}
     parameters = {name: jax.device_put(parameters[name]) for name in meta["parameters"]}

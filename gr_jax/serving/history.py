@@ -82,12 +82,14 @@ class HistoryReader:
 
         Args:
           events: events; an item that the catalogue does not have is skipped and counted.
-          at_time: unix seconds of the moment asked about; None = the last event's, or the last of the log without
-            events; "now" = the present.
-          user: raw id of a user of the log whose attributes hold for this history; None or unknown = no attributes.
+          at_time: unix seconds of the moment asked about; None = the last event's, or the last of
+            the log without events; "now" = the present.
+          user: raw id of a user of the log whose attributes hold for this history; None or unknown
+            = no attributes.
 
         Raises:
-          RequestError: an event that is none, an action that the log does not have, times that cannot be.
+          RequestError: an event that is none, an action that the log does not have, times that
+            cannot be.
         """
         given = [_event(event) for event in events]
         ids = self.dataset.catalogue.item_ids([event.item for event in given])
@@ -197,7 +199,8 @@ def one_a_row(
 ) -> tuple[Batch, Int[np.ndarray, " B"]]:
     """Padded rows with one history each, and the tokens of each; arguments as those of `sequences`.
 
-    `num_rows`: at least as many as histories, 0 = just as many; `room`: tokens of the longest -> length of a row.
+    `num_rows`: at least as many as histories, 0 = just as many; `room`: tokens of the longest ->
+    length of a row.
     """
     events, spans = sequences(histories, dataset, max_length=max_length, with_asked=with_asked)
     count, row = tokenizer.token_counts(events, spans, scheme), np.arange(len(histories))

@@ -25,8 +25,7 @@ from gr_jax.serving.http.limits import CACHE_MB
 from gr_jax.serving.model import TrainedModel, judged_with_repeats
 from gr_jax.training import sharding
 from gr_jax.training.ranking.losses import are_regressions
-from gr_jax.training.run import Run
-from gr_jax.training.trained import open_trained
+from gr_jax.training.run import Run, open_trained
 
 
 def load(

@@ -1,4 +1,4 @@
-"""Checkpoints in a workdir: the newest two and the best by validation, restored against an abstract target."""
+"""Checkpoints of a run: the newest two and the best by validation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from gr_jax.config import ConfigError
@@ -21,7 +22,7 @@ from gr_jax.training import checksums, processes
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run must remember besides its TrainState, for early stopping and the final report."""
+    """The memory of a run besides its TrainState, for early stopping and the final report."""
 
     best_step: int = 0  # step of the best validation so far; 0 = none yet
     best_value: float = -math.inf  # its score, such as NDCG@10
@@ -46,7 +47,7 @@ class NotSaved(ValueError):
 
 
 class _NewestAndBest(keep.PreservationPolicy):
-    """Which steps to keep: the newest two and the best."""
+    """Keeps the newest two steps and the best."""
 
     best_step = 0
 
@@ -59,13 +60,15 @@ class _NewestAndBest(keep.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoint folder of a run. A step is complete or absent: a kill while saving leaves the step before it.
+    """The checkpoint folder of a run.
 
-    All processes of a run open it, save and restore together; the folder is on a disk that they share.
+    A step is complete or absent: a kill while saving leaves the step before it. All processes of a
+    run open the folder, save and restore together, on a disk that they share.
 
     Args:
-      folder: made when it is not there.
-      writes: whether this is the training. It alone removes what a killed save left and moves damaged steps aside.
+      folder: made if it is not there.
+      writes: True for the training, which alone removes the rest of a killed save and moves damaged
+        steps aside.
     """
 
     def __init__(self, folder: Path, *, writes: bool = False):
@@ -74,38 +77,40 @@ class Checkpoints:
             processes.first_then_others(self._remove_partial)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
-            # Synchronous: on the CPU backend an asynchronous save could still read a buffer that the next step owns.
+            # Synchronous: on the CPU backend an asynchronous save could still read a buffer that
+            # the next step owns.
             enable_async_checkpointing=False,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, step: int, state: Any, progress: Progress) -> None:
-        """Writes `state` and `progress` as `step`, and keeps the step before it and the best one.
+    def save(self, step: int, state: PyTree, progress: Progress) -> None:
+        """Write `state` and `progress` as `step`; the step before and the best stay.
 
         Raises:
-          NotSaved: no space, or the disk fails. Of several processes, some may wait for the others then: end them.
+          NotSaved: no space, or the disk fails. Of several processes, some may then wait for the
+            others: end them.
         """
         self._kept.best_step = progress.best_step
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(asdict(progress))
         )
         try:
-            if step in self._manager.all_steps():  # taken again after a damaged one
+            if step in self._manager.all_steps():  # repeated after a damaged one
                 self._manager.delete(step)
             self._manager.save(step, args=args, force=True)
             checksums.write(self.folder / str(step), jax.process_index(), jax.process_count())
         except (OSError, ValueError) as error:  # tensorstore has ValueErrors for a full disk
             self._forget(step)
             raise NotSaved(_first_line(error)) from error
-        processes.all_true(
-            True
-        )  # nobody goes on, and is killed, before all the checksums are there
+        # No process goes on, and is killed, before all the checksums are there.
+        processes.all_true(True)
 
-    def restore(self, target: Any, *, step: int | None = None) -> tuple[Any, Progress] | None:
-        """The state and progress of `step`, or of the newest step that is not damaged; None when there is none.
+    def restore(self, target: PyTree, *, step: int | None = None) -> tuple[Any, Progress] | None:
+        """The state and progress of `step`, or of the newest intact step; None if there is none.
 
         Args:
-          target: a tree of ShapeDtypeStructs with shardings, or of arrays; None = the progress alone, no state.
+          target: a tree of ShapeDtypeStructs with shardings, or of arrays; None = the progress
+            alone, no state.
           step: the step wanted; None = the newest.
 
         Raises:
@@ -131,8 +136,8 @@ class Checkpoints:
             )
         return None
 
-    def _try(self, step: int, target: Any) -> tuple[tuple[Any, Progress] | None, str]:
-        """What `step` holds, or None and what is wrong with it, alike on all processes."""
+    def _try(self, step: int, target: PyTree) -> tuple[tuple[Any, Progress] | None, str]:
+        """The contents of `step`, or None and the damage; the same on all processes."""
         reason = checksums.first_damage(
             self.folder / str(step), jax.process_index(), jax.process_count()
         )
@@ -147,7 +152,7 @@ class Checkpoints:
             return None, reason or "another process could not read it"
         return restored, ""
 
-    def _read(self, step: int, target: Any) -> tuple[Any, Progress]:
+    def _read(self, step: int, target: PyTree) -> tuple[Any, Progress]:
         wanted: dict[str, Any] = (
             {} if target is None else {"state": ocp.args.StandardRestore(target)}
         )
@@ -160,7 +165,7 @@ class Checkpoints:
         return state, Progress(**progress)
 
     def _move_aside(self, damaged: Sequence[int]) -> None:
-        """Renames damaged steps, so that the steps taken again do not count as older than them."""
+        """Rename damaged steps, so that the repeated steps do not count as older than them."""
         if not (self._writes and damaged):
             return
 
@@ -175,7 +180,7 @@ class Checkpoints:
         self._manager.reload()
 
     def _forget(self, step: int) -> None:
-        """Removes what a failed save of `step` left."""
+        """Remove the rest of a failed save of `step`."""
         self._remove_partial()
         shutil.rmtree(self.folder / str(step), ignore_errors=True)
         self._manager.reload()
@@ -186,16 +191,16 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def newest_step(self) -> int:
-        """The newest step; 0 when there is none."""
+        """The newest step; 0 if there is none."""
         return self._manager.latest_step() or 0
 
     def newest_progress(self) -> Progress | None:
-        """The progress of the newest step that is not damaged, without reading its arrays; None when there is none."""
+        """The progress of the newest intact step, without its arrays; None if there is none."""
         restored = self.restore(None)
         return None if restored is None else restored[1]
 
     def newest_arrays(self) -> Any:
-        """The newest state as host arrays in nested containers, without a target: for inspection."""
+        """The newest state as host arrays in nested containers, for inspection; needs no target."""
         step = self._manager.latest_step()
         folder: Any = self.folder / str(step) / "state"
         stored: Any = ocp.StandardCheckpointHandler().metadata(folder)
@@ -206,7 +211,7 @@ class Checkpoints:
         return restored.state
 
     def close(self) -> None:
-        """Ends the manager's threads."""
+        """End the manager's threads."""
         self._manager.close()
 
 

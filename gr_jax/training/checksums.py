@@ -1,4 +1,4 @@
-"""Checksums of the files of a folder, kept in it: a flipped bit in array data is read back by Orbax without a word.
+"""Checksums of the files of a folder, kept in it: Orbax reads a flipped bit in array data silently.
 
 Several processes share the work: process i of n writes, and later checks, every n-th file.
 """
@@ -16,7 +16,7 @@ _BLOCK = 1 << 22
 
 
 def write(folder: Path, index: int = 0, count: int = 1) -> None:
-    """Writes size and CRC-32 of share `index` of `count` of the files in `folder` to `checksums.<index>.json`."""
+    """Write size and CRC-32 of share `index` of `count` to `checksums.<index>.json`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(_PREFIX))
     sums = {
         str(file.relative_to(folder)): [file.stat().st_size, _crc(file)]
@@ -26,9 +26,9 @@ def write(folder: Path, index: int = 0, count: int = 1) -> None:
 
 
 def first_damage(folder: Path, index: int = 0, count: int = 1) -> str:
-    """What is wrong with the first damaged file of share `index` of `count`; "" where all are as they were written.
+    """Describe the first damaged file in share `index` of `count`; "" if all are intact.
 
-    A folder without checksums, as a kill between saving and `write` leaves, passes.
+    A folder without checksums, left by a kill between saving and `write`, passes.
     """
     sums = {}
     for path in sorted(folder.glob(f"{_PREFIX}*.json")):

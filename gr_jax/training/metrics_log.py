@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard when it is installed, the console."""
+"""The metrics of a run over time: metrics.jsonl, and TensorBoard if tensorboardX is installed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gr_jax.training import processes
 
 
 class MetricsLog:
-    """Appends one JSON object a line to metrics.jsonl, and to TensorBoard when tensorboardX is installed.
+    """Appends one JSON object a line to metrics.jsonl, and writes the same to TensorBoard.
 
-    Of several processes the first writes; the others' logs are silent.
+    Of several processes the first writes; the logs of the others are silent.
     """
 
     def __init__(self, workdir: Path, *, resume_step: int = 0):
@@ -34,7 +34,7 @@ class MetricsLog:
             )
 
     def _forget_after(self, step: int) -> None:
-        """Drops lines of steps that a resumed run takes again, and a last line cut short by a kill."""
+        """Drop lines of steps that a resumed run repeats, and a last line cut short by a kill."""
         if not self._path.exists():
             return
         kept = []
@@ -47,7 +47,7 @@ class MetricsLog:
         write_whole(self._path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, epoch: int, split: str, values: Mapping[str, float]) -> None:
-        """Logs `values` of `split` (train, valid, test) at `step`; without space on the disk a warning is all."""
+        """Log `values` of `split` (train, valid, test) at `step`; if the disk is full, warn."""
         if not processes.is_first():
             return
         line = {"step": step, "epoch": epoch, "split": split, "time": time.time(), **values}
@@ -68,36 +68,15 @@ class MetricsLog:
                 self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def last(self, split: str) -> dict[str, float]:
-        """The newest values of `split`; empty before the first, and where another process writes."""
+        """The newest values of `split`; empty before the first, and if another process writes."""
         if not processes.is_first() or not self._path.exists():
             return {}
         lines = [json.loads(line) for line in self._path.read_text().splitlines()]
-        found = [line for line in lines if line["split"] == split]
-        names = ("step", "epoch", "split", "time")
-        return (
-            {name: value for name, value in found[-1].items() if name not in names} if found else {}
-        )
+        newest = next((line for line in reversed(lines) if line["split"] == split), {})
+        about = ("step", "epoch", "split", "time")
+        return {name: value for name, value in newest.items() if name not in about}
 
     def close(self) -> None:
-        """Flushes TensorBoard."""
+        """Flush TensorBoard."""
         if self._tensorboard is not None:
             self._tensorboard.close()
-
-
-def say(text: str) -> None:
-    """One console line, at once; of several processes the first prints."""
-    if processes.is_first():
-        print(text, flush=True)
-
-
-def table(rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0,)) -> str:
-    """Text table with the first row as heading; the columns `left` are left-aligned, the others right-aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i in left else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

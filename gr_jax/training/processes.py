@@ -22,38 +22,23 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from gr_jax.cli import Flag
 from gr_jax.config import ConfigError
 
 T = typing.TypeVar("T")
 
-FLAGS: dict[str, Flag] = {
-    "coordinator": (
-        str,
-        "",
-        "HOST:PORT of process 0; auto = as SLURM or Open MPI says; left out = a single process",
-    ),
-    "processes": (int, 0, "processes of the job, with --coordinator=HOST:PORT"),
-    "process": (int, -1, "number of this one, from 0"),
-    "peer_timeout": (
-        int,
-        60,
-        "seconds after which a silent process counts as dead, and the others end",
-    ),
-}
-
-_WEEK = (
-    7 * 24 * 3600 * 1000
-)  # milliseconds; a process that waits longer is ended by the death of its peer, not by this
+# Milliseconds; the death of a peer ends a process that waits for it long before this.
+_WEEK = 7 * 24 * 3600 * 1000
 _numbers = itertools.count()
 
 
 def join(coordinator: str, processes: int, process: int, peer_timeout: int) -> None:
-    """Makes this process one of a job; before the first use of a device. Without a coordinator it stays alone.
+    """Make this process one of a job, before the first use of a device.
+
+    Without a coordinator it stays alone.
 
     Raises:
       ConfigError: the flags do not go together, or no cluster is found.
-      RuntimeError: of JAX, when the others do not come.
+      RuntimeError: of JAX, if the others do not come.
     """
     if not coordinator:
         if processes or process >= 0:
@@ -82,11 +67,12 @@ def join(coordinator: str, processes: int, process: int, peer_timeout: int) -> N
 
 
 @contextlib.contextmanager
-def ended_together() -> Iterator[None]:
-    """Inside the `with` block an error ends this process at once, and so, within `peer_timeout`, the others too.
+def exit_all_on_error() -> Iterator[None]:
+    """End this process at once on an error, and so, within `peer_timeout`, the others too.
 
-    Without it a process with an error waits for the others to end as well, while they wait for its part of a step.
-    A ValueError, such as a mistake of the user or a loss that is not finite, is found by all alike and ends as usual.
+    Without it a process with an error waits for the others to end, while they wait for its part of
+    a step. A ValueError, such as a mistake of the user or a loss that is not finite, is raised on
+    all processes alike and ends them as usual.
     """
     try:
         yield
@@ -98,8 +84,8 @@ def ended_together() -> Iterator[None]:
         what = str(error).strip().splitlines()[:1] or [type(error).__name__]
         print(
             f"error: process {jax.process_index()} of {jax.process_count()} ends: {what[0]}\n"
-            "If another process ended before, its log tells why. The same command on all hosts goes on from the last"
-            " checkpoint.",
+            "If another process ended before, its log says why. The same command on all hosts goes"
+            " on from the last checkpoint.",
             file=sys.stderr,
         )
         sys.stdout.flush()
@@ -108,10 +94,10 @@ def ended_together() -> Iterator[None]:
 
 
 def connect(mesh: Mesh) -> None:
-    """Opens the connections between the devices of `mesh`, while all processes are there to do so.
+    """Open the connections between the devices of `mesh`, while all processes are there to do so.
 
-    They are opened at the first use, and a process that comes half a minute later then, because it was still preparing
-    data or compiling, would find the others gone. Once open they wait.
+    JAX opens them at the first use. A process that arrives half a minute after the others, because
+    it was still preparing data or compiling, would find them gone. Once open, connections wait.
     """
     if jax.process_count() == 1:
         return
@@ -126,14 +112,15 @@ def connect(mesh: Mesh) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process writes what only one may write."""
+    """True on the process that writes and prints for all."""
     return jax.process_index() == 0
 
 
 def first_then_others(action: Callable[[], T]) -> T:
-    """What `action()` returns, which the first process does before the others; its error is raised on all.
+    """The result of `action()`, which the first process runs before the others do.
 
-    The others wait without a timeout and without using a device: the action may take hours.
+    The others wait without a timeout and without using a device: the action may take hours. An
+    error of the first is raised on all.
     """
     if jax.process_count() == 1:
         return action()
@@ -153,46 +140,50 @@ def first_then_others(action: Callable[[], T]) -> T:
     return action()
 
 
+def on_first(action: Callable[[], T]) -> T | None:
+    """The result of `action()` on the first process, None on the others, which wait for it.
+
+    Its error is raised on all.
+    """
+    return first_then_others(lambda: action() if is_first() else None)
+
+
 def all_true(value: bool) -> bool:
-    """Whether `value` is true on every process."""
+    """True on every process if `value` is true on all."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.process_allgather(np.int32(value)).all())
 
 
-def of_first(value: float) -> float:
+def broadcast_from_first(value: float) -> float:
     """The `value` of the first process, to the last bit."""
     if jax.process_count() == 1:
         return value
     words = np.frombuffer(np.float64(value).tobytes(), np.uint32)  # devices have no float64
-    return float(
-        np.frombuffer(
-            np.asarray(multihost_utils.process_allgather(words))[0].tobytes(), np.float64
-        )[0]
-    )
+    of_first = np.asarray(multihost_utils.process_allgather(words))[0]
+    return float(np.frombuffer(of_first.tobytes(), np.float64)[0])
 
 
-def greatest_everywhere(mesh: Mesh) -> Callable[[int], Array | int]:
-    """`greatest(number)`: the greatest of the numbers that all processes call it with; not waited for."""
+def max_over_processes(mesh: Mesh) -> Callable[[int], Array | int]:
+    """`largest(number)`: the maximum of the numbers that the processes pass; not waited for."""
     if jax.process_count() == 1:
         return int
     placement = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    greatest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
     count = jax.local_device_count()
-    return lambda number: greatest(
+    return lambda number: largest(
         jax.make_array_from_process_local_data(placement, np.full(count, number, np.int32))
     )
 
 
 def check_same(name: str, text: str) -> None:
-    """Raises a ConfigError on all processes unless all have the same `text`."""
+    """Check that all processes have the same `text`; else raise a ConfigError on all of them."""
     if jax.process_count() == 1:
         return
-    digests = np.asarray(
-        multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
-    ).reshape(-1)
+    digest = np.uint32(zlib.crc32(text.encode()))
+    digests = np.asarray(multihost_utils.process_allgather(digest)).reshape(-1)
     if (digests != digests[0]).any():
-        others = np.flatnonzero(digests != digests[0]).tolist()
+        other = np.flatnonzero(digests != digests[0])[0]
         raise ConfigError(
-            f"{name} of process {others[0]} is not that of process 0: start all with the same command"
+            f"{name} of process {other} is not that of process 0: start all with the same command"
         )

@@ -1,7 +1,8 @@
-"""A run: config, data, mesh and model put together; what train and evaluate share."""
+"""A run: config, data, mesh and model put together, for training and for users of its result."""
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,28 +12,17 @@ import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from gr_jax.config import Config, ConfigError, DataConfig, files
+from gr_jax.config import Config, ConfigError, DataConfig, MeshConfig, files
 from gr_jax.data.batches.tokenizer import TokenScheme, token_scheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.log.preparation import prepare
 from gr_jax.models.recommender import functional
-from gr_jax.training import dataset_identity, processes, sharding, state
-from gr_jax.training.host_memory import keep_freed_memory
+from gr_jax.training import processes, sharding, state
+from gr_jax.training.checkpoint import Checkpoints
 from gr_jax.training.optimizer import Optimizer, make_optimizer
 from gr_jax.training.tables import admission
 from gr_jax.training.tables.rowwise import cast_tables
-
-# Fields that may differ on resuming: they change how long, where or how loudly a run goes, not what it learns.
-FREE_ON_RESUME = (
-    "train.epochs",
-    "train.steps",
-    "train.log_every",
-    "train.patience",
-    "train.checkpoint_every",
-    "mesh",
-    "data.path",
-    "data.prepared",
-)
+from gr_jax.training.workdir import check_dataset
 
 
 @dataclass(frozen=True)
@@ -42,75 +32,142 @@ class Run:
     config: Config
     workdir: Path
     dataset: Dataset
-    scheme: TokenScheme  # how histories become tokens
+    scheme: TokenScheme  # how events become tokens
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef  # structure of the model
     init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
     optimizer: Optimizer
-    # Rows of a training batch are a multiple of this: the `data` axis of the mesh that the run began on.
+    # Rows of a training batch are a multiple of this: the `data` axis of the mesh that the run
+    # began on.
     device_multiple: int
-    # rows of the items before the first step; None: row = item id
+    # Entries of the items before the first step; None: entry = item id.
     vocabulary: admission.Vocabulary | None = None
 
     def planned_state(self) -> state.TrainState:
-        """Shapes, dtypes and shardings of the state: the target that a checkpoint is restored against."""
-        rules = self.config.mesh.rules
+        """Shapes, dtypes and shardings of the state: the target of restoring a checkpoint."""
         return state.planned(
             self.init_params,
             self.optimizer.init,
             mesh=self.mesh,
-            rules=rules,
+            rules=self.config.mesh.rules,
             vocabulary=self.vocabulary,
         )
 
     def fresh_state(self) -> tuple[state.TrainState, state.TrainState]:
         """The state at step 0, sharded, and its shardings."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
-        rules = self.config.mesh.rules
         return state.create(
             self.init_params,
             self.optimizer.init,
-            key,
+            jax.random.fold_in(jax.random.key(self.config.seed), 0),
             mesh=self.mesh,
-            rules=rules,
+            rules=self.config.mesh.rules,
             vocabulary=self.vocabulary,
         )
 
 
 def open_run(config: Config, workdir: Path) -> Run:
-    """Prepares the data (or finds it prepared), makes the mesh and describes the model.
+    """Prepare the data, or find them prepared, make the mesh and describe the model.
 
-    Of several processes the first prepares before the others, which find its dataset where they share a disk.
+    Of several processes the first prepares before the others, which find its dataset where they
+    share a disk.
     """
     keep_freed_memory()
+
+    # Data.
     dataset = processes.first_then_others(
         lambda: prepare(config.data, progress=processes.is_first())
     )
-    processes.check_same(
-        "the config", repr(dataclasses.replace(config, data=_without_paths(config.data)))
-    )
-    processes.check_same(
-        "the dataset", str([dataset.num_users, dataset.num_items, dataset.num_events])
-    )
+    here = dataclasses.replace(config, data=_without_paths(config.data))
+    counts = [dataset.num_users, dataset.num_items, dataset.num_events]
+    processes.check_same("the config", repr(here))
+    processes.check_same("the dataset", str(counts))
     scheme = token_scheme(config, dataset)
+
+    # Mesh.
     mesh = sharding.make_mesh(config.mesh)
     processes.connect(mesh)
+
+    # Model.
     graphdef, init_params = functional(config.model, **model_sizes(config, dataset, scheme))
-    fresh = lambda key: cast_tables(init_params(key), config.optimizer.table_dtype)
-    optimizer = make_optimizer(config.optimizer)
-    rows = admission.initial(config, dataset)
     return Run(
-        config, workdir, dataset, scheme, mesh, graphdef, fresh, optimizer, mesh.shape["data"], rows
+        config,
+        workdir,
+        dataset,
+        scheme,
+        mesh,
+        graphdef,
+        init_params=lambda key: cast_tables(init_params(key), config.optimizer.table_dtype),
+        optimizer=make_optimizer(config.optimizer),
+        device_multiple=mesh.shape["data"],
+        vocabulary=admission.initial(config, dataset),
     )
+
+
+def open_trained(
+    workdir: Path, *, prepared: str = "", one_device: bool = False
+) -> tuple[Run, dict]:
+    """The run in a workdir and the parameters of its best checkpoint, all of them in float32.
+
+    Their item table has an entry for each item of the catalogue, whatever the vocabulary of the
+    run. With fewer devices than the run was trained on, those that there are share the work.
+
+    Args:
+      workdir: folder of a run with at least one validation.
+      prepared: folder of the prepared dataset, if it is not where the run had it.
+      one_device: use one device, whatever the mesh of the run was.
+
+    Raises:
+      ConfigError: the folder holds no run, or no validated checkpoint, or what it holds is damaged
+        or does not belong together.
+    """
+    config = _config_here(workdir, prepared=prepared, one_device=one_device)
+    no_checkpoint = ConfigError(
+        f"{workdir} has no validated checkpoint yet: train at least until the first validation"
+    )
+    if not (workdir / "checkpoints").is_dir():  # Orbax would make the folder
+        raise no_checkpoint
+    run = open_run(config, workdir)
+    check_dataset(workdir, run.dataset)
+
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        progress = checkpoints.newest_progress()
+        if progress is None or not progress.best_step:
+            raise no_checkpoint
+        best = checkpoints.restore(run.planned_state(), step=progress.best_step)
+        assert best is not None
+        params = admission.catalogue_maker(run.mesh)(best[0])
+        return run, cast_tables(params, "float32")
+    finally:
+        checkpoints.close()
+
+
+def _config_here(workdir: Path, *, prepared: str, one_device: bool) -> Config:
+    """The config of a workdir, with the dataset and the devices that there are here."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ConfigError(
+            f"{workdir} holds no run (no config.json): train one with"
+            f" python -m gr_jax.train --workdir={workdir}"
+        )
+    config = files.read(path)
+    data, mesh = config.data, config.mesh
+    if prepared:
+        data = dataclasses.replace(data, prepared=prepared)
+    if one_device:
+        mesh = MeshConfig(data=1, rules=mesh.rules)
+    elif max(1, mesh.data) * mesh.model > jax.device_count():
+        mesh = MeshConfig(rules=mesh.rules)
+    return dataclasses.replace(config, data=data, mesh=mesh)
 
 
 def _without_paths(config: DataConfig) -> DataConfig:
-    """Without what may differ between machines."""
+    """Without the fields that may differ between machines."""
     return dataclasses.replace(config, path="", prepared="")
 
 
 def model_sizes(config: Config, dataset: Dataset, scheme: TokenScheme) -> dict[str, int]:
-    """What the data decide of the model: arguments of `functional`."""
+    """The sizes of the model that follow from the data: arguments of `functional`."""
     return {
         "num_items": config.vocabulary.table_ids(dataset.num_items),
         "max_length": scheme.max_tokens(config.data.max_length),
@@ -120,75 +177,23 @@ def model_sizes(config: Config, dataset: Dataset, scheme: TokenScheme) -> dict[s
     }
 
 
-def check_workdir(config: Config, workdir: Path) -> None:
-    """Looks whether `workdir` may become, or is, the home of `config`; of several processes the first looks.
+# glibc's numbers of the settings of malloc (malloc.h).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
-    Raises:
-      ConfigError: the folder holds a run with another config (names the first field that differs) or checkpoints of
-        an unknown one. A run that has logged nothing yet may be replaced.
+
+def keep_freed_memory() -> None:
+    """Make glibc's malloc keep freed blocks, if called before the first JAX computation.
+
+    XLA's CPU backend allocates the temporaries of a step as one block and frees it at the end. By
+    default glibc returns such a block to the kernel, and a third of the next step goes into page
+    faults: measured on 2 cores, a training step of ML-1M base takes 1.3 times as long with the
+    default, HSTU-large 1.6 times (`experiments/speed/train_speed.py --default-malloc`). One arena,
+    because further ones cannot hold blocks above 64 MiB.
     """
-    processes.first_then_others(lambda: _check(config, workdir) if processes.is_first() else None)
-
-
-def _check(config: Config, workdir: Path) -> None:
-    path = workdir / "config.json"
-    if path.exists() and has_begun(workdir):
-        before, now = flatten(files.to_dict(files.read(path))), flatten(files.to_dict(config))
-        for name, value in now.items():
-            if before[name] != value and not name.startswith(FREE_ON_RESUME):
-                raise ConfigError(
-                    f"{workdir} holds a run with config.{name}={before[name]!r}, not {value!r}:"
-                    " choose another --workdir"
-                )
-    elif has_checkpoints(workdir):
-        raise ConfigError(
-            f"{workdir} holds checkpoints but no config.json, so what they belong to is not known: put the config.json"
-            " back, or choose another --workdir"
-        )
-
-
-def has_checkpoints(workdir: Path) -> bool:
-    """Whether a run there has saved something."""
-    checkpoints = workdir / "checkpoints"
-    return checkpoints.is_dir() and any(checkpoints.iterdir())
-
-
-def has_begun(workdir: Path) -> bool:
-    """Whether a run there has logged or saved something; else another one may take its place."""
-    return has_checkpoints(workdir) or (workdir / "metrics.jsonl").exists()
-
-
-def claim_workdir(run: Run) -> None:
-    """Makes the workdir of `run` its home, once it is known that the run can begin: config.json and dataset.json.
-
-    Raises:
-      ConfigError: the run there was trained on another log, or the processes do not share the folder.
-    """
-    if has_begun(run.workdir):
-        dataset_identity.check(run.workdir, run.dataset)
-    processes.first_then_others(lambda: _claim(run) if processes.is_first() else None)
-    if jax.process_count() > 1 and not processes.all_true((run.workdir / "config.json").exists()):
-        raise ConfigError(
-            f"{run.workdir}: not seen by all processes; choose a --workdir on a disk that they share"
-        )
-
-
-def _claim(run: Run) -> None:
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    files.save(run.config, run.workdir / "config.json")
-    if not (
-        has_begun(run.workdir) and (run.workdir / dataset_identity.FILE).exists()
-    ):  # else it was just compared
-        dataset_identity.remember(run.workdir, run.dataset)
-
-
-def flatten(values: dict, prefix: str = "") -> dict:
-    """Nested dicts as one dict with dotted names."""
-    flat = {}
-    for name, value in values.items():
-        flat |= (
-            flatten(value, f"{prefix}{name}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{name}": value}
-        )
-    return flat
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+    mallopt(_ARENA_MAX, 1)
+    mallopt(_MMAP_THRESHOLD, 2**30)
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,43 +1,63 @@
-"""How fast a run is: users, tokens and FLOPs a second, and the share of the machine's peak that this is."""
+"""The speed of a run: users, tokens and FLOPs a second, and their share of the machine's peak."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
 from gr_jax import hardware
+from gr_jax.config import Config
+from gr_jax.models.flops import train_flops
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """An average batch: what is in it, and what a step on it computes."""
+
+    users: float  # sequences or impressions
+    tokens: float  # real tokens
+    fill: float  # real tokens per token computed
+    flops: float  # of the model's mathematics, forward and backward
+
+    @staticmethod
+    def mean(
+        config: Config, lengths: Int[np.ndarray, " B"], *, steps: int, fill: float, num_items: int
+    ) -> StepCost:
+        """The mean over `steps` batches that together hold sequences of these lengths."""
+        return StepCost(
+            users=len(lengths) / steps,
+            tokens=float(lengths.sum()) / steps,
+            fill=fill,
+            flops=train_flops(config, lengths, num_items=num_items) / steps,
+        )
 
 
 def peak_flops(compute_dtype: str) -> float:
-    """Peak FLOP/s of all devices in a dtype: of the data sheet where known, else of a matrix product, measured now."""
+    """Peak FLOP/s of all devices in a dtype, by data sheet or by a matrix product measured now."""
     peak = hardware.peak_of(jax.devices()[0].device_kind, compute_dtype)
     # Virtual CPU devices share the same cores: one device's measure is the machine's.
     return hardware.measured_flops() if peak is None else peak * jax.device_count()
 
 
 class SpeedMeter:
-    """Mean loss and speed between two reports; compilation, validation and saving are not counted."""
+    """Mean loss and speed between two reports, without compilation, validation and saving."""
 
-    def __init__(
-        self,
-        *,
-        users_per_step: float,
-        tokens_per_step: float,
-        flops_per_step: float,
-        compute_dtype: str,
-    ):
-        self._users, self._tokens, self._flops = users_per_step, tokens_per_step, flops_per_step
+    def __init__(self, cost: StepCost, compute_dtype: str):
+        self._cost = cost
         self._peak = peak_flops(compute_dtype)
         self._compiled = False
-        self._start_anew()
+        self._restart()
 
-    def _start_anew(self) -> None:
+    def _restart(self) -> None:
         self._losses: list[float] = []
         self._steps, self._seconds, self._resumed = 0, 0.0, time.perf_counter()
 
     def add(self, losses: list[float]) -> None:
-        """Counts steps whose losses have arrived."""
+        """Count steps whose losses have arrived."""
         self._losses += losses
         self._steps += len(losses)
         if losses and not self._compiled:
@@ -46,28 +66,31 @@ class SpeedMeter:
 
     @property
     def has_news(self) -> bool:
-        """Whether a loss has arrived since the last report."""
+        """True if a loss has arrived since the last report."""
         return bool(self._losses)
 
     def pause(self) -> None:
-        """Stops the clock."""
+        """Stop the clock."""
         self._seconds += time.perf_counter() - self._resumed
 
     def resume(self) -> None:
-        """Starts the clock again."""
+        """Start the clock again."""
         self._resumed = time.perf_counter()
 
     def report(self) -> dict[str, float]:
-        """Since the last report: `loss`, and if a step was timed its `step_ms`, users and tokens per second, `mfu`."""
+        """`loss` and, if a step was timed, its `step_ms`, users and tokens a second, and `mfu`.
+
+        All are means since the last report; `mfu` is the share of the peak FLOP/s.
+        """
         self.pause()
         values = {"loss": sum(self._losses) / len(self._losses)}
         if self._steps:
             step_seconds = self._seconds / self._steps
             values |= {
                 "step_ms": 1000 * step_seconds,
-                "users_per_second": self._users / step_seconds,
-                "tokens_per_second": self._tokens / step_seconds,
-                "mfu": self._flops / step_seconds / self._peak,
+                "users_per_second": self._cost.users / step_seconds,
+                "tokens_per_second": self._cost.tokens / step_seconds,
+                "mfu": self._cost.flops / step_seconds / self._peak,
             }
-        self._start_anew()
+        self._restart()
         return values

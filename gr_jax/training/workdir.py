@@ -1,45 +1,196 @@
-"""One training at a time in a workdir: a second one would remove the checkpoints that the first is writing."""
+"""The rules of a workdir: one training at a time, one config and one dataset in its life.
+
+A second training at the same time would remove the checkpoints that the first is writing. The ids
+in a checkpoint mean the same items only with the same dataset.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
-from gr_jax.config import ConfigError
+import filelock
+import jax
+
+from gr_jax.config import Config, ConfigError, files
+from gr_jax.data.dataset import Dataset
+from gr_jax.files import write_whole
 from gr_jax.training import processes
+
+DATASET_FILE = "dataset.json"
+
+# Fields that may differ on resuming: they change how long, where or how loudly a run goes, not what
+# it learns.
+FREE_ON_RESUME = (
+    "train.epochs",
+    "train.steps",
+    "train.log_every",
+    "train.patience",
+    "train.checkpoint_every",
+    "mesh",
+    "data.path",
+    "data.prepared",
+)
 
 
 @contextlib.contextmanager
 def only_training(workdir: Path) -> Iterator[None]:
-    """Inside the `with` block no other training enters one for `workdir`, which is made when it is not there.
+    """Keep other trainings out of `workdir`, which is made if it is not there.
 
-    Of several processes the first holds the lock. The kernel releases it however that process ends. What only reads a
-    workdir does not ask for it.
+    Of several processes the first holds the lock. The kernel releases it however that process ends.
+    Readers of a workdir do not take it.
 
     Raises:
-      ConfigError: another training is in its block.
+      ConfigError: another training is inside.
     """
-    file = processes.first_then_others(lambda: _lock(workdir) if processes.is_first() else None)
+    lock = processes.on_first(lambda: _lock(workdir))
     try:
         yield
     finally:
-        if file is not None:
-            file.close()
+        if lock is not None:
+            lock.release()
 
 
-def _lock(workdir: Path) -> TextIO:
+def _lock(workdir: Path) -> filelock.BaseFileLock:
     workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / ".lock").open("a")
+    path = workdir / ".lock"
+    path.touch()
+    # Without the fallback, whose lock would outlive a killed process.
+    lock = filelock.FileLock(path, fallback_to_soft=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
         raise ConfigError(
             f"{workdir}: another training runs there; wait for its end, or choose another --workdir"
         ) from None
     except OSError:  # a file system without locks
         pass
-    return file
+    return lock
+
+
+def check_config(workdir: Path, config: Config) -> None:
+    """Check that `workdir` may become, or is, the home of `config`; the first process looks.
+
+    Raises:
+      ConfigError: the folder holds a run with another config (names the first field that differs)
+        or checkpoints of an unknown one. A run that has logged nothing yet may be replaced.
+    """
+    processes.on_first(lambda: _check_config(workdir, config))
+
+
+def _check_config(workdir: Path, config: Config) -> None:
+    path = workdir / "config.json"
+    if path.exists() and has_begun(workdir):
+        before, now = (flatten(files.to_dict(c)) for c in (files.read(path), config))
+        for name, value in now.items():
+            if before[name] != value and not name.startswith(FREE_ON_RESUME):
+                raise ConfigError(
+                    f"{workdir} holds a run with config.{name}={before[name]!r}, not {value!r}:"
+                    " choose another --workdir"
+                )
+    elif has_checkpoints(workdir):
+        raise ConfigError(
+            f"{workdir} holds checkpoints but no config.json, so it is not known what they belong"
+            " to: put the config.json back, or choose another --workdir"
+        )
+
+
+def flatten(values: dict, prefix: str = "") -> dict:
+    """Nested dicts as one dict with dotted names.
+
+    >>> flatten({"seed": 0, "model": {"width": 64}})
+    {'seed': 0, 'model.width': 64}
+    """
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """True if a run there has saved something."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+
+def has_begun(workdir: Path) -> bool:
+    """True if a run there has logged or saved something; else another one may take its place."""
+    return has_checkpoints(workdir) or (workdir / "metrics.jsonl").exists()
+
+
+def claim(workdir: Path, config: Config, dataset: Dataset) -> None:
+    """Write config.json and dataset.json, once it is known that the run can begin.
+
+    Raises:
+      ConfigError: the run there was trained on another log, or the processes do not share the
+        folder.
+    """
+    if has_begun(workdir):
+        check_dataset(workdir, dataset)
+    processes.on_first(lambda: _claim(workdir, config, dataset))
+    if jax.process_count() > 1 and not processes.all_true((workdir / "config.json").exists()):
+        raise ConfigError(
+            f"{workdir}: not seen by all processes; choose a --workdir on a disk that they share"
+        )
+
+
+def _claim(workdir: Path, config: Config, dataset: Dataset) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.save(config, workdir / "config.json")
+    path = workdir / DATASET_FILE
+    if not (has_begun(workdir) and path.exists()):  # else it was just compared
+        write_whole(path, json.dumps(identity(dataset), indent=2) + "\n")
+
+
+def identity(dataset: Dataset) -> dict[str, int | str]:
+    """Counts, and a SHA-256 of the meaning of the ids of items and feature values.
+
+    Where the dataset lies does not matter.
+    """
+    digest = hashlib.sha256()
+    for table, names in (
+        (dataset.catalogue.items, ("raw",)),
+        (dataset.catalogue.features, ("feature", "value")),
+    ):
+        for part in table.select(names).iter_slices(1 << 17):
+            text = "".join(f"{name}\n" for column in names for name in part[column])
+            digest.update(text.encode())
+    counts = {name: getattr(dataset, name) for name in ("num_users", "num_items", "num_events")}
+    return counts | {"ids": digest.hexdigest()}
+
+
+def check_dataset(workdir: Path, dataset: Dataset) -> None:
+    """Check that the run in `workdir` was trained on `dataset`, if its dataset.json is there.
+
+    Raises:
+      ConfigError: it was trained on another one, or dataset.json is damaged.
+    """
+    path = workdir / DATASET_FILE
+    if not path.exists():
+        return
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f"{path}: damaged; delete it if you know that the log has not changed"
+        ) from None
+
+    for name, now in identity(dataset).items():
+        then = before.get(name)
+        if then == now:
+            continue
+        what, was = "items or feature values have other ids", " on others"
+        if isinstance(now, int):
+            what = f"{name} is {now:,}"
+        if isinstance(then, int):
+            was = f" with {then:,}"
+        raise ConfigError(
+            f"{dataset.folder}: {what}, the run in {workdir} was trained{was}: the log has"
+            " changed; put the old one back, or train in another --workdir"
+        )

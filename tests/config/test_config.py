@@ -1,4 +1,4 @@
-"""Configs: rules, files, overrides, round trips; every shipped config file loads and documents itself."""
+"""Configs: rules, files, overrides, round trips; the shipped files load and say how to run them."""
 
 import ast
 import dataclasses
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gr_jax import config
 from gr_jax.config import (
     Config,
     ConfigError,
@@ -27,9 +28,13 @@ from gr_jax.config.overrides import comments, leaves, override_all
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
-    "amazon": ["books", "books-large", "beauty"],
+    "amazon": [
+        *("books", "books-large", "books-sasrec"),
+        *("beauty", "beauty-sasrec", "beauty-transformer"),
+        "trillion",
+    ],
     "kuairand": ["base", "ranking"],
-    "ml_1m": ["base", "large", "sasrec", "transformer", "ranking", "ranking-dlrm"],
+    "ml_1m": ["base", "large", "swiglu", "sasrec", "transformer", "ranking", "ranking-dlrm"],
     "ml_20m": ["base", "large", "sasrec"],
     "synthetic": ["base", "ranking", "ranking-dlrm"],
 }
@@ -52,7 +57,7 @@ def one_line(function, *args) -> str:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "expected"),
     [
         (lambda: DataConfig(source="ml-2m"), "config.data.source='ml-2m': must be one of"),
         (
@@ -96,8 +101,8 @@ def one_line(function, *args) -> str:
         ),
     ],
 )
-def test_a_broken_rule_names_the_field_its_value_and_the_rule(make, told):
-    assert told in one_line(make)
+def test_a_broken_rule_names_the_field_its_value_and_the_rule(make, expected):
+    assert expected in one_line(make)
 
 
 RANKING: dict[str, Any] = {"ranking": RankingConfig(tasks=("rating",))}
@@ -106,23 +111,27 @@ STREAM: dict[str, Any] = {"mode": "streaming"}
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "expected"),
     [
         (
             {"data": DataConfig(stochastic_length_alpha=1.7), "train": TrainConfig(**STREAM)},
-            "config.data.stochastic_length_alpha=1.7: must be 2 (off) with train.mode=streaming; it cuts epochs",
+            "config.data.stochastic_length_alpha=1.7: must be 2 (off)"
+            " with train.mode=streaming; it cuts epochs",
         ),
         (
             {"data": DataConfig(stochastic_length_alpha=1.7), **DLRM},
-            "config.data.stochastic_length_alpha=1.7: must be 2 (off) with model.kind=dlrm; it cuts epochs",
+            "config.data.stochastic_length_alpha=1.7: must be 2 (off)"
+            " with model.kind=dlrm; it cuts epochs",
         ),
         (
             {"train": TrainConfig(**STREAM, sampling_rate=8.0), **DLRM},
-            "config.train.sampling_rate=8.0: must be 0.0, its default, with model.kind=dlrm, which streams events",
+            "config.train.sampling_rate=8.0: must be 0.0, its default,"
+            " with model.kind=dlrm, which streams events",
         ),
         (
             {"train": TrainConfig(**STREAM, session_gap=60), **DLRM},
-            "config.train.session_gap=60: must be 3600, its default, with model.kind=dlrm, which streams events",
+            "config.train.session_gap=60: must be 3600, its default,"
+            " with model.kind=dlrm, which streams events",
         ),
         (
             {"evaluate": EvaluateConfig(valid_users=5)},
@@ -130,11 +139,11 @@ STREAM: dict[str, Any] = {"mode": "streaming"}
         ),
     ],
 )
-def test_what_a_ranking_run_would_ignore_is_told(fields, told):
-    assert told in one_line(lambda: Config(**RANKING, **fields))
+def test_a_setting_that_a_ranking_run_would_ignore_is_an_error(fields, expected):
+    assert expected in one_line(lambda: Config(**RANKING, **fields))
 
 
-def test_what_a_ranking_run_uses_is_taken():
+def test_a_setting_that_a_ranking_run_uses_is_accepted():
     scheme = TrainConfig(**STREAM, session_gap=60, sampling_rate=8.0)
     assert Config(**RANKING, train=scheme).train == scheme
     assert Config(**RANKING, **DLRM, train=TrainConfig(**STREAM)).train.mode == "streaming"
@@ -145,7 +154,7 @@ def test_what_a_ranking_run_uses_is_taken():
     assert Config(evaluate=EvaluateConfig(valid_users=5)).evaluate.valid_users == 5
 
 
-def test_an_int_will_do_for_a_float():
+def test_an_int_passes_for_a_float():
     assert ModelConfig(dropout=0).dropout == 0
 
 
@@ -155,21 +164,26 @@ def test_configs_are_hashable_and_equal_by_value():
 
 
 def test_every_field_of_every_group_has_a_comment():
-    source = Path(inspect.getsourcefile(Config) or "").read_text()
+    source = "".join(
+        inspect.getsource(group)
+        for group in vars(config).values()
+        if dataclasses.is_dataclass(group)
+    )
     lines = source.splitlines()
-    classes = [
-        c
-        for c in ast.parse(source).body
-        if isinstance(c, ast.ClassDef) and c.name.endswith("Config")
+    fields = [
+        (group.name, field)
+        for group in ast.parse(source).body
+        if isinstance(group, ast.ClassDef)
+        for field in group.body
+        if isinstance(field, ast.AnnAssign)
     ]
-    fields = [(c.name, f) for c in classes for f in c.body if isinstance(f, ast.AnnAssign)]
     bare = [
-        f"{name}.{ast.unparse(f.target)}"
-        for name, f in fields
-        if not re.search(r"  # \S", lines[f.lineno - 1])
-        and not lines[f.lineno - 2].startswith("    # ")
+        f"{name}.{ast.unparse(field.target)}"
+        for name, field in fields
+        if not re.search(r"  # \S", lines[field.lineno - 1])
+        and not lines[field.lineno - 2].startswith("    # ")
     ]
-    assert len(classes) == 11 and len(fields) > 60
+    assert len({name for name, _ in fields}) == 11 and len(fields) > 60
     assert not bare
 
 
@@ -219,7 +233,7 @@ def test_fields_of_two_groups_that_have_to_fit_can_be_set_together():
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "told"),
+    ("key", "text", "expected"),
     [
         ("model.widht", "3", "config.model has no field 'widht'; did you mean config.model.width?"),
         (
@@ -247,8 +261,8 @@ def test_fields_of_two_groups_that_have_to_fit_can_be_set_together():
         ("", "3", "config has no field ''"),
     ],
 )
-def test_a_wrong_override_is_one_line_that_names_the_field(key, text, told):
-    assert told in one_line(override_all, Config(), {key: text})
+def test_a_wrong_override_is_one_line_that_names_the_field(key, text, expected):
+    assert expected in one_line(override_all, Config(), {key: text})
 
 
 # Files
@@ -263,14 +277,14 @@ def test_a_file_gives_its_default_or_a_named_variant(tmp_path):
     assert files.load(f"{spec}:5").seed == 5
 
 
-def test_a_file_edited_at_once_is_read_anew(tmp_path):
+def test_a_file_edited_within_the_same_second_is_read_again(tmp_path):
     for seed in (3, 4, 5):
         text = f"from gr_jax.config import Config\ndef get_config(): return Config(seed={seed})\n"
         assert files.load(write(tmp_path, text)).seed == seed
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("import gr_jax.nothing\n", "mine.py:1: ModuleNotFoundError"),
         ("x = 1\nx ==\n", "mine.py:2: SyntaxError: invalid syntax"),
@@ -287,8 +301,8 @@ def test_a_file_edited_at_once_is_read_anew(tmp_path):
         ("def get_config(): return {}\n", "returned dict, not a Config"),
     ],
 )
-def test_a_file_that_fails_is_one_line_with_file_and_line(tmp_path, text, told):
-    assert told in one_line(files.load, write(tmp_path, text))
+def test_a_file_that_fails_is_one_line_with_file_and_line(tmp_path, text, expected):
+    assert expected in one_line(files.load, write(tmp_path, text))
 
 
 def test_a_missing_file_suggests_the_nearest(tmp_path):
@@ -320,10 +334,23 @@ def test_every_variant_loads_and_is_named_in_the_docstring(spec):
     assert f"{path.name}:{variant}" in path.read_text() or loaded == default
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_flags_that_a_docstring_suggests_can_be_added_to_each_of_its_variants(name):
+    path = ROOT / "configs" / f"{name}.py"
+    doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+    lines = [line for line in doc.splitlines() if line.strip().startswith("add --config.")]
+    assert len(lines) == doc.count("add --config."), "one a line, at its beginning"
+    for line in lines:
+        changes = dict(re.findall(r"--config\.([\w.]+)=(\S+)", line))
+        for variant in VARIANTS[name]:
+            override_all(files.load(f"{path}:{variant}"), changes)
+
+
 def test_an_unknown_variant_names_the_known_ones():
     for name, variants in VARIANTS.items():
-        told = one_line(files.load, f"{ROOT / 'configs' / name}.py:{variants[1][:-1]}")
-        assert all(v in told for v in variants) and f"did you mean {variants[1]!r}?" in told
+        message = one_line(files.load, f"{ROOT / 'configs' / name}.py:{variants[1][:-1]}")
+        assert all(v in message for v in variants)
+        assert f"did you mean {variants[1]!r}?" in message
 
 
 def test_the_books_config_is_the_papers():
@@ -351,14 +378,14 @@ def test_the_books_config_is_the_papers():
 
 
 def test_a_saved_config_reads_back_equal(tmp_path):
-    config = Config(seed=3, train=TrainConfig(steps=5), mesh=MeshConfig(model=2))
-    files.save(config, tmp_path / "config.json")
-    assert files.read(tmp_path / "config.json") == config
+    saved = Config(seed=3, train=TrainConfig(steps=5), mesh=MeshConfig(model=2))
+    files.save(saved, tmp_path / "config.json")
+    assert files.read(tmp_path / "config.json") == saved
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("{", "config.json:1: not JSON"),
         ("[]", "config: expected a group of fields"),
@@ -366,7 +393,7 @@ def test_a_saved_config_reads_back_equal(tmp_path):
         ('{"model": {"width": "3"}}', "config.model.width: expected int, got '3'"),
     ],
 )
-def test_a_damaged_saved_config_names_the_file_and_the_field(tmp_path, text, told):
+def test_a_damaged_saved_config_names_the_file_and_the_field(tmp_path, text, expected):
     (tmp_path / "config.json").write_text(text)
     message = one_line(files.read, tmp_path / "config.json")
-    assert told in message and "config.json" in message
+    assert expected in message and "config.json" in message

@@ -168,7 +168,8 @@ def test_columns_and_meta_say_what_is_in_the_log(tmp_path):
 
 
 def test_actions_and_skipped_rows_are_kept(tmp_path):
-    names = "user_id,video_id,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view"
+    names = "user_id,video_id,time_ms,is_click,is_like,is_follow,is_comment,is_forward"
+    names += ",is_hate,long_view"
     rows = "1,5,1650600000000,1,0,0,0,0,0,1\n1,5,x,1,0,0,0,0,0,1\n1,6,1650500000000,0,1,0,0,0,0,0\n"
     (tmp_path / "log_standard_1.csv").write_text(f"{names}\n{rows}")
     config = DataConfig(

@@ -1,4 +1,4 @@
-"""Hashes of raw ids: published values, the same for ever, uniform and independent, and collisions counted by hand."""
+"""Hashes of raw ids: published values, uniform and independent, collisions counted by hand."""
 
 import numpy as np
 import polars as pl

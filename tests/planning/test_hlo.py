@@ -1,5 +1,6 @@
 from gr_jax.planning.hlo import collectives, wire_bytes
 
+# ruff: noqa: E501 - lines of a compiled program
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
 %add (a: f32[], b: f32[]) -> f32[] {

@@ -17,7 +17,7 @@ def workdir(tmp_path) -> Path:
     return tmp_path
 
 
-def test_runs_are_called_by_as_few_parts_of_their_path_as_tell_them_apart():
+def test_runs_are_called_by_the_shortest_ends_of_their_paths_that_differ():
     assert names([Path("/a/base"), Path("/a/large")]) == ["base", "large"]
     assert names([Path("/a/base/0"), Path("/a/large/0")]) == ["base/0", "large/0"]
 
@@ -27,12 +27,12 @@ def test_a_running_run_is_read_up_to_its_last_whole_line(workdir):
     assert record.result is None and record.last_step == 2
     assert record.points("train", "loss")[1].tolist() == [8.0, 7.0]
     assert record.points("valid", "loss")[0].tolist() == []
-    assert record.judged[0] == "valid at step 2" and record.judged[1]["hr@10"] == 0.5
+    assert record.evaluated[0] == "valid at step 2" and record.evaluated[1]["hr@10"] == 0.5
 
 
-def test_a_finished_run_is_judged_by_its_test(workdir):
+def test_a_finished_run_is_evaluated_by_its_test(workdir):
     (workdir / "result.json").write_text(json.dumps({"test": {"hr@10": 0.4}}))
-    assert read([workdir])[0].judged == ("test", {"hr@10": 0.4})
+    assert read([workdir])[0].evaluated == ("test", {"hr@10": 0.4})
 
 
 def test_a_damaged_result_is_one_line(workdir):

@@ -17,7 +17,7 @@ def record(name: str, config: Config | None = None, **test: float) -> Record:
     return Record(Path(name), name, config or Config(), (), result)
 
 
-def test_the_best_test_value_of_each_metric_is_marked_and_a_shared_baseline_told_once():
+def test_the_best_test_value_of_each_metric_is_marked_and_a_shared_baseline_is_there_once():
     table = tables.results(
         [record("a", hrat10=0.3, log_perplexity=5.0), record("b", hrat10=0.2, log_perplexity=4.0)]
     )
@@ -75,7 +75,7 @@ RANKS = {"data.actions": "('liked=rating>=4',)", "ranking.tasks": "('liked',)"}
 LIKED = {"data.actions": "('liked=rating>=4',)", "loss.positive": "liked"}
 
 
-def test_runs_judged_by_another_protocol_are_not_compared_and_their_headings_tell_it():
+def test_runs_of_another_protocol_are_not_compared_and_their_headings_say_so():
     redefined = {"data.actions": "('liked=rating>=5',)"}
     changes = [
         {},

@@ -166,7 +166,7 @@ def test_a_request_that_cannot_be_answered_is_told_in_one_line(loaded, ask, told
 
 def predictions(loaded, workdir, users: int) -> tuple[list, list]:
     """Of each user's last events: what the model says by the evaluation, and by `score`."""
-    from gr_jax.training.trained import open_trained
+    from gr_jax.training.run import open_trained
 
     run, params = open_trained(workdir)
     predict = jax.jit(

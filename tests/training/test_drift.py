@@ -17,7 +17,7 @@ import pytest
 
 from gr_jax.data.batches.loader import read_batches
 from gr_jax.training import sharding
-from gr_jax.training.ranking import objective as ranking
+from gr_jax.training.ranking.objective import Ranking
 from tests.training.ranking.test_objective import open_run
 from tests.training.test_sharding import losses_of, make_config
 
@@ -34,10 +34,10 @@ def retrieval_losses(loss: str, table: str) -> list[float]:
 def ranking_losses(kind: str) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(kind, 1, Path(folder))
-    objective = ranking.task(run)
+    objective = Ranking(run)
     state, _ = run.fresh_state()
-    step, losses = sharding.on_mesh(run.mesh, jax.jit(objective.train_step())), []
-    for batch in read_batches(objective.batches().plan, 0, STEPS):
+    step, losses = sharding.on_mesh(run.mesh, jax.jit(objective.make_step())), []
+    for batch in read_batches(objective.plan, 0, STEPS):
         state, metrics = step(state, batch, jax.random.key(1))
         losses.append(float(metrics["loss"]))
     return losses

@@ -22,8 +22,3 @@ def test_resuming_forgets_later_steps_and_a_line_cut_short(tmp_path):
     metrics_log.MetricsLog(tmp_path, resume_step=2).close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
-
-
-def test_a_table_has_aligned_columns():
-    text = metrics_log.table([("metric", "test"), ("hr@10", "0.5"), ("mrr", "0.25")])
-    assert text.splitlines() == ["metric  test", "------------", "hr@10    0.5", "mrr     0.25"]

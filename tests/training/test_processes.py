@@ -1,4 +1,4 @@
-"""Two processes on loopback, two virtual devices each, against the same run uninterrupted and on one process."""
+"""Two processes of two virtual devices each: killed, resumed, and against a run on one process."""
 
 import json
 import os
@@ -32,10 +32,11 @@ def get_config(variant=""):
             source="synthetic", prepared={prepared!r}, max_length=16, row_length=32,
             synthetic=SyntheticConfig(num_users=64, num_items=192, mean_length=12),
         ),
-        model=ModelConfig(width=16, qk_width=8, v_width=8),
+        model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8),
         loss=LossConfig(kind="group", negatives=8, group=8),
         train=TrainConfig(
-            epochs=15, batch_users=16, log_every=1, patience=0, checkpoint_every=7, validate_every=10
+            epochs=15, batch_users=16, log_every=1, patience=0, checkpoint_every=7,
+            validate_every=10,
         ),
     )
 """
@@ -52,26 +53,12 @@ class Job:
     """Training processes of one job; none of them outlives the `with` block."""
 
     def __init__(self, folder: Path, workdir: Path, *, count: int, devices: int):
-        command = [
-            sys.executable,
-            "-m",
-            "gr_jax.train",
-            f"--config={folder / 'tiny.py'}",
-            f"--workdir={workdir}",
-        ]
+        command = [sys.executable, "-m", "gr_jax.train"]
+        command += [f"--config={folder / 'tiny.py'}", f"--workdir={workdir}"]
         flags = (
             f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
         )
-        cache = {
-            "DIR": str(folder / "cache"),
-            "MIN_COMPILE_TIME_SECS": "0",
-            "MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        names = {"DIR": "JAX_COMPILATION_CACHE_DIR"}
         environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-        environment |= {
-            names.get(name, f"JAX_PERSISTENT_CACHE_{name}"): value for name, value in cache.items()
-        }
         with socket.socket() as free:
             free.bind(("localhost", 0))
             coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
@@ -80,11 +67,10 @@ class Job:
             place = [coordinator, f"--processes={count}", f"--process={i}"] if count > 1 else []
             self.logs.append(folder / f"{workdir.name}.{len(list(folder.glob('*.log')))}.log")
             with self.logs[-1].open("w") as log:
-                self.processes.append(
-                    subprocess.Popen(
-                        [*command, *place], env=environment, stdout=log, stderr=subprocess.STDOUT
-                    )
+                process = subprocess.Popen(
+                    [*command, *place], env=environment, stdout=log, stderr=subprocess.STDOUT
                 )
+                self.processes.append(process)
 
     def __enter__(self):
         return self
@@ -98,9 +84,9 @@ class Job:
         deadline = time.monotonic() + LIMIT
         while last_step(self.workdir) < step:
             assert all(p.poll() is None for p in self.processes), (
-                f"ended before step {step}\n{self.told()}"
+                f"ended before step {step}\n{self.output()}"
             )
-            assert time.monotonic() < deadline, f"no step {step}\n{self.told()}"
+            assert time.monotonic() < deadline, f"no step {step}\n{self.output()}"
             time.sleep(0.02)
 
     def codes(self) -> list[int]:
@@ -108,9 +94,9 @@ class Job:
         try:
             return [process.wait(timeout=LIMIT) for process in self.processes]
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"a process does not end\n{self.told()}") from None
+            raise AssertionError(f"a process does not end\n{self.output()}") from None
 
-    def told(self) -> str:
+    def output(self) -> str:
         return "\n".join(log.read_text()[-3000:] for log in self.logs)
 
 
@@ -138,7 +124,7 @@ def whole(folder) -> Path:
     """The workdir of an uninterrupted run of two processes."""
     workdir = folder / "whole"
     with Job(folder, workdir, count=2, devices=2) as job:
-        assert job.codes() == [0, 0], job.told()
+        assert job.codes() == [0, 0], job.output()
         assert "2 processes" in job.logs[0].read_text()
         assert "step" not in job.logs[1].read_text(), "the second process prints too"
     return workdir
@@ -149,18 +135,16 @@ def test_stopped_and_killed_processes_resume_to_the_uninterrupted_run(folder, wh
     with Job(folder, workdir, count=2, devices=2) as job:  # a signal to one saves and stops both
         job.wait_for_step(8)
         job.processes[1].send_signal(signal.SIGTERM)
-        assert job.codes() == [128 + signal.SIGTERM] * 2, job.told()
+        assert job.codes() == [128 + signal.SIGTERM] * 2, job.output()
         saved = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-        assert f"interrupted: step {saved} is saved" in job.told()
-    with Job(
-        folder, workdir, count=2, devices=2
-    ) as job:  # the death of one ends the other, with words
+        assert f"interrupted: step {saved} is saved" in job.output()
+    with Job(folder, workdir, count=2, devices=2) as job:  # the death of one ends the other, loudly
         job.wait_for_step(20)
         job.processes[1].kill()
         code = job.codes()[0]
-        assert code not in (0, 128 + signal.SIGTERM), job.told()
+        assert code not in (0, 128 + signal.SIGTERM), job.output()
         assert f"{saved} of {LAST_STEP} done: resuming" in job.logs[0].read_text()
-        assert "another process ended" in job.told() or "another task died" in job.told()
+        assert "another process ended" in job.output() or "another task died" in job.output()
     with Job(folder, workdir, count=2, devices=2) as job:
         job.wait_for_step(32)
         for process in job.processes:
@@ -168,19 +152,17 @@ def test_stopped_and_killed_processes_resume_to_the_uninterrupted_run(folder, wh
         job.codes()
     shutil.copytree(workdir, folder / "alone")
     with Job(folder, workdir, count=2, devices=2) as job:
-        assert job.codes() == [0, 0], job.told()
+        assert job.codes() == [0, 0], job.output()
     for ours, theirs in zip(final_state(workdir), final_state(whole), strict=True):
-        np.testing.assert_array_equal(
-            ours, theirs
-        )  # to the last bit: the same devices add in the same order
+        # To the last bit: the same devices add in the same order.
+        np.testing.assert_array_equal(ours, theirs)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if line["split"] == "train"]
     assert steps == sorted(set(steps)), "a step is logged twice"
 
-    with Job(
-        folder, folder / "alone", count=1, devices=1
-    ) as job:  # one process, one device: other sums
-        assert job.codes() == [0], job.told()
+    # One process, one device: other sums.
+    flags = [f"--config={folder / 'tiny.py'}", f"--workdir={folder / 'alone'}", "--report=false"]
+    assert train.main([*flags, "--config.mesh.data=1"]) == 0
     for ours, theirs in zip(final_state(folder / "alone"), final_state(whole), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
     for split in ("valid", "test"):
@@ -192,7 +174,7 @@ def test_a_mistake_on_one_process_ends_all_with_its_line(folder):
     workdir = folder / "orphan"
     (workdir / "checkpoints" / "3").mkdir(parents=True)
     with Job(folder, workdir, count=2, devices=1) as job:
-        assert job.codes() == [2, 2], job.told()
+        assert job.codes() == [2, 2], job.output()
         lines = [log.read_text().strip().splitlines()[-1] for log in job.logs]
     for line in lines:
         assert line.startswith("error: ") and "holds checkpoints but no config.json" in line
@@ -222,6 +204,6 @@ def test_flags_that_do_not_go_together_are_one_line(folder, flags, message):
 
 
 def test_one_process_agrees_with_itself():
-    assert processes.first_then_others(lambda: 3) == 3
+    assert processes.first_then_others(lambda: 3) == processes.on_first(lambda: 3) == 3
     assert processes.all_true(True) and not processes.all_true(False)
-    assert processes.of_first(0.1) == 0.1
+    assert processes.broadcast_from_first(0.1) == 0.1

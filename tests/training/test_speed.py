@@ -18,9 +18,8 @@ def test_the_meter_leaves_out_compilation_and_pauses(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(speed, "peak_flops", {"float32": 1000.0}.__getitem__)
-    meter = speed.SpeedMeter(
-        users_per_step=4.0, tokens_per_step=40.0, flops_per_step=100.0, compute_dtype="float32"
-    )
+    cost = speed.StepCost(users=4.0, tokens=40.0, fill=0.5, flops=100.0)
+    meter = speed.SpeedMeter(cost, "float32")
     assert not meter.has_news
     now[0] = 60.0  # compiling
     meter.add([3.0])

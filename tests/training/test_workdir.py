@@ -18,10 +18,8 @@ def enters(workdir: Path) -> bool:
         with only_training(workdir):
             return True
     except ConfigError as error:
-        assert (
-            str(error)
-            == f"{workdir}: another training runs there; wait for its end, or choose another --workdir"
-        )
+        remedy = "wait for its end, or choose another --workdir"
+        assert str(error) == f"{workdir}: another training runs there; {remedy}"
         return False
 
 
@@ -39,7 +37,9 @@ def test_a_training_that_fails_leaves_the_workdir_to_the_next(tmp_path):
 
 
 def test_a_killed_process_holds_nothing(tmp_path):
-    program = f"import fcntl; f = open({str(tmp_path / '.lock')!r}, 'a'); fcntl.flock(f, 2); print(1, flush=True); input()"
+    lock = str(tmp_path / ".lock")
+    program = f"import fcntl; f = open({lock!r}, 'a'); fcntl.flock(f, fcntl.LOCK_EX); "
+    program += "print(1, flush=True); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -50,7 +50,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
     assert enters(tmp_path)
 
 
-def test_a_file_system_without_locks_is_gone_on_with(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_does_not_stop_a_training(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

@@ -1,12 +1,13 @@
-"""The same dataset as `preparation.prepare` makes on one machine, by Apache Beam on many (extra `[beam]`).
+"""The dataset of `preparation.prepare`, made by Apache Beam on many machines (extra `[beam]`).
 
-    files -> split -> pieces -> read -> events by hash of the user -> shards -> (filter) -> one dataset
+    files -> split -> pieces -> read -> events by hash of the user -> shards -> (filter) -> dataset
 
-Workers and the launching process see the raw log and the output folder at the same paths, as on a shared file system,
-and have gr_jax installed. In memory a worker has one piece (64 MiB of text, or a whole file of text with quotes), or
-one shard and the raw ids of all items of the log. The launching process has those ids too, the raw ids of the users
-that stay, what is known of users and items, and a few million events. On disk, beside the output until it is complete,
-are the decompressed log, the shards, the shards filtered, and the merged columns.
+Workers and the launching process see the raw log and the output folder at the same paths, as on a
+shared file system, and have gr_jax installed. In memory a worker has one piece (64 MiB of text, or
+a whole file of text with quotes), or one shard and the raw ids of all items of the log. The
+launching process has those ids too, the raw ids of the users that stay, what is known of users and
+items, and a few million events. On disk, beside the output until it is complete, are the
+decompressed log, the shards, the shards filtered, and the merged columns.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from gr_jax.data.log.raw_files import RawFiles
 _SHARD_BYTES = 64 << 20  # of the raw files, compressed or not, in a shard
 _LEAST_SHARDS = 8  # work for a few workers, also of a small log
 _ROUNDS = 4  # of k_core in one run: a cluster takes a while to begin one
-# In this process: what DirectRunner takes for a batch, but by that name Beam first downloads another runner.
+# In this process: what DirectRunner takes for a batch, but by that name Beam first downloads
+# another runner.
 _LOCAL = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
@@ -49,7 +51,7 @@ def build(
     piece_bytes: int = pieces.SIZE,
     num_shards: int = 0,
 ) -> dataset.Dataset:
-    """Reads, filters and sorts the log, numbers its users and items and writes it, for `preparation.prepare`.
+    """Read, filter and sort the log, number its users and items and write it, as `prepare` does.
 
     Args:
       options: of Beam, as on a command line; without --runner everything runs in this process.
@@ -57,11 +59,13 @@ def build(
       num_shards: 0 = one for every 64 MiB of raw files, at least 8.
 
     Raises:
-      ConfigError: as without Beam; it is not installed, its options are wrong, or the source is generated.
+      ConfigError: as without Beam; it is not installed, its options are wrong, or the source is
+        generated.
     """
     if raw is None:
         raise ConfigError(
-            "data.source=synthetic is generated in one process: there is no log for Beam; use polars"
+            "data.source=synthetic is generated in one process: there is no log for Beam; use"
+            " polars"
         )
     run = functools.partial(_run, _beam(), f"{_LOCAL} {options}")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +99,7 @@ def build(
 def _read(
     run, config: DataConfig, raw: RawFiles, scratch: Path, piece_bytes: int, num_shards: int
 ) -> Facts:
-    """Writes the shards of the whole log, unless it has an error, and returns what it says."""
+    """Write the shards of the whole log, unless it has an error, and collect its facts."""
 
     def construct(beam, pipeline):
         numbers = pipeline | beam.Create(range(len(raw.logs)))
@@ -138,20 +142,19 @@ def _read_piece(piece, config, num_shards):
 
 
 def _write(group, facts, raw, scratch):
-    """(shard, its blocks of events) -> a shard on disk, unless the log has an error, which the launcher tells."""
+    """(shard, its blocks of events) -> a shard on disk, unless the log has an error."""
     with contextlib.suppress(ConfigError):
         shards.write(scratch, group[0], group[1], facts, pieces.checked(facts, raw).unit)
 
 
 def _filter(run, config: DataConfig, counts: np.ndarray, scratch: Path, made: Path) -> np.ndarray:
-    """Writes the shards with the events that stay, and returns the events that each item keeps."""
+    """Write the shards with the events that stay, and count those of each item."""
     k, kept, paths = config.min_events, counts >= config.min_events, _shards(scratch)
 
     def rounds(beam, pipeline):
         each = pipeline | "shards" >> beam.Create(paths) | beam.Reshuffle()
-        left = pipeline | beam.Create(
-            [(kept, 0)]
-        )  # items, and how many there were before the last round
+        # Items, and their number before the last round.
+        left = pipeline | beam.Create([(kept, 0)])
         for i in range(_ROUNDS):
             total = each | f"count {i}" >> beam.Map(_count, beam.pvalue.AsSingleton(left), k)
             total |= f"sum {i}" >> beam.CombineGlobally(_sum)
@@ -160,9 +163,8 @@ def _filter(run, config: DataConfig, counts: np.ndarray, scratch: Path, made: Pa
 
     if config.filter == "k_core":
         before = None
-        while (
-            kept.sum() != before
-        ):  # a round that leaves as many items leaves the same: it is the core
+        # A round that leaves the same number of items leaves the same items: the core.
+        while kept.sum() != before:
             kept, before = run(rounds, scratch)
 
     def last(beam, pipeline):
@@ -199,7 +201,7 @@ def _beam() -> Any:
 
 
 def _run(beam: Any, options: str, construct: Callable[[Any, Any], Any], scratch: Path) -> Any:
-    """Runs the pipeline that `construct(beam, pipeline)` makes, and returns the one element of what it returns."""
+    """Run the pipeline of `construct(beam, pipeline)`; its result is the one element of that."""
     result = scratch / "result.pickle"
     try:
         made = beam.options.pipeline_options.PipelineOptions(
@@ -216,7 +218,7 @@ def _run(beam: Any, options: str, construct: Callable[[Any, Any], Any], scratch:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Writes a file at once, since a worker may have to do it again while the first one still does."""
+    """Write a file at once: a worker may repeat it while the first one still writes."""
     with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as building:
         building.write(content)
     os.replace(building.name, file)

@@ -1,7 +1,8 @@
-"""A raw log in pieces that workers read one by one, and what the pieces say together about the whole log.
+"""A raw log in pieces that workers read one by one, and the facts that the pieces add up to.
 
-A piece is some whole lines of a text file, or some rows of a Parquet file. A text file with a double quote in it is one
-piece, since a quoted field may hold a line break; own logs of that kind are best written as several files.
+A piece is some whole lines of a text file, or some rows of a Parquet file. A text file with a
+double quote in it is one piece, since a quoted field may hold a line break; own logs of that kind
+are best written as several files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gr_jax.data.log.layout import Layout
 from gr_jax.data.log.raw_files import RawFiles
 
 SIZE = 64 << 20  # bytes of text in a piece
-_ROW_BYTES = 32  # a row of a Parquet file counts as so many
+_ROW_BYTES = 32  # assumed for a row of a Parquet file
 _BLOCK = 1 << 22
 _IDS = ("user", "item")
 
@@ -42,13 +43,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a piece, or several, say about the whole log."""
+    """Facts about the whole log from a piece or several."""
 
     layouts: dict[int, Layout] = field(default_factory=dict)  # number of the file -> its layout
     skipped: Counter = field(default_factory=Counter)  # reason -> bad rows left out
     # the first in the order of the log, and its place
     error: tuple[tuple[int, int], ConfigError] | None = None
-    integers: tuple[bool, bool] = (True, True)  # whether all ids of users and of items are integers
+    integers: tuple[bool, bool] = (True, True)  # True if all ids of users, of items are integers
     last_time: int | None = None  # in the unit of the log
     filled: frozenset[str] = frozenset()  # columns with a value somewhere
     items: pl.DataFrame = field(
@@ -81,7 +82,7 @@ def numbered(facts: Facts) -> Facts:
 
 
 def checked(facts: Facts, raw: RawFiles) -> Layout:
-    """The layout of the log; raises what reading it at once would raise first (ConfigError, BadRow)."""
+    """The layout of the log; raises the first error of reading it at once (ConfigError, BadRow)."""
     if facts.error is not None:
         raise facts.error[1]
     layout = sources.common_layout([facts.layouts[i] for i in range(len(raw.logs))], raw)
@@ -94,7 +95,7 @@ def checked(facts: Facts, raw: RawFiles) -> Layout:
 def split(
     config: DataConfig, raw: RawFiles, number: int, scratch: Path, size: int
 ) -> tuple[list[Piece], Facts]:
-    """The pieces of one of the log files, of about `size` bytes; a gzip file is decompressed into `scratch`."""
+    """Pieces of about `size` bytes of one log file; gzip files are decompressed into `scratch`."""
     file = raw.logs[number]
     piece = Piece((number, 0), file, file, raw.layout)
     try:
@@ -115,7 +116,7 @@ def _split_rows(whole: Piece, size: int) -> list[Piece]:
     try:
         height = pl.scan_parquet(whole.plain).select(pl.len()).collect().item()
     except (pl.exceptions.PolarsError, OSError):
-        return [whole]  # whoever reads it tells what is wrong
+        return [whole]  # reading it raises the error
     starts = range(0, max(height, 1), max(size, 1))
     return [
         dataclasses.replace(
@@ -149,7 +150,7 @@ def _split_lines(whole: Piece, size: int) -> list[Piece]:
 
 
 def _ends(plain: Path, start: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where the pieces of a text file end, each after a line break or at the end, and how many lines they have."""
+    """Ends of the pieces of a text file, after a line break or at the end, and their lines."""
     with open(plain, "rb") as file:
         file.seek(start)
         at, began, lines = start, start, 0
@@ -165,7 +166,7 @@ def _ends(plain: Path, start: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def read(piece: Piece, config: DataConfig) -> tuple[pl.DataFrame | None, Facts]:
-    """The events of a piece in file order, ids as strings, and what they say; no events where there is an error."""
+    """Events of a piece in file order, ids as strings, and their facts; no events if in error."""
     try:
         events, skipped = _read(piece, config)
         filled = frozenset(

@@ -1,8 +1,9 @@
-"""Shards of a log: the events of the users of one hash value, as columns on disk, and how they become one dataset.
+"""Shards of a log: the events of users of one hash value on disk, and their merge to a dataset.
 
-A shard is a folder with `lengths.npy` (events of each of its users, int64), `users.parquet` (their raw ids, in the
-order of the dataset), and the events by user, time and place in the file: `item.npy` (int32 codes 0.. in the whole
-log), `timestamp.npy` (int64 seconds) and, where the log has them, `rating.npy` and `action.npy`.
+A shard is a folder with `lengths.npy` (events of each of its users, int64), `users.parquet` (their
+raw ids, in the order of the dataset), and the events by user, time and place in the file:
+`item.npy` (int32 codes 0.. in the whole log), `timestamp.npy` (int64 seconds) and, where the log
+has them, `rating.npy` and `action.npy`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CHUNK = 1 << 22  # events that `merge` holds at once, and those of one more use
 
 
 def parts(events: pl.DataFrame, shards: int) -> list[tuple[int, pl.DataFrame]]:
-    """(shard, its events in the same order) of some events: by a hash of the raw user id that never changes."""
+    """(shard, its events in the same order) of some events, by a stable hash of the raw user id."""
     distinct = events["user"].unique()
     digests = (hashlib.blake2b(raw.encode(), digest_size=8).digest() for raw in distinct)
     shard = [int.from_bytes(digest, "little") % shards for digest in digests]
@@ -45,7 +46,7 @@ def write(
     facts: Facts,
     unit: str,
 ) -> None:
-    """Writes the shard whose events are `blocks`: (place of the piece, its events), in any order.
+    """Write the shard whose events are `blocks`: (place of the piece, its events), in any order.
 
     Args:
       facts: of the whole log, `pieces.numbered`.
@@ -71,7 +72,7 @@ def write(
 def _save(
     target: Path, columns: dict[str, np.ndarray], lengths: np.ndarray, users: pl.Series
 ) -> None:
-    """Writes a shard so that it is either complete or absent, also where two workers make the same one."""
+    """Write a shard that is complete or absent, also where two workers make the same one."""
     building = Path(tempfile.mkdtemp(prefix=".shard-", dir=target.parent))
     for name, column in (columns | {"lengths": lengths.astype(np.int64)}).items():
         np.save(building / f"{name}.npy", column)
@@ -99,7 +100,7 @@ def item_counts(shard: Path, kept: Bool[np.ndarray, " X"], *, k: int) -> Int64[n
 def _kept(
     shard: Path, kept: np.ndarray, *, k: int, counted_once: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The items of a shard, which of its events stay if only `kept` items do, and whose they are."""
+    """Items of a shard, which of its events stay if only `kept` items do, and their users."""
     item, lengths = np.load(shard / "item.npy"), np.load(shard / "lengths.npy")
     user, keep = np.repeat(np.arange(len(lengths)), lengths), kept[item]
     if counted_once:
@@ -110,11 +111,13 @@ def _kept(
 def keep(
     shard: Path, folder: Path, kept: Bool[np.ndarray, " X"], *, k: int, counted_once: bool
 ) -> Int64[np.ndarray, " X"]:
-    """Writes the shard with what stays of it into `folder`, if anything does, and returns how often each item does.
+    """Write the events that stay of a shard, if any, into `folder`, and count those of each item.
 
     Args:
-      kept: items that have `k` events: in the whole log, or with the filter k_core among those of the core.
-      counted_once: whether a user needs `k` events in the whole log too, as the filter one_pass wants.
+      kept: items that have `k` events: in the whole log, or with the filter k_core among those of
+        the core.
+      counted_once: if true a user needs `k` events in the whole log too, as in the filter
+        one_pass.
     """
     item, stays, user = _kept(shard, kept, k=k, counted_once=counted_once)
     lengths = np.bincount(user[stays], minlength=len(np.load(shard / "lengths.npy")))
@@ -128,13 +131,14 @@ def keep(
 def merge(
     shards: Sequence[Path], item_id: Int32[np.ndarray, " X"], folder: Path, *, integers: bool
 ) -> tuple[dict[str, np.ndarray], pl.Series]:
-    """The columns of a dataset, mapped from new files in `folder`, and the raw ids of its users in order.
+    """Columns of a dataset, mapped from new files in `folder`, and the raw ids of its users.
 
-    Holds the ids of all users, and a few million events at a time: each shard and each file is gone through once.
+    Holds the ids of all users, and a few million events at a time: each shard and each file is
+    gone through once.
 
     Args:
       item_id: of each item code.
-      integers: whether the users are in numeric order.
+      integers: if true the users are in numeric order.
     """
     names = [pl.read_parquet(shard / "users.parquet")["raw"] for shard in shards]
     raw_users = pl.concat(names)
@@ -157,9 +161,8 @@ def merge(
         for ranks_here, starts, columns in parts:
             a, b = np.searchsorted(ranks_here, (first, last))
             start, stop = int(starts[a]), int(starts[b])
-            shift = (
-                offsets[ranks_here[a:b]] - base - starts[a:b]
-            )  # of each user's events, from shard to chunk
+            # Of each user's events, from shard to chunk.
+            shift = offsets[ranks_here[a:b]] - base - starts[a:b]
             to = np.repeat(shift, np.diff(starts[a : b + 1])) + np.arange(start, stop)
             for name, column in columns.items():
                 chunk[name][to] = column[start:stop]
@@ -176,7 +179,7 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 def _spans(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Users first..last - 1 that together have no more events than a chunk, or one user that has."""
+    """Users first..last - 1 with no more events than a chunk together, or one user with more."""
     first, users = 0, len(offsets) - 1
     while first < users:
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _CHUNK, "right")) - 1)

@@ -1,8 +1,7 @@
-"""What can happen at an event: named conditions on the columns of the log, kept as one bitmask per event.
+"""Actions: named conditions on the columns of the log, kept as one bitmask per event.
 
-"watched=1"           always
-"click=is_click"      where the 0/1 column is 1
-"liked=rating>=4"     where the numeric column compares so (>=, >, <=, <, ==); never where it is empty
+"watched=1"           always "click=is_click"      where the 0/1 column is 1 "liked=rating>=4"
+where the numeric column compares so (>=, >, <=, <, ==); never where it is empty
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import polars as pl
 
 from gr_jax.config import ConfigError
 
-MOST = 30  # names of one log: a token tells its action as 1 + 2 * bits in an int32
+MOST = 30  # names of one log: a token holds its action as 1 + 2 * bits in an int32
 _COMPARE = {
     ">=": pl.Expr.ge,
     ">": pl.Expr.gt,
@@ -41,7 +40,7 @@ class Action:
 
     @property
     def is_flag(self) -> bool:
-        """Whether the column is one of 0 and 1."""
+        """True if the column is one of 0 and 1."""
         return bool(self.column) and not self.compare
 
 
@@ -56,7 +55,8 @@ def parse(texts: Sequence[str]) -> tuple[Action, ...]:
     for name in names:
         if name == "rating":
             raise ConfigError(
-                'data.actions: "rating" names the value of the rating as a task; choose another name'
+                'data.actions: "rating" names the value of the rating as a task; choose another'
+                " name"
             )
         if names.count(name) > 1:
             raise ConfigError(
@@ -98,7 +98,8 @@ def bits(
       columns: the column of `events` that each action with a condition looks at.
 
     Raises:
-      ConfigError: an action looks at a column that `events` does not have, or compares one that has no numbers.
+      ConfigError: an action looks at a column that `events` does not have, or compares one that
+        has no numbers.
     """
     terms = [pl.lit(0, pl.Int32)]
     for i, action in enumerate(actions):
@@ -113,11 +114,12 @@ def bits(
 def check_filled(
     actions: Sequence[Action], columns: Mapping[Action, str], filled: Collection[str]
 ) -> None:
-    """Raises a ConfigError where an action compares a column that is not `filled`: without any value in the log."""
+    """Raise a ConfigError where an action compares a column that is not `filled` anywhere."""
     for action in actions:
         if action.compare and columns[action] not in filled:
             raise ConfigError(
-                f"data.actions: {action.name!r} compares {action.column!r}, which is empty in this log"
+                f"data.actions: {action.name!r} compares {action.column!r}, which is empty in this"
+                " log"
             )
 
 
@@ -127,14 +129,16 @@ def _condition(events: pl.DataFrame, action: Action, column: str) -> pl.Expr:
         did_you_mean = f"; did you mean {near[0]!r}?" if near else ""
         there = ", ".join(map(repr, events.columns))
         raise ConfigError(
-            f"data.actions: {action.name!r} looks at {column!r}, the log has only {there}{did_you_mean}"
+            f"data.actions: {action.name!r} looks at {column!r}, the log has only"
+            f" {there}{did_you_mean}"
         )
     values = events[column]
     if not action.compare:
         return pl.col(column) == 1
     if not values.dtype.is_numeric():
         raise ConfigError(
-            f"data.actions: {action.name!r} compares {action.column!r}, which is not a column of numbers"
+            f"data.actions: {action.name!r} compares {action.column!r}, which is not a column of"
+            " numbers"
         )
     number = pl.lit(action.number, values.dtype if values.dtype.is_float() else pl.Float64)
     return _COMPARE[action.compare](pl.col(column), number) & ~pl.col(column).is_null()

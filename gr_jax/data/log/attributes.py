@@ -65,7 +65,8 @@ def check(config: DataConfig) -> None:
     """Check the settings of features, before a log is looked for or downloaded.
 
     Raises:
-      ConfigError: features that the source has no file of, one named twice, or a series that is not NAME=FILE.
+      ConfigError: features that the source has no file of, one named twice, or a series that is
+        not NAME=FILE.
     """
     for name in ("user_features", "item_features", "series"):
         if config.source == "synthetic" and getattr(config, name):
@@ -87,7 +88,7 @@ def check(config: DataConfig) -> None:
 
 
 def official_files(config: DataConfig) -> list[str]:
-    """Patterns of the files beside the log that the config's features need from the public format."""
+    """Patterns of the files of the public format that the config's features need."""
     kinds = [
         kind
         for kind in ("user", "item")
@@ -106,7 +107,8 @@ def find(config: DataConfig, *, beside: Path, official: Path | None) -> dict[str
 
     Args:
       beside: folder that the files named in the config are relative to.
-      official: folder with the files of the public format; None = they are still in an archive, and left out.
+      official: folder with the files of the public format; None = they are still in an archive,
+        and left out.
 
     Raises:
       ConfigError: a file that is not there.
@@ -188,7 +190,7 @@ def read(config: DataConfig, found: dict[str, Path], layout: Layout) -> Attribut
 
 
 def titles(config: DataConfig, found: dict[str, Path], layout: Layout) -> pl.DataFrame | None:
-    """The column `title` of `data.item_file`, as item (raw id) and title; None without such a column.
+    """Columns item (raw id) and title of `data.item_file`; None without a column `title`.
 
     Raises:
       ConfigError: the file cannot be read, or the config wants nothing of it.

@@ -1,7 +1,8 @@
-"""Reads a raw file as rows of strings, to find the bad ones: the first stops, or they are left out and counted.
+"""Lines of a raw file as strings, to find the bad ones: raise at the first, or count them.
 
-A frame of rows has the columns of the layout as strings, `number` (of the line, from 1) and `found` (fields of that
-line; other values are null where it is not the number expected); of Parquet also `fraction` (see `times`), if any.
+A frame of rows has the columns of the layout as strings, `number` (of the line, from 1) and
+`found` (fields of that line; other values are null where it is not the number expected); of
+Parquet also `fraction` (see `times`), if any.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def text_rows(plain: Path, layout: Layout, names: tuple[str, ...]) -> Iterator[p
 
 
 def has_quote(plain: Path) -> bool:
-    """Whether a double quote is anywhere in the file."""
+    """True if a double quote is anywhere in the file."""
     with open(plain, "rb") as file:
         return any(b'"' in block for block in iter(lambda: file.read(_CHUNK_BYTES), b""))
 
@@ -117,7 +118,7 @@ def _line_blocks(plain: Path) -> Iterator[tuple[int, pl.Series]]:
 def _quoted_rows(
     plain: Path, layout: Layout, names: tuple[str, ...]
 ) -> Iterator[tuple[int, int, list]]:
-    """(line number, fields found, the layout's fields or nulls) by a reader that understands quotes."""
+    """(line number, fields found, the layout's fields or nulls), by a reader that knows quotes."""
     picks = [names.index(name) for name in layout.columns.values()]
     nothing = [None] * len(picks)
     number = 1
@@ -167,7 +168,7 @@ def _frames(
 
 
 def _reason(layout: Layout, expected: int) -> pl.Expr:
-    """What is wrong with a row of strings, or null."""
+    """The mistake of a line of strings, or null."""
     chain = pl.when(pl.col("found") != expected).then(pl.lit("wrong number of fields"))
     for name in ("user", "item"):
         text = pl.col(name)
@@ -236,7 +237,10 @@ def _bad_row(
             f"{row['found']} fields instead of {expected}" if row["found"] else "not a JSON object"
         )
     elif reason.removesuffix(" is not a number") in layout.numbers:
-        remedy = "correct the row or data.actions, which compares this column, or set data.on_bad_row=skip"
+        remedy = (
+            "correct the row or data.actions, which compares this column, or set"
+            " data.on_bad_row=skip"
+        )
     elif reason == "time is after the year 2100" and layout.unit == "s":
         if float(row["timestamp"]) <= layout.last_time * PER_SECOND["ms"]:
             remedy = (

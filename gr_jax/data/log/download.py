@@ -1,4 +1,4 @@
-"""Fetches a raw log from its official site: progress bar, published checksum, never half a file."""
+"""Download of a raw log from its official site: progress bar, checksum, never half a file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ _BLOCK = 1 << 18
 
 
 def download(url: str, file: Path, *, checksum_url: str = "", progress: bool = False) -> Path:
-    """Writes what `url` serves to `file`.
+    """Download `url` into `file`.
 
     Args:
       checksum_url: page with the file's published MD5; "" = the site publishes none.
       progress: show a bar, if stderr is a terminal.
 
     Raises:
-      ConfigError: no network, the site refuses, or the checksum differs; tells which file to put where.
+      ConfigError: no network, the site refuses, or the checksum differs; says which file to put
+        where.
     """
     by_hand = f"get {url} on a machine that can and put it at {file}, or set data.path"
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
@@ -59,7 +60,7 @@ def _open(url: str):
 
 
 def _fetch(url: str, part: Path, *, progress: bool) -> str:
-    """Writes the content of `url` and returns its MD5."""
+    """Write the content of `url` and return its MD5."""
     md5, written = hashlib.md5(usedforsecurity=False), 0
     with _open(url) as answer, open(part, "wb") as out, _bar(progress) as advance:
         total = int(answer.headers.get("Content-Length") or 0)

@@ -1,7 +1,8 @@
-"""Attributes and slow series as numbers: one vocabulary of (feature, value) pairs, ids 1..V, 0 = unknown.
+"""Attributes and slow series as ids 1..V of one vocabulary of (feature, value); 0 = unknown.
 
-The name of the feature is part of a value: "F" of gender and "F" of another feature are two ids, whereas a user
-attribute and a series of the same name share theirs. Only values of known users and items have an id.
+The name of the feature is part of a value: "F" of gender and "F" of another feature are two ids,
+whereas a user attribute and a series of the same name share theirs. Only values of known users and
+items have an id.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gr_jax.data.log.layout import PER_SECOND
 
 @dataclass(frozen=True)
 class Encoded:
-    """The columns of a dataset that its features give, and what their numbers mean."""
+    """The columns of features of a dataset, and the vocabulary of their ids."""
 
     # as in `dataset`: user_features, ...
     columns: dict[str, np.ndarray] = field(default_factory=dict)
@@ -94,7 +95,7 @@ def _known(
 
 
 def _pairs(names: tuple[str, ...], known: pl.DataFrame) -> pl.DataFrame:
-    """(code, feature, value) of every value of every attribute, by user or item, attribute and place in the cell."""
+    """(code, feature, value) of all values, by user or item, attribute and place in the cell."""
     columns = []
     for place, name in enumerate(names):
         values = known.select(
@@ -143,7 +144,7 @@ def _item_features(pairs: pl.DataFrame, items: int) -> np.ndarray:
 
 
 def _merged(parts: list[pl.DataFrame], users: int, unit: str) -> dict[str, np.ndarray]:
-    """All series as one list of entries per user, by time, ties in the order of the config, then of the file."""
+    """All series as one list of entries per user: by time, order in the config, then the file."""
     series = pl.concat([_compressed(part) for part in parts])
     series = series.sort("code", "time", times.FRACTION, maintain_order=True)
     counts = np.bincount(series["code"].to_numpy(), minlength=users)

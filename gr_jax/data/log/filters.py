@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 def k_core(
     user: Int[np.ndarray, " E"], item: Int[np.ndarray, " E"], *, k: int
 ) -> Bool[np.ndarray, " E"]:
-    """The events of the k-core: users and items with under `k` events leave until nothing changes."""
+    """Events of the k-core: users and items with under `k` events leave until nothing changes."""
     keep = np.ones(len(user), bool)
     while True:
         kept = keep & frequent(item, keep, k=k)
@@ -22,10 +22,10 @@ def k_core(
 def one_pass(
     user: Int[np.ndarray, " E"], item: Int[np.ndarray, " E"], *, k: int
 ) -> Bool[np.ndarray, " E"]:
-    """The events whose user and item both have `k` events in the whole log, of users who then keep `k`.
+    """Events whose user and item have `k` events in the whole log, of users who then keep `k`.
 
-    Both counts are taken once, before anything is removed, so an item may end with fewer than `k` events.
-    This is the rule behind the published Amazon Books numbers.
+    Both counts are taken once, before anything is removed, so an item may end with fewer than `k`
+    events. This is the rule behind the published Amazon Books numbers.
     """
     everything = np.ones(len(user), bool)
     keep = frequent(item, everything, k=k) & frequent(user, everything, k=k)
@@ -33,5 +33,5 @@ def one_pass(
 
 
 def frequent(code: np.ndarray, among: np.ndarray, *, k: int) -> np.ndarray:
-    """Whether each event's code occurs at least `k` times in `code[among]`."""
+    """True where an event's code occurs at least `k` times in `code[among]`."""
     return (np.bincount(code[among], minlength=int(code.max(initial=-1)) + 1) >= k)[code]

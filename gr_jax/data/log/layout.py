@@ -1,4 +1,4 @@
-"""Where the columns of an event are in a raw file, and what a usable value is."""
+"""Columns of an event in a raw file, and the values that they may have."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Layout:
     item: str  # name of the item column
     time: str  # name of the time column
     rating: str = ""  # name of the rating column; "" = none
-    actions: tuple[Action, ...] = ()  # what can happen at an event, told by columns of the file
+    actions: tuple[Action, ...] = ()  # what can happen at an event, by columns of the file
     names: tuple[str, ...] = ()  # of all columns, for a text file without a header line
     separator: str = ","
     unit: str = "s"  # of the time column, s or ms

@@ -1,7 +1,7 @@
 """Attributes of users and films in the files of each MovieLens release.
 
-A reader returns `raw` (the id in the log) and one column for each attribute that the file tells: of a user a string,
-of a film a string with "|" between several values; null = unknown.
+A reader returns `raw` (the id in the log) and one column for each attribute of the file:
+of a user a string, of a film a string with "|" between several values; null = unknown.
 """
 
 from __future__ import annotations
@@ -71,14 +71,15 @@ def _lines(file: Path, separator: str, names: tuple[str, ...]) -> pl.DataFrame:
                 continue
             if len(row) != len(names) or not row[0].strip().isdigit():
                 raise ConfigError(
-                    f"{file}:{number}: not {separator.join(names)} in {line.strip()[:200]!r}; fetch it again"
+                    f"{file}:{number}: not {separator.join(names)} in {line.strip()[:200]!r};"
+                    " fetch it again"
                 )
             fields.append([str(int(row[0])), *row[1:]])
     return pl.DataFrame(fields, schema=dict.fromkeys(names, pl.String), orient="row")
 
 
 def _zip_region(users: pl.DataFrame) -> pl.DataFrame:
-    """The first digit of a United States zip code tells the region; other codes begin with a letter, too."""
+    """Add the region: first digit of a United States zip code; others may begin with a letter."""
     return users.with_columns(zip_region=pl.col("zip").str.extract(r"^(\d)"))
 
 

@@ -1,4 +1,4 @@
-"""Raw files to typed event columns, strictly: what is not in order is left to `bad_rows` to name or to leave out."""
+"""Raw files to typed event columns, strictly; `bad_rows` handles files that have bad rows."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def read_text(
       before: lines of that file before the piece.
 
     Returns:
-      Columns user and item (Int64 if the layout says integers, else String), timestamp (Int64, in the
-      layout's unit), rating (Float32, if the layout has one), and the columns that its actions look at;
-      fraction (Float64, beyond the integer timestamp) where some time has one.
+      Columns user and item (Int64 if the layout says integers, else String), timestamp (Int64, in
+      the layout's unit), rating (Float32, if the layout has one), and the columns that its actions
+      look at; fraction (Float64, beyond the integer timestamp) where some time has one.
 
     Raises:
-      ConfigError: a column is missing. BadRow: the first row that cannot be used, if on_bad_row is "error".
+      ConfigError: a column is missing. BadRow: the first row that cannot be used, if on_bad_row is
+        "error".
     """
     names = layout.names or tuple(header(plain, layout))
     check_columns(names, layout, shown)
@@ -76,10 +77,10 @@ def read_jsonl(
 def read_parquet(
     file: Path, layout: Layout, *, on_bad_row: str, before: int = 0, rows: int | None = None
 ) -> tuple[pl.DataFrame, Counter]:
-    """As `read_text`, of a Parquet file; date-times become the layout's unit; errors name the row from 1.
+    """As `read_text`, of a Parquet file; date-times get the layout's unit; rows count from 1.
 
     Args:
-      before, rows: leave out so many rows, and read so many; None = all.
+      before, rows: rows to leave out, and to read after them; None = all.
     """
     try:
         names = pl.read_parquet_schema(file)
@@ -94,7 +95,8 @@ def read_parquet(
             raw = raw.with_columns(pl.col(role).cast(pl.String))
         if not (raw[role].dtype.is_integer() or raw[role].dtype == pl.String):
             raise ConfigError(
-                f"{file}: column {layout.columns[role]!r} is {raw[role].dtype}, not integers or strings"
+                f"{file}: column {layout.columns[role]!r} is {raw[role].dtype}, not integers or"
+                " strings"
             )
     try:
         id_types = {
@@ -126,24 +128,24 @@ def header(plain: Path, layout: Layout) -> list[str]:
 
 
 def check_columns(names: tuple[str, ...], layout: Layout, shown: Path) -> None:
-    """Raises a ConfigError, with the nearest name, where a file lacks a column that the layout needs."""
+    """Raise a ConfigError with the nearest name where a file lacks a column of the layout."""
     if not names:
         raise ConfigError(f"{shown}: empty file")
     for role, name in layout.columns.items():
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             did_you_mean = f"; did you mean {near[0]!r}?" if near else ""
-            kind = role.partition(":")[0].replace(
-                "number", "action"
-            )  # user, item, timestamp, rating or action
+            # user, item, timestamp, rating or action
+            kind = role.partition(":")[0].replace("number", "action")
             there = ", ".join(map(repr, names))
             raise ConfigError(f"{shown}: no {kind} column {name!r}, only {there}{did_you_mean}")
 
 
 def _lines_have_fields(plain: Path, layout: Layout, fields: int) -> bool:
-    """Whether every line has exactly `fields` fields.
+    """True if every line has exactly `fields` fields.
 
-    A CSV parser fills missing fields with nulls and, reading some columns only, overlooks superfluous ones.
+    A CSV parser fills missing fields with nulls and, reading some columns only, overlooks
+    superfluous ones.
     """
     separator, marks_per_line = ord(layout.separator[0]), (fields - 1) * len(layout.separator) + 1
     rest = b""
@@ -163,7 +165,8 @@ def _marks(text: bytes, separator: int, quoted: bool) -> tuple[np.ndarray, int]:
     byte = np.frombuffer(text, np.uint8)
     is_mark = (byte == separator) | (byte == ord("\n"))
     if quoted and b'"' in text:
-        # After an odd number of quotes one is inside of them; a doubled quote changes nothing. The sum may overflow.
+        # After an odd number of quotes one is inside of them; a doubled quote changes nothing. The
+        # sum may overflow.
         is_mark &= np.cumsum(byte == ord('"'), dtype=np.uint8) % 2 == 0
     at = np.flatnonzero(is_mark)
     ends = np.flatnonzero(byte[at] == ord("\n"))
@@ -193,7 +196,7 @@ def _parse(plain: Path, layout: Layout, names: tuple[str, ...]) -> pl.DataFrame:
 
 
 def _is_sound(events: pl.DataFrame, layout: Layout) -> bool:
-    """Whether every value can be used as it is; an absent rating can."""
+    """True if every value can be used as it is; an absent rating can."""
     if any(events[name].null_count() for name in events.columns if name not in layout.optional):
         return False
     for name in ("user", "item"):
@@ -210,7 +213,7 @@ def _is_sound(events: pl.DataFrame, layout: Layout) -> bool:
 
 
 def _types(at: dict, layout: Layout) -> dict:
-    """Type of each column of the file; of a column in two roles (a flag that is also compared) that of the first."""
+    """Type of each column of the file; the first role decides (a flag may also be compared)."""
     return {place: layout.types[role] for role, place in reversed(at.items())}
 
 

@@ -1,4 +1,4 @@
-"""What a prepared dataset was made from: settings and raw files, and their fingerprint."""
+"""Origin of a prepared dataset: settings and raw files, and their fingerprint."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _NOT_ON_DISK = (
 
 
 def made_from(config: DataConfig, files: Sequence[Path]) -> dict:
-    """All that decides the content of the dataset: settings, and name, size and mtime of the raw files.
+    """Settings, and name, size and mtime of the raw files: they decide the content of a dataset.
 
-    A setting without effect is left out, so that a dataset stays the same when a new setting comes with a new version.
+    A setting without effect is left out, so that a dataset stays the same when a new setting comes
+    with a new version.
     """
     settings = dataclasses.asdict(config)
     for name in _NOT_ON_DISK:
@@ -40,9 +41,8 @@ def made_from(config: DataConfig, files: Sequence[Path]) -> dict:
     if config.filter == "none":
         del settings["min_events"]
     for name, file in (("user_features", "user_file"), ("item_features", "item_file")):
-        if not settings[file] or not (
-            settings[name] or file == "item_file"
-        ):  # an item file may tell titles alone
+        # An item file may be there for its titles alone.
+        if not settings[file] or not (settings[name] or file == "item_file"):
             del settings[file]
     for name in ("actions", "user_features", "item_features", "series"):
         settings[name] = list(settings[name])  # as JSON reads it back
@@ -61,7 +61,7 @@ def fingerprint(source: dict) -> str:
 
 
 def check_same(folder: Path, meta: dict, source: dict) -> None:
-    """Raises a ConfigError, naming the settings that differ, if a dataset was made from anything else."""
+    """Raise a ConfigError that names the settings that differ if a dataset has another origin."""
     if meta.get("fingerprint") == fingerprint(source):
         return
     check_settings(folder, meta, source["settings"])
@@ -69,7 +69,7 @@ def check_same(folder: Path, meta: dict, source: dict) -> None:
 
 
 def check_settings(folder: Path, meta: dict, now: dict) -> None:
-    """Raises a ConfigError, naming those that differ, if a dataset tells that it was made with other settings."""
+    """Raise a ConfigError that names the settings of a dataset that differ from these."""
     before = meta.get("made_from", {}).get("settings", now)
     changed = [
         f"{name}={now.get(name)!r} (was {before.get(name)!r})"

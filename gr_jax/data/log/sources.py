@@ -38,7 +38,8 @@ def read(config: DataConfig, raw: RawFiles) -> Log:
     """The log in raw files.
 
     Raises:
-      ConfigError: a missing column, a damaged file, no log in an archive, or all times in another unit.
+      ConfigError: a missing column, a damaged file, no log in an archive, or all times in another
+        unit.
       BadRow: a row that cannot be used, unless config.on_bad_row is "skip".
     """
     with tempfile.TemporaryDirectory(prefix="gr_jax-") as scratch:
@@ -61,8 +62,9 @@ def common_layout(layouts: Sequence[Layout], raw: RawFiles) -> Layout:
 
 
 def check_unit(last: int | None, layout: Layout, raw: RawFiles) -> None:
-    """Raises a ConfigError if the last time of the log says that its times are seconds, not milliseconds."""
-    # Every time of a log of today, read as milliseconds when it is seconds, falls in the first weeks of 1970.
+    """Raise a ConfigError if the last time of the log shows that its milliseconds are seconds."""
+    # Every time of a log of today, read as milliseconds when it is seconds, falls in the first
+    # weeks of 1970.
     if layout.unit == "ms" and last is not None and 0 < last < 5_000_000_000:
         remedy = "data.source=csv reads those with data.time_unit=s"
         shown = f"{raw.logs[0]}: as milliseconds its last time, {last}, is in 1970"
@@ -156,7 +158,7 @@ def resolved(config: DataConfig, plain: Path, layout: Layout) -> Layout:
 
 
 def _concat(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """The parts of a log; ids become strings where one part has integers and another strings (Parquet)."""
+    """The parts of a log as one; mixed ids, integers and strings (Parquet), become strings."""
     for name in ("user", "item"):
         if len({part[name].dtype for part in parts}) > 1:
             parts = [part.with_columns(pl.col(name).cast(pl.String)) for part in parts]

@@ -1,14 +1,14 @@
-"""A generated log whose next item depends on order and on elapsed time: to see a model use both, offline.
+"""A generated log whose next item depends on order and on elapsed time.
 
-The catalogue is cut into topics, each a ring of shelves, each shelf a dozen interchangeable items. A user
-alternates between two topics day by day and walks each ring shelf by shelf: minutes after an event the next
-shelf of today's topic is due, a day later the *other* topic goes on where it was left, two days later the
-same one again. An item is never taken twice.
+The catalogue is cut into topics, each a ring of shelves, each shelf a dozen interchangeable items.
+A user alternates between two topics day by day and walks each ring shelf by shelf: minutes after
+an event the next shelf of today's topic is due, a day later the *other* topic goes on where it was
+left, two days later the same one again. An item is never taken twice.
 
-The last item tells the shelf of today's topic, older items tell that of the other, and only the time of the
-request tells which of the two is due. So a ranking by popularity finds little, a model of the order alone
-must guess the topic, and a model that weighs history by the time elapsed until the request can find every
-item that is not noise (`ceilings`).
+The last item shows the shelf of today's topic, older items that of the other, and only the time of
+the request shows which of the two is due. So a ranking by popularity finds little, a model
+of the order alone must guess the topic, and a model that weighs history by the time elapsed until
+the request can find every item that is not noise (`ceilings`).
 """
 
 from __future__ import annotations
@@ -22,44 +22,43 @@ from jaxtyping import Bool, Float, Int
 
 from gr_jax.config import ConfigError, SyntheticConfig
 
-# Items of a shelf, equally likely: about ten are left to take, so that two shelves do not fit into a top 10.
+# Items of a shelf, equally likely: about ten are left to take, so that two shelves do not fit into
+# a top 10.
 SHELF_ITEMS = 12
 # Shelves of a topic's ring: long enough that the next shelf is rarely one the user half emptied.
 TOPIC_SHELVES = 8
 TOPIC_ITEMS = SHELF_ITEMS * TOPIC_SHELVES
-# The next event follows in minutes, else in days. Sessions are geometric: order does not tell their end.
+# The next event follows in minutes, else in days. Sessions are geometric: order does not show
+# their end.
 P_SAME_DAY = 0.42
 # Gaps in days that are of two days: then the same topic is due 54 % of the time, the other 46 %.
 P_SKIP_DAY = 0.2
-# Events that are a popular item of the whole catalogue and move nothing: the part nobody can predict.
+# Events that are a popular item of the whole catalogue and move nothing: an unpredictable
+# part.
 P_NOISE = 0.08
 TOPIC_ZIPF = 0.5  # exponent of topic popularity: mild, as popularity alone must not find much
 NOISE_ZIPF = 1.0  # exponent of item popularity among noise, the usual one
 SESSION_GAP = (30, 30 * 60)  # seconds between events of a day, log-uniform
 DAY = 24 * 3600
-# Seconds around whole days: a habit has its hour, and 1, 2, 3, 4 elapsed days stay in separate time buckets.
+# Seconds around whole days: a habit has its hour, and 1, 2, 3, 4 elapsed days stay in separate
+# time buckets.
 DAY_JITTER = 2 * 3600
-START, START_SPREAD = (
-    1_600_000_000,
-    60 * DAY,
-)  # unix seconds of first events; users do not march in step
+START, START_SPREAD = 1_600_000_000, 60 * DAY  # first events, unix seconds; users out of step
 LENGTH_SIGMA = 0.5  # of log-normal history lengths, between these bounds
 MIN_LENGTH, MAX_LENGTH_RATIO = 5, 3  # events; times the mean
-MAX_LENGTH = int(
-    1.25 * TOPIC_ITEMS
-)  # events, of the items of two topics: shelves would run empty above
+MAX_LENGTH = int(1.25 * TOPIC_ITEMS)  # events, of two topics: shelves would run empty above
 
 
 @dataclass(frozen=True)
 class World:
-    """What was generated, with what only the generator knows. Columns from `length` on are not in the log."""
+    """A generated log with its hidden state: columns from `length` on are not in the log."""
 
     item: Int[np.ndarray, "B N"]  # item id, from 1
     timestamp: Int[np.ndarray, "B N"]  # unix seconds, strictly increasing
     length: Int[np.ndarray, " B"]  # events of each user
     due: Int[np.ndarray, "B N"]  # shelf that order and time say the event comes from
     other: Int[np.ndarray, "B N"]  # shelf that would have been due under the other topic
-    same_topic: Bool[np.ndarray, "B N"]  # whether the due topic is that of the event before
+    same_topic: Bool[np.ndarray, "B N"]  # the due topic is that of the event before
     shelves: Int[np.ndarray, "shelves items"]  # item ids of each shelf
 
 
@@ -80,7 +79,7 @@ def lengths(config: SyntheticConfig, rng: np.random.Generator) -> Int[np.ndarray
 def _user_topics(
     config: SyntheticConfig, num_topics: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "B 2"]:
-    """Two different topics a user, drawn by popularity (the two largest of Gumbel-perturbed log weights)."""
+    """Two different topics a user, drawn by popularity (top two of Gumbel-perturbed weights)."""
     score = np.log(_zipf(num_topics, TOPIC_ZIPF)) + rng.gumbel(size=(config.num_users, num_topics))
     return np.argsort(-score, axis=1)[:, :2]
 
@@ -105,7 +104,7 @@ def _unseen(
 def _first_unseen(
     candidates: Int[np.ndarray, "B M"], history: Int[np.ndarray, "B N"]
 ) -> tuple[Int[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
-    """The first candidate that is not in the history, and whether there is one (else the first candidate)."""
+    """The first candidate that is not in the history, True; else the first candidate, False."""
     unseen = _unseen(candidates, history)
     everyone, choice = np.arange(len(candidates)), unseen.argmax(axis=1)
     return candidates[everyone, choice], unseen[everyone, choice]
@@ -122,9 +121,8 @@ def simulate(config: SyntheticConfig) -> World:
     users, everyone = config.num_users, np.arange(config.num_users)
     num_topics = config.num_items // TOPIC_ITEMS
     ids = 1 + rng.permutation(config.num_items)  # the id of an item says nothing about its shelf
-    shelves = ids[: num_topics * TOPIC_ITEMS].reshape(
-        -1, SHELF_ITEMS
-    )  # items left over only occur as noise
+    # Items left over only occur as noise.
+    shelves = ids[: num_topics * TOPIC_ITEMS].reshape(-1, SHELF_ITEMS)
     popular = rng.permutation(ids)
     noise_cdf = np.cumsum(_zipf(config.num_items, NOISE_ZIPF))
     length = np.minimum(lengths(config, rng), MAX_LENGTH)
@@ -155,17 +153,18 @@ def simulate(config: SyntheticConfig) -> World:
 def _check(config: SyntheticConfig) -> None:
     if config.num_items < 2 * TOPIC_ITEMS:
         raise ConfigError(
-            f"data.synthetic.num_items={config.num_items}: must be at least {2 * TOPIC_ITEMS}, two topics of items"
+            f"data.synthetic.num_items={config.num_items}: must be at least {2 * TOPIC_ITEMS}, two"
+            " topics of items"
         )
     if config.mean_length > MAX_LENGTH:
         raise ConfigError(
             f"data.synthetic.mean_length={config.mean_length}: must be at most {MAX_LENGTH}, "
-            "as nobody takes an item twice and two topics hold no more"
+            "as no user takes an item twice and two topics hold no more"
         )
 
 
 def generate(config: SyntheticConfig) -> pl.DataFrame:
-    """The log, sorted by user and time: int64 columns user (from 1), item (from 1), timestamp (unix seconds).
+    """The log by user and time: int64 user (from 1), item (from 1), timestamp (unix seconds).
 
     Raises:
       ConfigError: sizes that leave no room for the structure.
@@ -187,7 +186,7 @@ def _hit_rate(
     target: Int[np.ndarray, " B"],
     top: int,
 ) -> float:
-    """Expected HR@top of ranking the unseen items of each tier in turn, in random order within a tier."""
+    """Expected HR@top of ranking unseen items tier after tier, in random order within each."""
     slots, hits = np.full(len(target), top), np.zeros(len(target))
     for tier in tiers:
         unseen = _unseen(tier, history)
@@ -199,11 +198,11 @@ def _hit_rate(
 
 
 def ceilings(world: World, *, top: int = 10) -> dict[str, float]:
-    """HR@top on each user's last event of the best rankings possible, without and with the request's time.
+    """HR@top on last events of the best rankings possible, without and with the request's time.
 
-    Both know the world and where the user stands in both topics; items already taken are not ranked. `order`
-    ranks the shelf of the topic of the event before (more often due), then that of the other;
-    `order_and_time` knows which of the two is due.
+    Both know the world and where the user stands in both topics; items already taken are not
+    ranked. `order` ranks the shelf of the topic of the event before (more often due), then that of
+    the other; `order_and_time` knows which of the two is due.
     """
     everyone, last = np.arange(len(world.length)), world.length - 1
     target = world.item[everyone, last]

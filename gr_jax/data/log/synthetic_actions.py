@@ -1,18 +1,21 @@
-"""A generated log whose users act on some events: by how often they met and acted before, and how recently.
+"""A generated log whose users act on events by how often and how recently they did before.
 
-Items belong to categories; a user has a few of them and meets one at each event, minutes or days after the last.
-Whether the user then acts on it ("click") is a coin with
+Items belong to categories; a user has a few of them and meets one at each event, minutes or days
+after the last. Whether the user then acts on it ("click") is a coin with
 
-    log-odds = BASE + INTENSITY * min((met + acts) / 2, ENOUGH) / ENOUGH + RECENCY * exp(-elapsed / DECAY)
+    log-odds = BASE + INTENSITY * min((met + acts) / 2, ENOUGH) / ENOUGH + RECENCY * exp(-elapsed /
+    DECAY)
 
-where `met` is how many events of this category the user had before, `acts` how many of them were acted on, and
-`elapsed` the time since the last of them. Intensity is a count, not a share: one event in two and ten in twenty are
-the same share. Attention with softmax averages over the history and sees shares, pointwise attention adds up and
-sees counts (Zhai et al. 2024, section 3.1). What each kind of knowledge can reach is measured by
+where `met` is how many events of this category the user had before, `acts` how many of them were
+acted on, and `elapsed` the time since the last of them. Intensity is a count, not a share: one
+event in two and ten in twenty are the same share. Attention with softmax averages over the history
+and sees shares, pointwise attention adds up and sees counts (Zhai et al. 2024, section 3.1). What
+each kind of knowledge can reach is measured by
 `experiments/quality/synthetic_ranking_structure.py`.
 
-The category of an item is told by nothing but what users do. Users begin at times spread over a year, at the end of
-which the log stops: it looks the same at any time but the first weeks, so that a split by time is fair.
+The category of an item shows in nothing but what users do. Users begin at times spread over a
+year, at the end of which the log stops: it looks the same at any time but the first weeks, so that
+a split by time is fair.
 """
 
 from __future__ import annotations
@@ -28,23 +31,18 @@ from gr_jax.data.log.synthetic import DAY, START, gaps, lengths
 
 NUM_CATEGORIES = 20
 USER_CATEGORIES = (2, 8)  # fewest and most that a user meets, each as often
-SPAN = (
-    365 * DAY
-)  # of the log, with the users' first events all over it: far more than a history lasts
+# Of the log, with the users' first events all over it: far more than a history lasts.
+SPAN = 365 * DAY
 BASE = -4.0  # log-odds of acting on a category never met
-INTENSITY, ENOUGH = (
-    8.0,
-    8,
-)  # log-odds added by so many events all acted on; more of them add nothing
-RECENCY, DECAY = (
-    3.0,
-    6 * 3600,
-)  # log-odds added by an event of the category just now, and seconds until 1/e of it
+# Log-odds added by ENOUGH events all acted on; more of them add nothing.
+INTENSITY, ENOUGH = 8.0, 8
+# Log-odds added by an event of the category just now, and seconds until 1/e of it.
+RECENCY, DECAY = 3.0, 6 * 3600
 
 
 @dataclass(frozen=True)
 class World:
-    """What was generated, with what only the generator knows. Columns from `length` on are not in the log."""
+    """A generated log with its hidden state: columns from `length` on are not in the log."""
 
     item: Int[np.ndarray, "B N"]  # item id, from 1
     category: Int[np.ndarray, "B N"]  # of the item, from 0
@@ -64,7 +62,7 @@ class World:
 def probability(
     met: Int[np.ndarray, "*B"], acts: Int[np.ndarray, "*B"], recency: Float[np.ndarray, "*B"]
 ) -> Float[np.ndarray, "*B"]:
-    """Probability of acting after so many events and acts of the category, with exp(-elapsed / DECAY) = recency."""
+    """Probability of acting, by events and acts of the category and exp(-elapsed / DECAY)."""
     intensity = np.minimum((met + acts) / 2, ENOUGH) / ENOUGH
     return 1 / (1 + np.exp(-(BASE + INTENSITY * intensity + RECENCY * recency)))
 
@@ -93,9 +91,8 @@ def simulate(config: SyntheticConfig) -> World:
 
     now = START + rng.integers(SPAN, size=users)
     acted, seen = (np.zeros((users, NUM_CATEGORIES), np.int64) for _ in range(2))
-    last = np.full(
-        (users, NUM_CATEGORIES), -np.inf
-    )  # time of the user's last event of the category
+    # Time of the user's last event of the category.
+    last = np.full((users, NUM_CATEGORIES), -np.inf)
     timestamp, acts, met, click = (np.zeros(shape, np.int64) for _ in range(4))
     recency, chance = np.zeros(shape), np.zeros(shape)
     for step in range(shape[1]):
@@ -114,7 +111,7 @@ def simulate(config: SyntheticConfig) -> World:
 
 
 def generate(config: SyntheticConfig) -> pl.DataFrame:
-    """The log, sorted by user and time: user (from 1), item (from 1), timestamp (unix seconds), click (0 or 1).
+    """The log by user and time: user and item (from 1), timestamp (unix seconds), click (0, 1).
 
     Raises:
       ConfigError: fewer items than categories.

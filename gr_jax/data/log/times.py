@@ -1,7 +1,8 @@
-"""Times of raw files as integers of the log's unit, and what they have beyond these, which orders events alone.
+"""Times of raw files as integers of the log's unit, and their fractions, which order events.
 
-Events and entries of series have the column `fraction`, Float64 in [0, 1) of the unit, where a time is no integer:
-1700000000.9 comes after 1700000000.1 wherever they stand in the file, and both become 1700000000 in the dataset.
+Events and entries of series have the column `fraction`, Float64 in [0, 1) of the unit, where a
+time is no integer: 1700000000.9 comes after 1700000000.1 wherever they stand in the file, and both
+become 1700000000 in the dataset.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ def integer_time(text: pl.Expr) -> pl.Expr:
 
 
 def fraction(text: pl.Expr) -> pl.Expr:
-    """What `integer_time` cuts off; 0 where the string is no number."""
+    """The part that `integer_time` cuts off; 0 where the string is no number."""
     number = text.cast(pl.Float64, strict=False)
     return (number - number.floor()).fill_nan(None).fill_null(0.0).alias(FRACTION)
 
 
 def split(time: pl.Series, layout: Layout) -> list[pl.Series]:
-    """Times of a Parquet file as integers of the layout's unit, under the same name; and fractions, if there are any.
+    """Integer times of a Parquet file in the layout's unit, under the same name; and fractions.
 
     So it is for date-times, floats and decimals; a column of another type is returned as it is.
     """
@@ -58,7 +59,7 @@ def without_zeros(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def concat(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Frames of events, one after the other; where only some have fractions those of the others are 0."""
+    """Frames of events one after the other; fractions are 0 where only other frames have them."""
     if any(FRACTION in frame.columns for frame in frames):
         zero = pl.lit(0.0).alias(FRACTION)
         frames = [

@@ -17,12 +17,12 @@ _BLOCK = 1 << 20
 
 
 def is_archive(file: Path) -> bool:
-    """Whether the name is that of a zip or tar archive."""
+    """True if the name is that of a zip or tar archive."""
     return file.name.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
 
 
 def gunzip(file: Path, plain: Path, *, on_bad_row: str) -> int:
-    """Writes the content of a gzip file to `plain`; returns 1 if it is cut short, else 0.
+    """Write the content of a gzip file to `plain`; 1 if it is cut short, else 0.
 
     With on_bad_row="skip" all whole lines before the cut are kept.
 
@@ -52,7 +52,7 @@ def gunzip(file: Path, plain: Path, *, on_bad_row: str) -> int:
 
 
 def _cut_partial_line(plain: Path) -> bytes:
-    """Removes what follows the last line break, and returns it."""
+    """Cut off and return the text after the last line break."""
     with open(plain, "r+b") as file:
         end = file.seek(0, 2)
         tail = b""
@@ -66,7 +66,7 @@ def _cut_partial_line(plain: Path) -> bytes:
 
 
 def extract(archive: Path, folder: Path, *, wanted: Callable[[str], bool]) -> None:
-    """Writes the members whose base name is `wanted` into `folder`, without their directories.
+    """Write the members whose base name is `wanted` into `folder`, without their directories.
 
     Raises:
       ConfigError: the archive is damaged.

@@ -1,157 +1,191 @@
-"""Ranking as a task of the training loop: what will the user do with this item, from the past alone."""
+"""Ranking: predict what the user will do with an item, from the past alone."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from gr_jax.config import ConfigError
 from gr_jax.data.batches import impressions, ranking, streaming
-from gr_jax.data.batches.ranking import LabelPlan
+from gr_jax.data.batches.batch import Batch, Impressions
+from gr_jax.data.batches.epochs import TrainBatches
 from gr_jax.data.batches.sequences import Split, time_bounds
 from gr_jax.models.embeddings import table_rows
-from gr_jax.models.flops import train_flops
 from gr_jax.training.ranking.baseline import constant_rate
 from gr_jax.training.ranking.evaluation import make_evaluator
 from gr_jax.training.ranking.step import make_train_step
 from gr_jax.training.run import Run
-from gr_jax.training.task import Batches, Task, shards_line
+from gr_jax.training.speed import StepCost
+from gr_jax.training.state import TrainState
 
 
-def task(run: Run) -> Task:
-    """The task of a ranking run, by an encoder of sequences or by impressions; in epochs or as a stream."""
-    config, dataset = run.config, run.dataset
-    bounds = time_bounds(dataset.events.timestamp, config.ranking)
-    low, test_from = bounds["train"][0], bounds["test"][0]
-    is_stream = config.train.mode == "streaming"
-    edges = np.array([low, bounds["valid"][0]])
-    if is_stream:
-        edges = streaming.window_edges(
-            dataset.events.timestamp, low, test_from, config.train.windows
-        )
-    devices = run.mesh.shape["data"]
-    judge = make_evaluator(run)
-    names = metric_names(config.ranking.tasks)
+class Ranking:
+    """The objective of a ranking run; members as of `training.objective.Objective`.
 
-    @functools.lru_cache(maxsize=2)
-    def rows_between(low: int, high: int) -> LabelPlan:
+    The model is an encoder of sequences or a DLRM on impressions; it trains in shuffled epochs of
+    the events before the validation part, or once through a stream of windows of time.
+    """
+
+    def __init__(self, run: Run):
+        config, times = run.config, run.dataset.events.timestamp
+        self.run = run
+        self.shown = metric_names(config.ranking.tasks)
+        self.headline = self.shown[: 2 * len(config.ranking.tasks)]
+        self._is_stream = config.train.mode == "streaming"
+        self._bounds = time_bounds(times, config.ranking)
+        first, test_from = self._bounds["train"][0], self._bounds["test"][0]
+
+        # Times between which windows lie; without a stream all training events are one window.
+        self._edges = np.array([first, self._bounds["valid"][0]])
+        if self._is_stream:
+            self._edges = streaming.window_edges(times, first, test_from, config.train.windows)
+        self.epochs = len(self._edges) - 1 if self._is_stream else config.train.epochs
+        self._evaluate = make_evaluator(run)
+        self._labelled = functools.lru_cache(maxsize=2)(self._plan_evaluation)
+
+    @functools.cached_property
+    def plan(self) -> TrainBatches | streaming.StreamBatches | impressions.ImpressionBatches:
+        """Packed histories or single impressions, in shuffled epochs or as a stream of windows."""
+        run, config = self.run, self.run.config
         if config.model.kind == "dlrm":
-            events = impressions.events_between(dataset.events, low, high)
-            size = max(impressions.impression_size(config, devices), 1024 * devices)
-            table = impressions.item_feature_table(dataset, table_rows(dataset.num_items))
-            return impressions.LabelImpressionBatches(
-                dataset, run.scheme, events, size, config.data.max_length, table
+            times = self._edges.tolist()
+            windows = [
+                impressions.events_between(run.dataset.events, a, b)
+                for a, b in zip(times[:-1], times[1:], strict=True)
+            ]
+            return impressions.ImpressionBatches(
+                run.dataset,
+                run.scheme,
+                tuple(windows),
+                batch_size=impressions.impression_size(config, run.device_multiple),
+                max_length=config.data.max_length,
+                shuffled=not self._is_stream,
+                seed=config.seed,
+                catalogue_features=self._item_features(),
             )
-        return ranking.label_batches(
-            dataset, config, run.scheme, low, high, device_multiple=devices
+        if self._is_stream:
+            return streaming.stream_batches(
+                run.dataset,
+                config,
+                run.scheme,
+                self._edges,
+                device_multiple=run.device_multiple,
+            )
+        return ranking.training_batches(
+            run.dataset,
+            config,
+            run.scheme,
+            int(self._edges[-1]),
+            device_multiple=run.device_multiple,
         )
 
-    def validate(params: dict, epochs_done: int) -> dict[str, float] | None:
-        if not is_stream:
-            low, high = bounds["valid"]
-            return judge(params, rows_between(low, high)) if low < high else None
-        if epochs_done + 1 >= len(edges):
-            return None  # no window is left that was not trained on
-        return judge(params, rows_between(int(edges[epochs_done]), int(edges[epochs_done + 1])))
+    @functools.cached_property
+    def cost(self) -> StepCost:
+        """The mean batch of the first epoch, or of the whole stream."""
+        run, plan = self.run, self.plan
+        lengths, steps = self._lengths_and_steps
+        if isinstance(plan, impressions.ImpressionBatches):
+            fill = float(lengths.sum()) / (steps * plan.batch_size * plan.max_length)
+        else:
+            fill = plan.fill
+        return StepCost.mean(
+            run.config, lengths, steps=steps, fill=fill, num_items=run.dataset.num_items
+        )
 
-    def score(result: dict[str, float] | None, epochs_done: int) -> float:
-        """Minus the mean NE; without a validation part, and in a stream, the latest is the best."""
-        if is_stream or result is None:
-            return float(epochs_done)
-        return -result.get("ne", result.get(names[0], math.inf))
+    @functools.cached_property
+    def _lengths_and_steps(self) -> tuple[np.ndarray, int]:
+        """Tokens of each sequence of the first epoch or the stream, and the batches they fill."""
+        plan, events = self.plan, self.run.dataset.events
+        if isinstance(plan, TrainBatches):
+            return plan.count(plan.epoch(0).spans), plan.steps(0)
+        if isinstance(plan, streaming.StreamBatches):
+            return plan.lengths, plan.first_step(self.epochs)
+        event = np.concatenate(plan.windows)
+        before = np.minimum(event - events.offsets[events.users_of(event)], plan.max_length)
+        return before, plan.first_step(len(plan.windows))
 
-    def evaluate(params: dict, split: Split) -> dict[str, float]:
-        if is_stream and split == "valid":
-            raise ConfigError(
-                "a stream has no validation split: metrics.jsonl has each window's metrics before training"
-            )
-        low, high = bounds[split]
+    @property
+    def about(self) -> tuple[str, ...]:
+        """What an example is, and the size of a batch."""
+        plan, (lengths, _) = self.plan, self._lengths_and_steps
+        if isinstance(plan, impressions.ImpressionBatches):
+            what = f"{plan.batch_size} impressions"
+            return (f"batch   {what}, each with up to {plan.max_length} events before it",)
+        what = f"{len(lengths):,} sequences"
+        if self._is_stream:
+            what = f"{self.epochs} windows, {len(lengths):,} examples"
+        rows = f"{plan.batch_rows} rows of {plan.row_length} tokens"
         return (
-            judge(params, rows_between(low, high)) if low < high else {}
-        )  # {}: valid_from = test_from
+            f"tokens  {self.run.config.ranking.tokens}, {what} of {lengths.mean():.0f} tokens",
+            f"batch   {rows}, {self.cost.fill:.1%} of them real",
+        )
 
-    return Task(
-        batches=lambda: batches(run, edges),
-        train_step=lambda: make_train_step(run.graphdef, run.optimizer, config),
-        evaluate=evaluate,
-        validate=validate,
-        score=score,
-        baseline=lambda: ("constant rate", constant_rate(run, bounds)),
-        shown=names,
-        headline=names[: 2 * len(config.ranking.tasks)],
-    )
+    def make_step(
+        self,
+    ) -> Callable[[TrainState, Batch | Impressions, PRNGKeyArray], tuple[TrainState, dict]]:
+        """The training step, to be jitted."""
+        return make_train_step(self.run.graphdef, self.run.optimizer, self.run.config)
+
+    def evaluate(self, params: dict, split: Split) -> dict[str, float]:
+        """Metrics over the labels of a split; empty if the split is, as with valid_from=test_from.
+
+        Raises:
+          ConfigError: the validation split of a stream.
+        """
+        if self._is_stream and split == "valid":
+            raise ConfigError(
+                "a stream has no validation split: metrics.jsonl has each window's metrics before"
+                " training"
+            )
+        low, high = self._bounds[split]
+        return self._evaluate(params, self._labelled(low, high)) if low < high else {}
+
+    def validate(self, params: dict, epochs_done: int) -> dict[str, float] | None:
+        """Metrics on the validation split, or on the next window of a stream."""
+        low, high = self._bounds["valid"]
+        if self._is_stream:
+            if epochs_done + 1 >= len(self._edges):
+                return None
+            low, high = (int(edge) for edge in self._edges[epochs_done : epochs_done + 2])
+        return self._evaluate(params, self._labelled(low, high)) if low < high else None
+
+    def score(self, result: dict[str, float] | None, epochs_done: int) -> float:
+        """Minus the mean NE; in a stream, or without a validation split, the latest is the best."""
+        if self._is_stream or result is None:
+            return float(epochs_done)
+        return -result.get("ne", result.get(self.shown[0], math.inf))
+
+    def baseline(self) -> tuple[str, dict[str, float]]:
+        """The constant that is each task's mean before the test split."""
+        return "constant rate", constant_rate(self.run, self._bounds)
+
+    def _plan_evaluation(self, low: int, high: int) -> ranking.LabelPlan:
+        """The batches of an evaluation on the events with low <= time < high."""
+        run, config, devices = self.run, self.run.config, self.run.mesh.shape["data"]
+        if config.model.kind != "dlrm":
+            return ranking.label_batches(
+                run.dataset, config, run.scheme, low, high, device_multiple=devices
+            )
+        return impressions.LabelImpressionBatches(
+            run.dataset,
+            run.scheme,
+            impressions.events_between(run.dataset.events, low, high),
+            batch_size=max(impressions.impression_size(config, devices), 1024 * devices),
+            max_length=config.data.max_length,
+            catalogue_features=self._item_features(),
+        )
+
+    def _item_features(self) -> np.ndarray | None:
+        """Feature values of every item, with the rows of the item table."""
+        dataset = self.run.dataset
+        return impressions.item_feature_table(dataset, table_rows(dataset.num_items))
 
 
 def metric_names(tasks: tuple[str, ...]) -> tuple[str, ...]:
     """The metrics of the final table: error, order and calibration of each task."""
     kinds = {True: ("mse",), False: ("ne", "auc", "user_auc", "calibration")}
     return tuple(f"{kind}/{task}" for task in tasks for kind in kinds[task == "rating"])
-
-
-def batches(run: Run, edges: np.ndarray) -> Batches:
-    """The training batches: shuffled epochs of the events up to the last edge, or a stream of windows."""
-    config, dataset, device_multiple = run.config, run.dataset, run.device_multiple
-    is_stream = config.train.mode == "streaming"
-    epochs = len(edges) - 1 if is_stream else config.train.epochs
-    if config.model.kind == "dlrm":
-        times = edges.tolist()
-        windows = [
-            impressions.events_between(dataset.events, a, b)
-            for a, b in zip(times[:-1], times[1:], strict=True)
-        ]
-        size = impressions.impression_size(config, device_multiple)
-        table = impressions.item_feature_table(dataset, table_rows(dataset.num_items))
-        plan = impressions.ImpressionBatches(
-            dataset,
-            run.scheme,
-            tuple(windows),
-            size,
-            config.data.max_length,
-            not is_stream,
-            config.seed,
-            table,
-        )
-        event, steps = np.concatenate(windows), plan.first_step(len(windows))
-        before = np.minimum(
-            event - dataset.events.offsets[dataset.events.users_of(event)], config.data.max_length
-        )
-        about = (
-            f"batch   {size} impressions, each with up to {config.data.max_length} events before it",
-        )
-        return Batches(
-            plan=plan,
-            epochs=epochs,
-            users_per_step=len(event) / steps,
-            tokens_per_step=float(before.sum()) / steps,
-            fill=float(before.sum()) / (steps * size * config.data.max_length),
-            flops_per_step=train_flops(config, before, num_items=dataset.num_items) / steps,
-            about=about,
-        )
-    if is_stream:
-        plan = streaming.stream_batches(
-            dataset, config, run.scheme, edges, device_multiple=device_multiple
-        )
-        lengths, steps = plan.lengths, plan.first_step(epochs)
-        what = f"{len(edges) - 1} windows, {len(lengths):,} examples"
-    else:
-        plan = ranking.training_batches(
-            dataset, config, run.scheme, int(edges[-1]), device_multiple=device_multiple
-        )
-        spans = plan.epoch(0).spans
-        lengths, steps = plan.count(spans), plan.steps(0)
-        what = f"{len(lengths):,} sequences"
-    return Batches(
-        plan=plan,
-        epochs=epochs,
-        users_per_step=len(lengths) / steps,
-        tokens_per_step=float(lengths.sum()) / steps,
-        fill=plan.fill,
-        flops_per_step=train_flops(config, lengths, num_items=dataset.num_items) / steps,
-        about=(
-            f"tokens  {config.ranking.tokens}, {what} of {lengths.mean():.0f} tokens",
-            f"batch   {plan.batch_rows} rows of {plan.row_length} tokens, {plan.fill:.1%} of them real",
-            *shards_line(plan, config.model),
-        ),
-    )

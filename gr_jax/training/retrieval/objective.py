@@ -1,52 +1,50 @@
-"""Retrieval as a task of the training loop: next-item loss, full-catalogue leave-one-out metrics."""
+"""Retrieval: predict the next item; evaluated by ranking the whole catalogue, leave-one-out."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gr_jax.data.batches import epochs, tokenizer
+from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.evaluation import EvaluationBatches, evaluation_batches
 from gr_jax.data.batches.sequences import Split
 from gr_jax.models.embeddings import table_rows
-from gr_jax.models.flops import train_flops
 from gr_jax.training.retrieval import evaluation, metrics
 from gr_jax.training.retrieval.baseline import popularity_ranks, training_counts
 from gr_jax.training.retrieval.step import make_train_step
 from gr_jax.training.run import Run
-from gr_jax.training.task import Batches, Task, shards_line
+from gr_jax.training.speed import StepCost
+from gr_jax.training.state import TrainState
 
 BEST = "ndcg@10"  # the validation metric that picks the checkpoint
 SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexity")
 
 
-def task(run: Run) -> Task:
-    """The task of a retrieval run."""
-    config, dataset = run.config, run.dataset
-    judge = evaluation.make_evaluator(
-        run.graphdef, config, num_items=dataset.num_items, mesh=run.mesh
-    )
+class Retrieval:
+    """The objective of a retrieval run; members as of `training.objective.Objective`."""
 
-    @functools.cache
-    def rows_of(split: Split) -> EvaluationBatches:
-        return evaluation_batches(
-            dataset,
-            config.data,
-            split,
-            run.scheme,
-            batch_users=config.evaluate.batch_users,
-            exclude=config.evaluate.exclude,
-            sample=config.evaluate.valid_users if split == "valid" else 0,  # the test is on all
-            device_multiple=run.mesh.shape["data"],
+    shown = SHOWN
+    headline = ("hr@10", "ndcg@10", "log_perplexity")
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.epochs = run.config.train.epochs
+        self._evaluate = evaluation.make_evaluator(
+            run.graphdef, run.config, num_items=run.dataset.num_items, mesh=run.mesh
         )
+        self._held_out = functools.cache(self._plan_evaluation)
 
-    @functools.cache
-    def train_rows() -> epochs.TrainBatches:
+    @functools.cached_property
+    def plan(self) -> epochs.TrainBatches:
+        """The packed histories, shuffled epoch after epoch."""
+        run, config = self.run, self.run.config
         return epochs.retrieval_batches(
-            dataset,
+            run.dataset,
             config.data,
             run.scheme,
             batch_users=config.train.batch_users,
@@ -54,54 +52,77 @@ def task(run: Run) -> Task:
             seed=config.seed,
         )
 
-    def step():
-        log_q = item_log_q(run, train_rows()) if config.loss.log_q else None
-        return make_train_step(
-            run.graphdef, run.optimizer, config, num_items=dataset.num_items, item_log_q=log_q
+    @functools.cached_property
+    def cost(self) -> StepCost:
+        """The mean batch of the first epoch."""
+        plan, run = self.plan, self.run
+        lengths = plan.count(plan.epoch(0).spans)
+        return StepCost.mean(
+            run.config,
+            lengths,
+            steps=plan.steps(0),
+            fill=plan.fill,
+            num_items=run.dataset.num_items,
         )
 
-    def popularity() -> tuple[str, dict[str, float]]:
-        rows, count = (
-            rows_of("test"),
-            training_counts(dataset.events.offsets, dataset.events.item, dataset.num_items),
+    @property
+    def about(self) -> tuple[str, ...]:
+        """The kind of loss and the size of a batch."""
+        rows = f"{self.plan.batch_rows} rows of {self.plan.row_length} tokens"
+        return (
+            f"loss    {self.run.config.loss.kind}",
+            f"batch   {rows}, {self.cost.fill:.1%} of them real",
         )
-        ranks = popularity_ranks(count, dataset.events.item, *rows.seen(rows.spans))
+
+    def make_step(self) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, dict]]:
+        """The training step, to be jitted."""
+        run = self.run
+        log_q = item_log_q(run, self.plan) if run.config.loss.log_q else None
+        return make_train_step(
+            run.graphdef,
+            run.optimizer,
+            run.config,
+            num_items=run.dataset.num_items,
+            item_log_q=log_q,
+        )
+
+    def evaluate(self, params: dict, split: Split) -> dict[str, float]:
+        """Metrics over the users of a split."""
+        return self._evaluate(params, self._held_out(split))
+
+    def validate(self, params: dict, epochs_done: int) -> dict[str, float]:
+        """Metrics on the validation split."""
+        return self.evaluate(params, "valid")
+
+    def score(self, result: dict[str, float] | None, epochs_done: int) -> float:
+        """NDCG@10."""
+        return (result or {})[BEST]
+
+    def baseline(self) -> tuple[str, dict[str, float]]:
+        """Ranking by popularity, for the users and by the rule of exclusion of the model's test."""
+        batches, dataset = self._held_out("test"), self.run.dataset
+        events = dataset.events
+        count = training_counts(events.offsets, events.item, dataset.num_items)
+        ranks = popularity_ranks(count, events.item, *batches.seen(batches.spans))
         return "popularity", metrics.rank_means(ranks)
 
-    return Task(
-        batches=lambda: batches(run, train_rows()),
-        train_step=step,
-        evaluate=lambda params, split: judge(params, rows_of(split)),
-        validate=lambda params, epochs_done: judge(params, rows_of("valid")),
-        score=lambda result, epochs_done: (result or {})[BEST],
-        baseline=popularity,
-        shown=SHOWN,
-        headline=("hr@10", "ndcg@10", "log_perplexity"),
-    )
+    def _plan_evaluation(self, split: Split) -> EvaluationBatches:
+        run, evaluate = self.run, self.run.config.evaluate
+        return evaluation_batches(
+            run.dataset,
+            run.config.data,
+            split,
+            run.scheme,
+            batch_users=evaluate.batch_users,
+            exclude=evaluate.exclude,
+            sample=evaluate.valid_users if split == "valid" else 0,  # the test is on all
+            device_multiple=run.mesh.shape["data"],
+        )
 
 
-def batches(run: Run, rows: epochs.TrainBatches) -> Batches:
-    """The batches of the run, and the cost of one by the mean of the first epoch."""
-    lengths, steps = rows.count(rows.epoch(0).spans), rows.steps(0)
-    return Batches(
-        plan=rows,
-        epochs=run.config.train.epochs,
-        users_per_step=len(lengths) / steps,
-        tokens_per_step=float(lengths.sum()) / steps,
-        fill=rows.fill,
-        flops_per_step=train_flops(run.config, lengths, num_items=run.dataset.num_items) / steps,
-        about=(
-            f"loss    {run.config.loss.kind}",
-            f"batch   {rows.batch_rows} rows of {rows.row_length} tokens, {rows.fill:.1%} of them real",
-            *shards_line(rows, run.config.model),
-        ),
-    )
-
-
-def item_log_q(run: Run, rows: epochs.TrainBatches) -> Float[Array, " rows"]:
-    """Log of each item's share of the training labels, the probability that in-batch sampling draws it."""
-    labels = tokenizer.labels(run.dataset.events, rows.spans.following(), run.scheme)
-    counts = np.bincount(labels[labels > 0], minlength=table_rows(run.dataset.num_items)).astype(
-        np.float32
-    )
+def item_log_q(run: Run, plan: epochs.TrainBatches) -> Float[Array, " rows"]:
+    """Log of each item's share of the training labels: the probability of an in-batch negative."""
+    labels = tokenizer.labels(run.dataset.events, plan.spans.following(), run.scheme)
+    counts = np.bincount(labels[labels > 0], minlength=table_rows(run.dataset.num_items))
+    counts = counts.astype(np.float32)
     return jnp.log(np.maximum(counts, 1) / counts.sum())

@@ -1,4 +1,4 @@
-"""Apache Beam makes the same bytes of a log as one machine does, and tells its mistakes in the same words."""
+"""Apache Beam makes the same bytes of a log as one machine does, with the same errors."""
 
 import functools
 import gzip
@@ -108,7 +108,8 @@ def test_fractions_in_some_of_the_files_order_the_same_dataset(raw, tmp_path):
 
 @pytest.mark.parametrize("filter", ["k_core", "one_pass"])
 def test_filters_leave_the_same_dataset(raw, tmp_path, filter):
-    # Chains of users and items that hold each other by one event: the core is reached after more rounds than a run has.
+    # Chains of users and items that hold each other by one event: the core is reached after more
+    # rounds than a run has.
     chain = [f"{100 + i},{1000 + i + j},{i},1" for i in range(14) for j in range(2)]
     put(raw / "log.csv", [*lines(3, 60), *chain])
     files = same(tmp_path, source="csv", filter=filter, min_events=2)

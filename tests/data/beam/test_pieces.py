@@ -1,4 +1,4 @@
-"""Pieces of raw files: of any size they give the rows of the whole file, its bad rows by line, and what it says."""
+"""Pieces of raw files: any size gives the rows and facts of the file, and its bad rows by line."""
 
 import dataclasses
 import gzip

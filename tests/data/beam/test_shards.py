@@ -1,4 +1,4 @@
-"""Shards of users: who is where, in which order, what a filter leaves, and that merged they are the whole."""
+"""Shards of users: their users and order, the events that a filter leaves, and the merge."""
 
 from pathlib import Path
 

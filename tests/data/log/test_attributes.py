@@ -1,4 +1,4 @@
-"""Files of attributes and series: public formats, own CSV and Parquet, archives, and every mistake told in one line."""
+"""Files of attributes and series: public formats, own files, archives, one line a mistake."""
 
 import dataclasses
 import datetime
@@ -51,7 +51,8 @@ def values(dataset: Dataset, ids) -> list[str]:
 
 
 def kuairand(folder: Path) -> Path:
-    user = '9,full_active,0,0,1,5,"(0,10]",3,"[1,10)",0,0,107,61-90,0,1,17,638,1,,0,1,0,0,1,0,,0,0,0,0,0\n'
+    user = '9,full_active,0,0,1,5,"(0,10]",3,"[1,10)",0,0,107,61-90,0,1,17,638,1,'
+    user += ",0,1,0,0,1,0,,0,0,0,0,0\n"
     return put(
         folder,
         {
@@ -270,7 +271,8 @@ MISTAKES = {
     "a file of items without use": (
         dict(item_file="what.csv"),
         {"what.csv": "item_id,tag\nx,red\n"},
-        r"data\.item_file='what\.csv': no column 'title' in it and no features wanted; name columns of it in data",
+        r"data\.item_file='what\.csv': no column 'title' in it and no features wanted; "
+        "name columns of it in data",
     ),
     "a user column": (
         dict(user_file="who.csv", user_features=("age",)),
@@ -300,7 +302,8 @@ MISTAKES = {
     "a file": (
         dict(user_file="nobody.csv", user_features=("age",)),
         {},
-        r"data\.user_file='nobody\.csv': no file .*nobody\.csv; name it relative to the folder of the log, or in full",
+        r"data\.user_file='nobody\.csv': no file .*nobody\.csv; "
+        "name it relative to the folder of the log, or in full",
     ),
     "a file of a series": (
         dict(series=("s=nothing.csv",)),

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: complete and verified, or nothing and a line that helps."""
+"""Downloads from a server on this machine: complete and verified, or nothing and a remedy."""
 
 import dataclasses
 import functools

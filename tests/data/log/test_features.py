@@ -1,4 +1,4 @@
-"""Attributes and series as numbers: one vocabulary, 0 for what is unknown, runs of equal values told once."""
+"""Attributes and series as numbers: one vocabulary, 0 for unknown, equal values in a run once."""
 
 import numpy as np
 import polars as pl
@@ -115,7 +115,8 @@ def test_the_same_text_of_two_features_is_two_values_and_of_one_name_is_one(tmp_
 
 def test_series_are_merged_by_time_and_keep_the_first_of_each_run(tmp_path):
     files = {
-        "country.csv": "user_id,timestamp,country\nb,9,us\nb,1,de\nb,5,de\nb,9.7,de\nnobody,1,fr\nc,4,de\n",
+        "country.csv": "user_id,timestamp,country\nb,9,us\nb,1,de\nb,5,de\nb,9.7,de\n"
+        "nobody,1,fr\nc,4,de\n",
         "other_device.csv": "device,user_id,timestamp\ntv,b,9\ntv,b,10\nphone,b,11\n",
     }
     series = ("country=country.csv", f"device={tmp_path}/other_device.csv")

@@ -43,8 +43,8 @@ def test_one_pass_counts_once_and_then_drops_short_users():
     # k = 2. Counts: users 0: 3, 1: 2, 2: 1, 3: 2; items 0: 3, 1: 2, 2: 2, 3: 1.
     user = np.array([0, 0, 0, 1, 1, 2, 3, 3], np.int32)
     item = np.array([0, 1, 3, 1, 2, 0, 0, 2], np.int32)
-    # Item 3 and user 2 are infrequent: their events go, at the same time. User 0 keeps items 0 and 1.
-    # Item 0 is then left twice, by users 0 and 3. Nobody is left with one event.
+    # Item 3 and user 2 are infrequent: their events go, at the same time. User 0 keeps items 0 and
+    # 1. Item 0 is then left twice, by users 0 and 3. Nobody is left with one event.
     assert filters.one_pass(user, item, k=2).tolist() == [
         True,
         True,

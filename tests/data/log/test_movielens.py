@@ -1,4 +1,4 @@
-"""Users and films of each MovieLens release, small files in the official formats and the real ones."""
+"""Users and films of each MovieLens release, in small files and in the real ones."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a dataset was made from: only what decides its content, so that old datasets are found again."""
+"""Origin of a dataset: only what decides its content, so that old datasets are found again."""
 
 import json
 

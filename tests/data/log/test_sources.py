@@ -1,4 +1,4 @@
-"""Every raw format in, exact events out; every kind of bad row named by file and line, or counted."""
+"""Every raw format in, exact events out; every kind of bad row named by line, or counted."""
 
 import csv
 import gzip

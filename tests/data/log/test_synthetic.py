@@ -1,4 +1,4 @@
-"""The generated log: reproducible, well-formed, predictable only from the sequence and the time together."""
+"""The generated log: reproducible, well-formed, predictable from sequence and time together."""
 
 import dataclasses
 
@@ -105,7 +105,7 @@ def test_a_topic_goes_on_at_the_shelf_after_the_one_it_was_left_at(world):
 
 
 def test_elapsed_days_fall_into_separate_time_buckets():
-    """With a bias per logarithmic bucket (base e^0.301) a model can tell 1, 2, 3 and 4 elapsed days apart."""
+    """A bias per logarithmic bucket (base e^0.301) separates 1, 2, 3 and 4 elapsed days."""
     days, jitter = np.arange(1, 5), synthetic.DAY_JITTER
     spread = jitter * np.sqrt(days / 3)  # standard deviation of a sum of uniform jitters
     low, high = (np.log(days * synthetic.DAY + sign * spread) / 0.301 for sign in (-1, 1))

@@ -1,4 +1,4 @@
-"""The generated actions: reproducible, well-formed, and predictable from counts and recency but not from shares."""
+"""The generated actions: reproducible, predictable from counts and recency, not from shares."""
 
 import dataclasses
 

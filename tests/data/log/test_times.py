@@ -1,4 +1,4 @@
-"""Fractions and date-times order events that share a unit of time, in every format and in several files."""
+"""Fractions and date-times order events that share a unit of time, in every format."""
 
 import datetime
 import itertools
@@ -110,7 +110,7 @@ def test_series_are_ordered_by_fractions_also_between_them(tmp_path):
 
 
 def random_log(seed: int, files: int) -> list[list[tuple[str, str, str]]]:
-    """Files of (user, item, time), every other one with fractions; the item tells the place in the log."""
+    """Files of (user, item, time), every other one with fractions; items count up in the log."""
     rng, number = np.random.default_rng(seed), itertools.count(1)
     return [
         [

@@ -22,7 +22,7 @@ from gr_jax.models.flops import train_flops
 from gr_jax.models.recommender import functional
 from gr_jax.training import sharding
 from gr_jax.training.optimizer import make_optimizer
-from gr_jax.training.ranking import objective as ranking
+from gr_jax.training.ranking.objective import Ranking
 from gr_jax.training.run import Run
 from tests.data.batches.ranking_log import random_dataset
 
@@ -79,14 +79,12 @@ def test_one_and_eight_devices_train_and_judge_alike(kind, tmp_path):
     losses, results = [], []
     for devices in (1, 8):
         run = open_run(kind, devices, tmp_path)
-        task = ranking.task(run)
-        plan = (
-            ranking.task(open_run(kind, 8, tmp_path)).batches().plan
-        )  # for eight devices: the same on both
+        objective = Ranking(run)
+        plan = Ranking(open_run(kind, 8, tmp_path)).plan  # for eight devices: the same on both
         state, shardings = run.fresh_state()
         out = shardings, sharding.replicated(run.mesh)
         step = sharding.on_mesh(
-            run.mesh, jax.jit(task.train_step(), donate_argnums=0, out_shardings=out)
+            run.mesh, jax.jit(objective.make_step(), donate_argnums=0, out_shardings=out)
         )
         values = []
         for batch in read_batches(plan, 0, 6):
@@ -94,7 +92,7 @@ def test_one_and_eight_devices_train_and_judge_alike(kind, tmp_path):
             state, metrics = step(state, batch, jax.random.key(1))
             values.append(float(metrics["loss"]))
         losses.append(values)
-        results.append(task.evaluate(state.params, "test"))
+        results.append(objective.evaluate(state.params, "test"))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
@@ -104,14 +102,15 @@ def test_one_and_eight_devices_train_and_judge_alike(kind, tmp_path):
 @pytest.mark.parametrize("mode", ["epochs", "streaming"])
 def test_the_cost_of_impressions_is_that_of_the_events_there_are_before_each(mode, tmp_path):
     run = open_run("dlrm", 1, tmp_path, mode)
-    made = ranking.task(run).batches()
-    steps = made.plan.first_step(made.epochs if mode == "streaming" else 1)
-    batches = [made.plan.batch(step, WHOLE) for step in range(steps)]
+    objective = Ranking(run)
+    plan, cost = objective.plan, objective.cost
+    steps = plan.first_step(objective.epochs if mode == "streaming" else 1)
+    batches = [plan.batch(step, WHOLE) for step in range(steps)]
     real = np.concatenate([batch.item > 0 for batch in batches])
     before = np.concatenate([(batch.history_item > 0).sum(1) for batch in batches])
     assert 0 < before.sum() < before[real].size * run.config.data.max_length
-    assert made.users_per_step == real.sum() / steps
-    assert made.tokens_per_step == before.sum() / steps
-    assert made.fill == pytest.approx(before.sum() / (real.size * run.config.data.max_length))
+    assert cost.users == real.sum() / steps
+    assert cost.tokens == before.sum() / steps
+    assert cost.fill == pytest.approx(before.sum() / (real.size * run.config.data.max_length))
     expected = train_flops(run.config, before[real], num_items=run.dataset.num_items) / steps
-    assert made.flops_per_step == pytest.approx(expected)
+    assert cost.flops == pytest.approx(expected)

@@ -72,15 +72,15 @@ def test_the_speed_of_training_counts_the_tokens_of_attributes_and_series_too():
     run = run_of(random_dataset(2, users=30), LossConfig())
     rows = train_rows(run)
     segments = np.concatenate([rows.batch(i).segment for i in range(rows.steps(0))])
-    made = retrieval.batches(run, rows)
+    cost = retrieval.Retrieval(run).cost
     assert (
-        made.tokens_per_step
+        cost.tokens
         == (segments > 0).sum() / rows.steps(0)
         > rows.spans.length.sum() / rows.steps(0)
     )
     lengths = np.array([(row == s).sum() for row in segments for s in set(row[row > 0])])
     expected = train_flops(run.config, lengths, num_items=run.dataset.num_items) / rows.steps(0)
-    assert made.flops_per_step == pytest.approx(expected)
+    assert cost.flops == pytest.approx(expected)
 
 
 def popularity_by_user(run: Run) -> dict[str, float]:
@@ -120,4 +120,4 @@ def test_popularity_is_judged_on_the_users_and_by_the_protocol_of_the_model(loss
             run.config, evaluate=EvaluateConfig(exclude=exclude, batch_users=8)
         ),
     )
-    assert retrieval.task(run).baseline() == ("popularity", popularity_by_user(run))
+    assert retrieval.Retrieval(run).baseline() == ("popularity", popularity_by_user(run))

@@ -14,8 +14,8 @@ from gr_jax.models.recommender import functional
 from gr_jax.training import sharding, state
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.optimizer import make_optimizer
-from gr_jax.training.ranking import objective as ranking
 from gr_jax.training.ranking import step as ranking_step
+from gr_jax.training.ranking.objective import Ranking
 from gr_jax.training.retrieval.step import make_train_step
 from gr_jax.training.tables.rowwise import RowRule, RowwiseOptimizer
 from tests.compiled import collectives
@@ -72,7 +72,7 @@ def test_retrieval_has_the_gradient_of_the_dense_step(loss, log_q):
 @pytest.mark.parametrize("kind", ["hstu", "dlrm"])
 def test_ranking_has_the_gradient_of_the_dense_step(kind, tmp_path):
     run = open_run(kind, 1, tmp_path)
-    batch = ranking.task(run).batches().plan.batch(0)
+    batch = Ranking(run).plan.batch(0)
     make_step = lambda optimizer: ranking_step.make_train_step(run.graphdef, optimizer, run.config)
     assert_same_step(make_step, run.init_params(jax.random.key(0)), batch)
 

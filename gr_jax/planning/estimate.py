@@ -1,9 +1,10 @@
-"""A plan: memory, cost and traffic of a training step on so many devices, and what would make it fit."""
+"""The plan of a run: memory, cost and traffic of a step, and changes that would make it fit."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ USABLE = 0.9
 
 @dataclass(frozen=True)
 class Plan:
-    """What one training step needs on each of the devices."""
+    """Needs of one training step on each of the devices."""
 
     data: int  # devices along the batch
     model: int  # devices along heads
@@ -44,7 +45,7 @@ class Plan:
 
 
 def mesh_shape(config: Config, devices: int) -> tuple[int, int]:
-    """Devices along `data` and `model` of a run on so many devices.
+    """Devices along `data` and `model` of a run on this number of devices.
 
     Raises:
       ConfigError: `config.mesh` does not fit them.
@@ -53,7 +54,8 @@ def mesh_shape(config: Config, devices: int) -> tuple[int, int]:
     data = config.mesh.data or devices // model
     if data * model != devices:
         raise ConfigError(
-            f"--devices={devices}: config.mesh.data={config.mesh.data} x config.mesh.model={model} is another number"
+            f"--devices={devices}: config.mesh.data={config.mesh.data} x"
+            f" config.mesh.model={model} is another number"
         )
     return data, model
 
@@ -63,51 +65,59 @@ def abstract_mesh(data: int, model: int) -> AbstractMesh:
     return AbstractMesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-def make_plan(config: Config, sizes: Sizes, device: Device, *, data: int, model: int) -> Plan:
-    """The plan of a run with these sizes; `sizes.batch_rows` must divide by `data`.
+def make_plan(
+    config: Config,
+    sizes: Sizes,
+    device: Device,
+    *,
+    data: int,
+    model: int,
+    peak: int | None = None,
+) -> Plan:
+    """The plan of a run on a mesh of `data` x `model` devices.
+
+    Args:
+      config: of an HSTU.
+      sizes: of the run; `data` divides its `batch_rows`.
+      device: whose rates bound the time.
+      data, model: the mesh.
+      peak: bytes that XLA allocates for the compiled step; None = by the formulas for a GPU.
 
     Raises:
-      ConfigError: an array does not divide over the mesh, or a model kind that the formulas do not know.
+      ConfigError: an array does not divide over the mesh, or the formulas do not know the model.
     """
     state = compiled_step.abstract_state(config, sizes, abstract_mesh(data, model))
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     count = {path_name(path): math.prod(leaf.shape) for path, leaf in leaves}
     platform = "cpu" if device.name == "cpu" else "gpu"
     exchanges = collectives.exchanges(config, sizes, state, platform=platform)
+    if peak is None:
+        parts = memory.on_gpu(config, sizes, state)
+    else:
+        parts = memory.compiled(config, sizes, state, peak)
     return Plan(
         data=data,
         model=model,
         parameters=sum(count.values()),
         table_parameters=sum(n for name, n in count.items() if collectives.is_table(name)),
-        parts=memory.memory(config, sizes, state, platform=platform),
+        parts=parts,
         exchanges=exchanges,
         cost=cost.cost(config, sizes, state, exchanges, device, data * model),
     )
 
 
 def remedies(config: Config, sizes: Sizes, device: Device, plan: Plan) -> list[tuple[str, float]]:
-    """Changes and the memory of a device with each of them alone; the last is the fewest devices that suffice.
+    """Changes, and the memory of a GPU with each of them alone; the last is a number of devices.
 
-    More devices share the same global batch. A row-wise optimizer keeps one number for each row of a table instead of
-    two for each element, and has gradients of the rows of a batch only; a full softmax cannot have one.
+    More devices share the same global batch. A row-wise optimizer keeps one number for each entry
+    of a table instead of two for each element, and has gradients of the entries of a batch only; a
+    full softmax cannot have one.
     """
-
-    def bytes_of(config: Config) -> float:
-        return make_plan(config, sizes, device, data=plan.data, model=plan.model).bytes
-
     found = []
-    if not config.model.remat:
-        found.append(("model.remat=True", bytes_of(_with_model(config, remat=True))))
-    if config.model.compute_dtype != "bfloat16":
-        found.append(
-            (
-                "model.compute_dtype=bfloat16",
-                bytes_of(_with_model(config, compute_dtype="bfloat16")),
-            )
-        )
-    if config.optimizer.table == "dense" and (config.loss.kind != "full" or sizes.num_tasks):
-        change = "optimizer.table=rowwise_adagrad and mesh.exchange=all_to_all"
-        found.append((change, bytes_of(with_row_wise_tables(config))))
+    for change, changed in _changes(config, sizes):
+        need = make_plan(changed, sizes, device, data=plan.data, model=plan.model).bytes
+        found.append((change, need))
+
     data = plan.data
     while data < 65536:
         data *= 2
@@ -115,19 +125,28 @@ def remedies(config: Config, sizes: Sizes, device: Device, plan: Plan) -> list[t
         try:
             need = make_plan(config, larger, device, data=data, model=plan.model).bytes
         except ConfigError:
-            break  # a table whose rows so many devices do not divide
+            break  # the entries of a table do not divide by this number of devices
         if need <= USABLE * device.memory:
             found.append((f"{data * plan.model} devices", need))
             break
     return found
 
 
+def _changes(config: Config, sizes: Sizes) -> Iterator[tuple[str, Config]]:
+    if not config.model.remat:
+        yield "model.remat=True", _with_model(config, remat=True)
+    if config.model.compute_dtype != "bfloat16":
+        yield "model.compute_dtype=bfloat16", _with_model(config, compute_dtype="bfloat16")
+    if config.optimizer.table == "dense" and (config.loss.kind != "full" or sizes.num_tasks):
+        change = "optimizer.table=rowwise_adagrad and mesh.exchange=all_to_all"
+        yield change, with_row_wise_tables(config)
+
+
 def with_row_wise_tables(config: Config) -> Config:
-    """The config with the rule of tables that needs the least memory, and the exchange that moves the fewest bytes."""
+    """The config with the table rule of least memory and the exchange of fewest bytes."""
     optimizer = dataclasses.replace(config.optimizer, table="rowwise_adagrad")
-    return dataclasses.replace(
-        config, optimizer=optimizer, mesh=dataclasses.replace(config.mesh, exchange="all_to_all")
-    )
+    mesh = dataclasses.replace(config.mesh, exchange="all_to_all")
+    return dataclasses.replace(config, optimizer=optimizer, mesh=mesh)
 
 
 def _with_model(config: Config, **fields: Any) -> Config:

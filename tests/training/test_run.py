@@ -1,11 +1,11 @@
 import ctypes
 
-from gr_jax.training import host_memory
+from gr_jax.training.run import keep_freed_memory
 
 
 def test_a_system_without_mallopt_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    host_memory.keep_freed_memory()
+    keep_freed_memory()
 
 
 def test_the_three_settings_reach_malloc(monkeypatch):
@@ -16,5 +16,5 @@ def test_the_three_settings_reach_malloc(monkeypatch):
             self.calls.append((setting, value))
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
-    host_memory.keep_freed_memory()
+    keep_freed_memory()
     assert dict(Library.calls) == {-8: 1, -3: 2**30, -1: 2**31 - 1}

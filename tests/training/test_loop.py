@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import pytest
 
 from gr_jax import cli
-from gr_jax.training.divergence import Diverged, check_finite
+from gr_jax.training.loop import Diverged, check_finite
 
 
 def test_a_parameter_that_is_not_finite_is_named():
@@ -11,7 +11,7 @@ def test_a_parameter_that_is_not_finite_is_named():
         check_finite(3, {"blocks": [{"uvqk": jnp.array([1.0, jnp.inf])}]})
 
 
-def test_divergence_is_told_in_one_line_by_the_command(monkeypatch, capsys):
+def test_divergence_is_one_line_of_the_command(monkeypatch, capsys):
     def main(argv):
         raise Diverged(3, "loss=nan")
 

@@ -1,0 +1,34 @@
+"""The objective of a run, retrieval or ranking: its batches, its step and its metrics.
+
+Both have the members that the training loop works with:
+
+    run, epochs                     the run, and its passes over the data (or windows of a stream)
+    plan, cost                      the training batches, and what an average one holds and costs
+    make_step()                     the training step, a pure function
+    validate(params, epochs_done)   metrics while training; None if there is nothing to validate on
+    score(metrics, epochs_done)     one number for them; the checkpoint with the highest is the best
+    evaluate(params, split)         metrics of a split
+    baseline()                      a name and its metrics on the test split, to compare with
+    about, shown, headline          console lines, and the metrics of the final table and of a line
+"""
+
+from __future__ import annotations
+
+from gr_jax.training.ranking.objective import Ranking
+from gr_jax.training.retrieval.objective import Retrieval
+from gr_jax.training.run import Run
+
+Objective = Retrieval | Ranking
+
+
+def objective_of(run: Run) -> Objective:
+    """Ranking if the config names tasks to predict, else retrieval."""
+    return Ranking(run) if run.config.ranking.tasks else Retrieval(run)
+
+
+def last_step(objective: Objective) -> int:
+    """Steps of a whole run by its config; a stream ends with its last window at the latest."""
+    train = objective.run.config.train
+    planned = objective.plan.first_step(objective.epochs)
+    steps = train.steps or planned
+    return min(steps, planned) if train.mode == "streaming" else steps
