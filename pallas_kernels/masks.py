@@ -52,7 +52,8 @@ def allowed_pairs(query: Tokens, key: Tokens, window: int | None = None) -> Bool
     The leaves of `query` and `key` broadcast, as [R, C, 1] and [R, 1, W].
 
     A token sees itself and the smaller effective positions of its own sequence, hence targets see
-    the history and themselves only; `window` bounds the distance of the two positions.
+    the history and themselves only; `window` bounds the distance of the two positions. The GPU
+    kernels take the same rule as an interval of keys: `visible_keys` has to follow it.
     """
     if query.target is None:
         allowed = query.index >= key.index

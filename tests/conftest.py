@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices and a shared compilation cache for every test; reference vectors and real data where they are.
+"""Eight virtual CPU devices and a shared compilation cache for every test, and the optional data.
 
 Random examples: `--hypothesis-seed=N` repeats a run; .ci/run draws new ones each day.
 """
@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Read once, when JAX first looks for devices: so before any test module is imported. The tests compile many small
-# programs, which takes half the time without optimisation, and a quarter of that where another test, worker or
-# process that a test starts has compiled the same program before.
+# Read once, when JAX first looks for devices: so before any test module is imported. The tests
+# compile many small programs, which takes half the time without optimisation, and a quarter of that
+# where another test, worker or process that a test starts has compiled the same program before.
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
@@ -26,7 +26,8 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-# Where CI is set hypothesis would draw the same examples for ever. What fails is printed, to be pasted as @example.
+# Where CI is set hypothesis would draw the same examples for ever. A failing one is printed in a
+# form that can be pasted above the test.
 hypothesis.settings.register_profile("random", derandomize=False, print_blob=True, deadline=None)
 hypothesis.settings.load_profile("random")
 
@@ -37,7 +38,7 @@ DATA = Path(os.environ.get("GR_JAX_DATA", ROOT.parent / "shared" / "data"))
 
 @pytest.fixture(scope="session")
 def golden():
-    """`golden(name)`: the reference vectors of `<name>.npz`; without the folder it skips, in CI it fails."""
+    """`golden(name)`: the vectors of `<name>.npz`; without the folder it skips, in CI it fails."""
 
     def load(name: str) -> dict[str, np.ndarray]:
         path = GOLDEN / f"{name}.npz"

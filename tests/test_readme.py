@@ -1,4 +1,4 @@
-"""README.md, CONTRIBUTING.md and docs/: what they tell people to type runs, and what they name exists.
+"""What README.md, CONTRIBUTING.md and docs/ have people type runs, and what they name exists.
 
 The tutorial as a whole is run by experiments/newcomer.py.
 """

@@ -1,8 +1,8 @@
 """The ranking baseline without sequences of tokens: one event at a time, its history pooled.
 
 Deep Interest Network (Zhou et al. 2018, arXiv:1706.06978) for the history, DCN-v2 (Wang et al.
-2020, arXiv:2008.13535) for the crosses of features, and a multi-layer perceptron: the family of models
-that Zhai et al. 2024 compare with.
+2020, arXiv:2008.13535) for the crosses of features, and a multi-layer perceptron: the family of
+models that Zhai et al. 2024 compare with.
 """
 
 from __future__ import annotations

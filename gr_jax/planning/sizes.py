@@ -13,7 +13,7 @@ from gr_jax.data.batches import epochs, packing, ranking, stochastic_length
 from gr_jax.data.batches.sequences import time_bounds
 from gr_jax.data.batches.tokenizer import token_scheme
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.log import raw_files
+from gr_jax.data.log import formats
 from gr_jax.data.log.preparation import prepare
 from gr_jax.data.log.synthetic import lengths as log_normal_lengths
 from gr_jax.models.sizes import ModelSizes
@@ -97,7 +97,7 @@ def sizes_of(config: Config, *, items: int, mean_length: float, device_multiple:
         )
 
     meta = Path(config.data.prepared).expanduser() / "meta.json"
-    raw = raw_files.find(config.data)
+    raw = formats.find(config.data)
     if not (config.data.prepared and meta.is_file()) and not (raw and raw.files):
         raise ConfigError(
             "no prepared dataset and no raw log: give the sizes by --items=N --mean_length=EVENTS,"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 
 from gr_jax.config import ConfigError, MeshConfig, ShardingRules
 from gr_jax.data.batches.batch import Share
@@ -50,7 +49,7 @@ def path_name(path: tuple) -> str:
     )
 
 
-def by_path(tree: Any, rules: ShardingRules, mesh: Mesh | AbstractMesh) -> Any:
+def by_path(tree: PyTree, rules: ShardingRules, mesh: Mesh | AbstractMesh) -> PyTree:
     """A NamedSharding for every array of `tree`.
 
     The first rule whose pattern is in its path decides; without one the array is replicated.
@@ -61,7 +60,7 @@ def by_path(tree: Any, rules: ShardingRules, mesh: Mesh | AbstractMesh) -> Any:
       ConfigError: a dimension does not divide by the devices it is spread over.
     """
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
+    def place(path: tuple, leaf: PyTree) -> NamedSharding:
         name = path_name(path)
         for pattern, axes in rules:
             if re.search(pattern, name):
@@ -136,12 +135,12 @@ def on_mesh(mesh: Mesh, function: Callable) -> Callable:
     return call
 
 
-def put(tree: Any, placement: NamedSharding) -> Any:
+def put(tree: PyTree, placement: NamedSharding) -> PyTree:
     """Global arrays from this process's part of them."""
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(placement, a), tree)
 
 
-def put_whole(tree: Any, placement: NamedSharding) -> Any:
+def put_whole(tree: PyTree, placement: NamedSharding) -> PyTree:
     """Global arrays from the whole of them, which every process has."""
     if jax.process_count() == 1:
         return jax.device_put(tree, placement)

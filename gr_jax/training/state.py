@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from gr_jax.config import ShardingRules
 from gr_jax.training import sharding
@@ -23,14 +22,16 @@ class TrainState:
     arrays, or one object for each array: a shape, a sharding.
     """
 
-    step: Any  # int32 scalar: optimizer steps taken
+    step: PyTree  # int32 scalar: optimizer steps taken
     params: dict  # nested dict of float32 arrays; row-wise tables may be bfloat16
-    opt_state: Any  # of the optimizer, same sharding as the parameters it belongs to
+    opt_state: PyTree  # of the optimizer, same sharding as the parameters it belongs to
     # entries of the items and counts, see `tables.admission`; None: the entry of an item is its id
-    vocabulary: Any = None
+    vocabulary: PyTree = None
 
 
-def _fields(state: TrainState) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+def _fields(
+    state: TrainState,
+) -> tuple[list[tuple[object, PyTree]], tuple[str, ...]]:
     # Without a vocabulary there is no such node: a checkpoint is what it was before there were any.
     names = ("step", "params", "opt_state") + (
         ("vocabulary",) if state.vocabulary is not None else ()
@@ -45,11 +46,11 @@ jax.tree_util.register_pytree_with_keys(
 
 def planned(
     init_params: Callable[[PRNGKeyArray], dict],
-    init_opt_state: Callable[[dict], Any],
+    init_opt_state: Callable[[dict], PyTree],
     *,
     mesh: Mesh,
     rules: ShardingRules,
-    vocabulary: Any = None,
+    vocabulary: PyTree = None,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state that `create` makes of the same arguments.
 
@@ -60,8 +61,8 @@ def planned(
 
 def shapes(
     init_params: Callable[[PRNGKeyArray], dict],
-    init_opt_state: Callable[[dict], Any],
-    vocabulary: Any = None,
+    init_opt_state: Callable[[dict], PyTree],
+    vocabulary: PyTree = None,
 ) -> TrainState:
     """Shapes and dtypes of a state at step 0, on no devices yet."""
     return jax.eval_shape(_initial(init_params, init_opt_state), jax.random.key(0), vocabulary)
@@ -77,12 +78,12 @@ def placed(unplaced: TrainState, *, mesh: Mesh | AbstractMesh, rules: ShardingRu
 
 def create(
     init_params: Callable[[PRNGKeyArray], dict],
-    init_opt_state: Callable[[dict], Any],
+    init_opt_state: Callable[[dict], PyTree],
     key: PRNGKeyArray,
     *,
     mesh: Mesh,
     rules: ShardingRules,
-    vocabulary: Any = None,
+    vocabulary: PyTree = None,
 ) -> tuple[TrainState, TrainState]:
     """A fresh state and its shardings.
 
@@ -101,9 +102,9 @@ def create(
 
 
 def _initial(
-    init_params: Callable[[PRNGKeyArray], dict], init_opt_state: Callable[[dict], Any]
-) -> Callable[[PRNGKeyArray, Any], TrainState]:
-    def init(key: PRNGKeyArray, vocabulary: Any) -> TrainState:
+    init_params: Callable[[PRNGKeyArray], dict], init_opt_state: Callable[[dict], PyTree]
+) -> Callable[[PRNGKeyArray, PyTree], TrainState]:
+    def init(key: PRNGKeyArray, vocabulary: PyTree) -> TrainState:
         params = init_params(key)
         return TrainState(jnp.zeros((), jnp.int32), params, init_opt_state(params), vocabulary)
 

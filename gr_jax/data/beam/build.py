@@ -30,8 +30,8 @@ from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import dataset
 from gr_jax.data.beam import pieces, shards
 from gr_jax.data.beam.pieces import Facts
-from gr_jax.data.log import preparation, raw_files, sources
-from gr_jax.data.log.raw_files import RawFiles
+from gr_jax.data.log import formats, preparation, raw_log
+from gr_jax.data.log.formats import RawFiles
 
 _SHARD_BYTES = 64 << 20  # of the raw files, compressed or not, in a shard
 _LEAST_SHARDS = 8  # work for a few workers, also of a small log
@@ -71,15 +71,15 @@ def build(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-shards-", dir=folder.parent) as name:
         scratch = Path(name).absolute()
-        raw = raw_files.unpacked(config, raw.absolute(), scratch)
+        raw = formats.unpacked(config, raw.absolute(), scratch)
         num_shards = num_shards or max(
             _LEAST_SHARDS, sum(file.stat().st_size for file in raw.logs) // _SHARD_BYTES
         )
         facts = _read(run, config, raw, scratch, piece_bytes, num_shards)
         layout = pieces.checked(facts, raw)
         names = tuple(action.name for action in layout.actions)
-        log = sources.described(
-            sources.Log(pl.DataFrame(), actions=names), config, raw, layout, facts.skipped
+        log = raw_log.described(
+            raw_log.Log(pl.DataFrame(), actions=names), config, raw, layout, facts.skipped
         )
         counts = facts.items["events"].to_numpy()
         made = scratch  # folder of the shards

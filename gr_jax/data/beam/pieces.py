@@ -18,9 +18,9 @@ import polars as pl
 
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import ids
-from gr_jax.data.log import actions, bad_rows, parse, sources
+from gr_jax.data.log import actions, bad_rows, parse, raw_log
+from gr_jax.data.log.formats import RawFiles
 from gr_jax.data.log.layout import Layout
-from gr_jax.data.log.raw_files import RawFiles
 
 SIZE = 64 << 20  # bytes of text in a piece
 _ROW_BYTES = 32  # assumed for a row of a Parquet file
@@ -85,8 +85,8 @@ def checked(facts: Facts, raw: RawFiles) -> Layout:
     """The layout of the log; raises the first error of reading it at once (ConfigError, BadRow)."""
     if facts.error is not None:
         raise facts.error[1]
-    layout = sources.common_layout([facts.layouts[i] for i in range(len(raw.logs))], raw)
-    sources.check_unit(facts.last_time, layout, raw)
+    layout = raw_log.common_layout([facts.layouts[i] for i in range(len(raw.logs))], raw)
+    raw_log.check_unit(facts.last_time, layout, raw)
     if facts.items.height:
         actions.check_filled(layout.actions, layout.action_columns, facts.filled)
     return layout
@@ -103,8 +103,8 @@ def split(
             pieces, skipped = _split_rows(piece, size // _ROW_BYTES), Counter()
         else:
             folder = Path(tempfile.mkdtemp(dir=scratch))  # a worker may have to begin again
-            plain, skipped = sources.decompressed(config, file, folder)
-            layout = sources.resolved(config, plain, raw.layout)
+            plain, skipped = raw_log.decompressed(config, file, folder)
+            layout = raw_log.resolved(config, plain, raw.layout)
             piece = dataclasses.replace(piece, plain=plain, layout=layout)
             pieces = _split_lines(piece, size)
     except ConfigError as error:
@@ -172,7 +172,7 @@ def read(piece: Piece, config: DataConfig) -> tuple[pl.DataFrame | None, Facts]:
         filled = frozenset(
             name for name in events.columns if events[name].null_count() < events.height
         )
-        events = sources.usual_columns(events, piece.layout.actions, piece.layout.action_columns)
+        events = raw_log.usual_columns(events, piece.layout.actions, piece.layout.action_columns)
     except ConfigError as error:
         return None, Facts(error=(piece.place, error))
     events = events.cast(dict.fromkeys(_IDS, pl.String))

@@ -17,7 +17,7 @@ from pathlib import Path
 import polars as pl
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.log import movielens, times
+from gr_jax.data.log import movielens_attributes, times
 from gr_jax.data.log.layout import BadRow, Layout
 
 OFFICIAL = {  # source -> files of user and item attributes, as shell patterns
@@ -213,7 +213,9 @@ def titles(config: DataConfig, found: dict[str, Path], layout: Layout) -> pl.Dat
 def _table(config: DataConfig, kind: str, file: Path, key: str, skipped: Counter) -> Table:
     names = _features(config, kind)
     reader = (
-        None if getattr(config, f"{kind}_file") else movielens.READERS.get((config.source, kind))
+        None
+        if getattr(config, f"{kind}_file")
+        else movielens_attributes.READERS.get((config.source, kind))
     )
     what = {key: f"{kind} column"} | {name: f"data.{kind}_features column" for name in names}
     if reader is None:

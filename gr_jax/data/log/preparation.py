@@ -14,18 +14,10 @@ import polars as pl
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import ids
 from gr_jax.data.dataset import Dataset, open_dataset, write
-from gr_jax.data.log import (
-    actions,
-    features,
-    filters,
-    provenance,
-    raw_files,
-    sources,
-    times,
-)
+from gr_jax.data.log import actions, features, filters, formats, provenance, raw_log, times
 
 # (config, raw files, folder, entries of meta.json) -> the dataset written into the folder
-Build = Callable[[DataConfig, raw_files.RawFiles | None, Path, dict], Dataset]
+Build = Callable[[DataConfig, formats.RawFiles | None, Path, dict], Dataset]
 
 
 def prepare(config: DataConfig, *, progress: bool = False, build: Build | None = None) -> Dataset:
@@ -43,7 +35,7 @@ def prepare(config: DataConfig, *, progress: bool = False, build: Build | None =
         from other files or settings.
     """
     folder = Path(config.prepared).expanduser() if config.prepared else None
-    raw = raw_files.find(config)
+    raw = formats.find(config)
     if raw is not None and not raw.files:
         if folder is not None and (folder / "meta.json").is_file():
             # The raw log may have stayed on another machine.
@@ -51,7 +43,7 @@ def prepare(config: DataConfig, *, progress: bool = False, build: Build | None =
             settings = provenance.made_from(config, [])["settings"]
             provenance.check_settings(folder, dataset.meta, settings)
             return dataset
-        raw = raw_files.fetch(config, progress=progress)
+        raw = formats.fetch(config, progress=progress)
 
     made_from = provenance.made_from(config, raw.files if raw else ())
     fingerprint = provenance.fingerprint(made_from)
@@ -84,16 +76,16 @@ def _only_one(folder: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _generate(config: DataConfig) -> sources.Log:
+def _generate(config: DataConfig) -> raw_log.Log:
     from gr_jax.data.log import synthetic, synthetic_actions
 
     generate = (synthetic_actions if config.synthetic.actions else synthetic).generate
-    return sources.with_actions(generate(config.synthetic), actions.parse(config.actions))
+    return raw_log.with_actions(generate(config.synthetic), actions.parse(config.actions))
 
 
-def _build(config: DataConfig, raw: raw_files.RawFiles | None, folder: Path, meta: dict) -> Dataset:
+def _build(config: DataConfig, raw: formats.RawFiles | None, folder: Path, meta: dict) -> Dataset:
     """Read, filter and sort the log, number its users and items, and write it."""
-    log = _generate(config) if raw is None else sources.read(config, raw)
+    log = _generate(config) if raw is None else raw_log.read(config, raw)
     events, log = log.events, dataclasses.replace(log, events=log.events.clear())
     user, raw_users = ids.encode(events["user"])
     item, raw_items = ids.encode(events["item"])
@@ -119,7 +111,7 @@ def _build(config: DataConfig, raw: raw_files.RawFiles | None, folder: Path, met
     )
 
 
-def no_events(config: DataConfig, log: sources.Log) -> ConfigError:
+def no_events(config: DataConfig, log: raw_log.Log) -> ConfigError:
     """The error for a log with no events left after filtering."""
     filtered = f" after data.filter={config.filter} with data.min_events={config.min_events}"
     skipped = "".join(
@@ -132,7 +124,7 @@ def no_events(config: DataConfig, log: sources.Log) -> ConfigError:
 
 def write_log(
     folder: Path,
-    log: sources.Log,
+    log: raw_log.Log,
     columns: Mapping[str, np.ndarray],
     raw_users: pl.Series,
     raw_items: pl.Series,

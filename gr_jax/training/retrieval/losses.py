@@ -45,7 +45,7 @@ def next_item_loss(
     Raises:
       ValueError: the correction has no `item_log_q`.
     """
-    if negatives is None:
+    if config.kind == "full":
         return full_softmax(
             hidden,
             item_table,
@@ -56,6 +56,7 @@ def next_item_loss(
             chunk_tokens=config.chunk_tokens,
         )
 
+    assert negatives is not None, config.kind
     # A uniform correction shifts all logits alike.
     correct = config.log_q and config.sampler == "in_batch"
     if correct and item_log_q is None:

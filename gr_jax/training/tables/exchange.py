@@ -12,12 +12,11 @@ all_to_all: a device asks each owner for its entries and sends their gradients t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gr_jax.models.lookup import AXES, ambient_devices, own_entries
 from gr_jax.training.tables.batch_entries import distinct_ids
@@ -25,7 +24,7 @@ from gr_jax.training.tables.batch_entries import distinct_ids
 OVER_ALL, OVER_DATA = PartitionSpec(AXES), PartitionSpec("data")
 # (table, moments, strictly ascending entries, some beyond the table, gradients, number of the first
 # entry of `table` in the whole table) -> table, moments
-Update = Callable[[Array, Any, Array, Array, Array | int], tuple[Array, Any]]
+Update = Callable[[Array, PyTree, Array, Array, Array | int], tuple[Array, PyTree]]
 
 
 def batch_parts() -> int | None:
@@ -62,12 +61,12 @@ def fetch(
 def deliver(
     update: Update,
     table: Float[Array, "rows D"],
-    moments: Any,
+    moments: PyTree,
     entries: Int[Array, "*S U"],
     gradients: Float[Array, "*S U D"],
     *,
     exchange: str,
-) -> tuple[Float[Array, "rows D"], Any]:
+) -> tuple[Float[Array, "rows D"], PyTree]:
     """`update` of all entries, once each, with the sum of their gradients over the parts.
 
     moments: arrays with a value for each entry of the table. entries: as for `fetch`.
@@ -77,8 +76,8 @@ def deliver(
         return update(table, moments, entries, gradients, 0)
 
     def per_device(
-        table: Array, moments: Any, entries: Int[Array, "1 U"], gradients: Float[Array, "1 U D"]
-    ) -> Any:
+        table: Array, moments: PyTree, entries: Int[Array, "1 U"], gradients: Float[Array, "1 U D"]
+    ) -> PyTree:
         if exchange == "all_to_all":
             return _deliver_by_messages(update, table, moments, entries[0], gradients[0], devices)
         entries, gradients = (
@@ -90,7 +89,7 @@ def deliver(
     return _on_devices(per_device, specs, (OVER_ALL, OVER_ALL))(table, moments, entries, gradients)
 
 
-def _on_devices(per_device: Callable, inputs: Any, outputs: Any) -> Callable:
+def _on_devices(per_device: Callable, inputs: PyTree, outputs: PyTree) -> Callable:
     # Without the check, which rejects rounds of messages counted on the devices. None of this is
     # differentiated.
     return jax.shard_map(per_device, in_specs=inputs, out_specs=outputs, check_vma=False)
@@ -99,10 +98,10 @@ def _on_devices(per_device: Callable, inputs: Any, outputs: Any) -> Callable:
 def _update_own(
     update: Update,
     table: Array,
-    moments: Any,
+    moments: PyTree,
     entries: Int[Array, " T"],
     gradients: Float[Array, "T D"],
-) -> Any:
+) -> PyTree:
     """`update` of the entries in this device's shard; an entry may be named several times."""
     first = jax.lax.axis_index(AXES) * len(table)
     local = entries - first
@@ -136,16 +135,16 @@ def _fetch_by_messages(
 def _deliver_by_messages(
     update: Update,
     table: Array,
-    moments: Any,
+    moments: PyTree,
     entries: Int[Array, " U"],
     gradients: Float[Array, "U D"],
     devices: dict,
-) -> Any:
+) -> PyTree:
     count = devices["data"] * devices["model"]
     size = _message_size(len(entries), count)
     rounds = _rounds(entries, len(table), devices, size)
 
-    def one_round(number: Array, carry: Any) -> Any:
+    def one_round(number: Array, carry: PyTree) -> PyTree:
         table, moments = carry
         slot, _ = _slots(entries, len(table), devices, size, rounds, number)
         nothing = jnp.full(count * size, count * len(table), entries.dtype)

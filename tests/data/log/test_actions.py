@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.log import raw_files, sources
+from gr_jax.data.log import formats, raw_log
 from gr_jax.data.log.actions import MOST, Action, bits, parse
 from gr_jax.data.log.layout import BadRow
 
@@ -96,7 +96,7 @@ def test_bits_are_the_conditions_row_by_row_and_never_true_of_an_absent_value(ro
 
 def read(source, path, *actions, **fields):
     config = DataConfig(source=source, path=str(path), actions=actions, **fields)
-    return sources.read(config, raw_files.find(config))
+    return raw_log.read(config, formats.find(config))
 
 
 def test_any_column_of_an_own_log_can_tell_an_action_and_only_the_bits_are_kept(tmp_path):
@@ -170,15 +170,15 @@ def test_a_column_that_cannot_tell_the_action_is_named_in_one_line(tmp_path):
 
 def test_a_generated_log_tells_actions_by_its_columns():
     events = pl.DataFrame({"user": [1], "item": [2], "timestamp": [3], "like": [1], "name": ["x"]})
-    log = sources.with_actions(events, parse(("watched=1", "liked=like")))
+    log = raw_log.with_actions(events, parse(("watched=1", "liked=like")))
     assert log.events.columns == ["user", "item", "timestamp", "action"] and log.events[
         "action"
     ].to_list() == [3]
     with pytest.raises(
         ConfigError, match="'love' looks at 'loke', the log has only .*did you mean 'like'"
     ):
-        sources.with_actions(events, parse(("love=loke",)))
+        raw_log.with_actions(events, parse(("love=loke",)))
     with pytest.raises(
         ConfigError, match="'love' compares 'name', which is not a column of numbers"
     ):
-        sources.with_actions(events, parse(("love=name>=1",)))
+        raw_log.with_actions(events, parse(("love=name>=1",)))

@@ -15,7 +15,7 @@ import pytest
 from gr_jax.config import ConfigError, DataConfig, SyntheticConfig
 from gr_jax.config import files as config_files
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.log import attributes, raw_files, sources
+from gr_jax.data.log import attributes, formats, raw_log
 from gr_jax.data.log.layout import BadRow
 from gr_jax.data.log.preparation import prepare
 
@@ -43,7 +43,7 @@ def put(folder: Path, files: dict[str, str]) -> Path:
 def own(folder: Path, files: dict[str, str], **fields) -> attributes.Attributes:
     put(folder, {"log.csv": LOG} | files)
     config = DataConfig(source="csv", path=str(folder / "log.csv"), **fields)
-    return sources.read(config, raw_files.find(config)).attributes
+    return raw_log.read(config, formats.find(config)).attributes
 
 
 def values(dataset: Dataset, ids) -> list[str]:
@@ -183,7 +183,7 @@ def test_own_files_are_csv_gzip_or_parquet_with_the_columns_of_the_log(tmp_path)
     config = DataConfig(
         source="csv", path=str(tmp_path / "log.csv"), on_bad_row="skip", **fields, **names
     )
-    found = sources.read(config, raw_files.find(config)).attributes
+    found = raw_log.read(config, formats.find(config)).attributes
     assert found.users is not None and found.users.rows.rows() == [("a", "30")]
     assert found.items is not None and found.items.rows.rows() == [("y", ["p", "q"], ["2.5"])]
     assert found.series[0].rows.rows() == [("a", 60, "x", 0.0)]
@@ -215,7 +215,7 @@ def test_an_own_file_of_attributes_goes_with_a_public_log(tmp_path):
     config = DataConfig(
         source="ml-1m", path=str(tmp_path), item_file="mine.csv", item_features=("tag",)
     )
-    found = sources.read(config, raw_files.find(config)).attributes
+    found = raw_log.read(config, formats.find(config)).attributes
     assert found.items is not None and found.items.rows.rows() == [("1193", ["deep", "dark"])]
 
 
@@ -385,7 +385,7 @@ def test_a_row_without_an_id_stops_or_is_counted(tmp_path):
 
 
 def test_settings_are_checked_before_anything_is_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_files, "fetch", None)
+    monkeypatch.setattr(formats, "fetch", None)
     config = DataConfig(source="amazon-2014", path=str(tmp_path), item_features=("brand",))
     with pytest.raises(
         ConfigError, match=r"data\.source=amazon-2014 has no file of them; set data\.item_file"

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.log import raw_files
+from gr_jax.data.log import formats
 from gr_jax.data.log.download import download
 from gr_jax.data.log.preparation import prepare
 
@@ -132,13 +132,13 @@ def test_an_absent_log_is_fetched_once_and_prepared(site, tmp_path, monkeypatch)
     folder, address = site
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        raw_files,
+        formats,
         "FORMATS",
         {
             name: format
             if name != "ml-1m"
             else dataclasses.replace(format, site=address, checksum=f"{address}/ml-1m.zip.md5")
-            for name, format in raw_files.FORMATS.items()
+            for name, format in formats.FORMATS.items()
         },
     )
     with zipfile.ZipFile(folder / "ml-1m.zip", "w") as archive:

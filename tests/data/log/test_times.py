@@ -12,7 +12,7 @@ import pytest
 from gr_jax.config import DataConfig
 from gr_jax.data.beam import pieces, shards
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.log import raw_files, sources
+from gr_jax.data.log import formats, raw_log
 from gr_jax.data.log.preparation import prepare
 
 LATE, EARLY = 1_700_000_000.9, 1_700_000_000.1
@@ -139,7 +139,7 @@ def test_files_of_which_only_some_have_fractions_are_one_ordered_log_whole_and_i
     assert items(dataset) == [item for _, item, _ in rows]
     assert dataset.events.timestamp.tolist() == [int(float(time)) for *_, time in rows]
     config = DataConfig(source="csv", path=str(tmp_path / "raw"))
-    raw = raw_files.unpacked(config, raw_files.find(config), tmp_path)
+    raw = formats.unpacked(config, formats.find(config), tmp_path)
     blocks, facts = [], []
     for number in range(3):
         for piece in pieces.split(config, raw, number, tmp_path, 50)[0]:
@@ -159,7 +159,7 @@ def test_files_of_which_only_some_have_fractions_are_one_ordered_log_whole_and_i
 def test_an_integer_log_has_no_fractions(tmp_path):
     put(tmp_path, "log.csv", csv("A,x,7", "A,y,8.0", "A,z,noon"))
     config = DataConfig(source="csv", path=str(tmp_path / "raw"), on_bad_row="skip")
-    assert sources.read(config, raw_files.find(config)).events.columns == [
+    assert raw_log.read(config, formats.find(config)).events.columns == [
         "user",
         "item",
         "timestamp",

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.log import bad_rows, parse, raw_files, sources
+from gr_jax.data.log import bad_rows, formats, parse, raw_log
 from gr_jax.data.log.layout import BadRow
 
 KUAIRAND_HEADER = (
@@ -24,12 +24,12 @@ KUAIRAND_HEADER = (
 )
 
 
-def read(source: str, path: Path, **fields) -> sources.Log:
+def read(source: str, path: Path, **fields) -> raw_log.Log:
     config = DataConfig(source=source, path=str(path), **fields)
-    return sources.read(config, raw_files.find(config))
+    return raw_log.read(config, formats.find(config))
 
 
-def events(log: sources.Log, *names: str) -> list[tuple]:
+def events(log: raw_log.Log, *names: str) -> list[tuple]:
     return log.events.select(names or ("user", "item", "timestamp")).rows()
 
 
@@ -119,15 +119,15 @@ def test_files_of_attributes_beside_the_log_are_not_taken_for_logs(tmp_path):
     for name in ("users.csv", "items.csv", "country.csv"):
         put(tmp_path / name, "what,ever\n1,2\n")
     own = {"user_file": "users.csv", "item_file": "items.csv", "series": ("country=country.csv",)}
-    found = raw_files.find(DataConfig(source="csv", path=str(tmp_path), **own))
+    found = formats.find(DataConfig(source="csv", path=str(tmp_path), **own))
     assert [file.name for file in found.logs] == ["clicks.csv"]
-    assert len(raw_files.find(DataConfig(source="csv", path=str(tmp_path))).logs) == 4
+    assert len(formats.find(DataConfig(source="csv", path=str(tmp_path))).logs) == 4
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     put(tmp_path / "clicks.csv", "user_id,item_id,timestamp\na,x,1019865600\n")
-    found = raw_files.find(DataConfig(source="csv", path="~/clicks.csv"))
+    found = formats.find(DataConfig(source="csv", path="~/clicks.csv"))
     assert found.logs == (tmp_path / "clicks.csv",)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.log.movielens import READERS
+from gr_jax.data.log.movielens_attributes import READERS
 from gr_jax.data.log.preparation import prepare
 
 

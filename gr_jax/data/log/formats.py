@@ -25,7 +25,7 @@ _KUAIRAND_RECORD = "https://zenodo.org/api/records/10439422"
 class RawFiles:
     """The files of a raw log, still compressed."""
 
-    layout: Layout  # of the format; `sources.resolved` gives that of one file
+    layout: Layout  # of the format; `raw_log.resolved` gives that of one file
     logs: tuple[Path, ...] = ()  # in file order
     titles: Path | None = None
     # of features: under "user", "item" and the names of the series

@@ -14,10 +14,10 @@ from pathlib import Path
 import polars as pl
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.log import actions, attributes, parse, raw_files, times, unpack
+from gr_jax.data.log import actions, attributes, formats, parse, times, unpack
 from gr_jax.data.log.attributes import Attributes
+from gr_jax.data.log.formats import RawFiles
 from gr_jax.data.log.layout import Layout
-from gr_jax.data.log.raw_files import RawFiles
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def read(config: DataConfig, raw: RawFiles) -> Log:
       BadRow: a row that cannot be used, unless config.on_bad_row is "skip".
     """
     with tempfile.TemporaryDirectory(prefix="gr_jax-") as scratch:
-        raw = raw_files.unpacked(config, raw, Path(scratch))
+        raw = formats.unpacked(config, raw, Path(scratch))
         parts, layouts, bad = zip(
             *(_read_log(config, log, raw.layout, Path(scratch)) for log in raw.logs), strict=True
         )
