@@ -96,7 +96,7 @@ def test_evaluation_and_serving_see_a_row_for_each_item(finished):
 
 def test_the_report_counts_the_parameters_that_were_trained(finished):
     trained = [x.size for name, x in final_state(finished).items() if name.startswith("['params']")]
-    assert learned.look(finished).parameters == sum(trained)
+    assert learned.load(finished).parameters == sum(trained)
 
 
 def test_a_run_with_another_vocabulary_is_refused(finished, config_file):
