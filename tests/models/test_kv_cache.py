@@ -30,14 +30,24 @@ SMALL = ModelConfig(
 SIZES = ModelSizes(ITEMS, N, ACTIONS, VALUES, TASK_NAMES)
 
 
+def with_noise(init) -> dict:
+    """Fresh parameters plus noise that makes every table matter, by one program."""
+
+    @jax.jit
+    def start():
+        leaves, tree = jax.tree.flatten(init(jax.random.key(0)))
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        pairs = zip(leaves, keys, strict=True)
+        return jax.tree.unflatten(tree, [a + 0.3 * jax.random.normal(k, a.shape) for a, k in pairs])
+
+    return start()
+
+
 @functools.cache
 def model_of(**changes):
     """Structure and params with biases large enough to matter."""
     graphdef, init = make_model(dataclasses.replace(SMALL, **changes), SIZES)
-    leaves, tree = jax.tree.flatten(init(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noise = [0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    return graphdef, jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
+    return graphdef, with_noise(init)
 
 
 def extend(model, batch: Batch, store: kv_cache.KvCache):

@@ -16,6 +16,7 @@ from gr_jax.models.recommender import Recommender, make_model
 from gr_jax.models.sizes import ModelSizes
 from tests.models import ranking_batch
 from tests.models.golden_batch import padded_batch
+from tests.models.test_kv_cache import with_noise
 
 N, WIDTH, ITEMS = 12, 16, 40
 
@@ -30,12 +31,7 @@ def small(kind: str = "hstu", **changes) -> ModelConfig:
 def model_of(config: ModelConfig, **sizes):
     """Structure and params with biases large enough to matter."""
     graphdef, init = make_model(config, ModelSizes(**dict(num_items=ITEMS, max_length=N) | sizes))
-    params = init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return graphdef, jax.tree.unflatten(
-        tree, [a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    )
+    return graphdef, with_noise(init)
 
 
 def place(

@@ -36,11 +36,13 @@ def test_what_came_can_be_a_hit_although_the_user_had_it_before(repeats, denied)
     asked = {}
 
     class Model(TrainedModel):
+        tasks = ()
+
         def __init__(self):
             none = np.zeros(1, np.int32)
             events = Events(np.arange(2), none, none.astype(np.int64))
             self.dataset = Dataset(Untitled(), events)
-            self.tasks, self.repeats = (), repeats
+            self.repeats = repeats
 
         def history(self, raw):
             return [Event(item, 10 * i, ()) for i, item in enumerate("aba")]
