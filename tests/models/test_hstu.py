@@ -16,9 +16,9 @@ from tests.models.golden_batch import padded_batch
 def golden_block(request, golden):
     """Our block with the reference implementation's weights, its input, and its arrays."""
     g = golden("hstu_block")
-    n = g["x"].shape[1]
+    users, n, width = g["x"].shape
     config = ModelConfig(
-        width=16,
+        width=width,
         num_heads=int(g["num_heads"]),
         qk_width=int(g["dqk"]),
         v_width=int(g["dv"]),
@@ -27,13 +27,12 @@ def golden_block(request, golden):
     )
     block = HstuBlock(config, n, rngs=nnx.Rngs(0))
     block.uvqk[...] = g["uvqk"]
-    block.bias.position[...] = g["pos_w"][:n][
-        ::-1
-    ]  # theirs is indexed from the longest distance back to 0
+    # Theirs is indexed from the longest distance back to 0.
+    block.bias.position[...] = g["pos_w"][:n][::-1]
     block.bias.time[...] = g["ts_w"]
     block.output.kernel[...] = g["o_w"]
     block.output.bias[...] = g["o_b"]
-    batch = padded_batch(np.ones((4, n), np.int32), g["lengths"], g["timestamps"])
+    batch = padded_batch(np.ones((users, n), np.int32), g["lengths"], g["timestamps"])
     return block, jnp.asarray(g["x"]), batch, g
 
 

@@ -216,7 +216,8 @@ def test_encoder_equals_the_reference_implementation(golden):
     g = golden("hstu_encoder")
     num_items, n = g["item_table"].shape[0] - 1, g["pos_table"].shape[0]
     heads, dqk, dv = (int(g[name]) for name in ("num_heads", "dqk", "dv"))
-    config = ModelConfig(width=16, num_blocks=2, num_heads=heads, qk_width=dqk, v_width=dv)
+    width, blocks = g["item_table"].shape[1], sum(name.endswith("_uvqk") for name in g)
+    config = ModelConfig(width=width, num_blocks=blocks, num_heads=heads, qk_width=dqk, v_width=dv)
     model = Recommender(config, ModelSizes(num_items, n), rngs=nnx.Rngs(0))
     model.embeddings.item_table[...] = (
         model.embeddings.item_table[...].at[: num_items + 1].set(g["item_table"])

@@ -14,7 +14,11 @@ def test_sasrec_equals_the_reference_implementation(golden):
     g = golden("sasrec_encoder")
     num_items, n = g["item_table"].shape[0] - 1, g["pos_table"].shape[0]
     config = ModelConfig(
-        kind="sasrec", width=16, num_blocks=2, num_heads=int(g["num_heads"]), ffn_width=24
+        kind="sasrec",
+        width=g["item_table"].shape[1],
+        num_blocks=sum(name.endswith("_q_w") for name in g),
+        num_heads=int(g["num_heads"]),
+        ffn_width=g["layer0_ffn1_w"].shape[1],
     )
     model = Recommender(config, ModelSizes(num_items, n), rngs=nnx.Rngs(0))
     model.embeddings.item_table[...] = (
