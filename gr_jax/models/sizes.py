@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gr_jax.config import Config
-from gr_jax.data.batches.tokenizer import TokenScheme
-from gr_jax.data.dataset import Dataset
+
+if TYPE_CHECKING:  # a model does without polars, which reads datasets
+    from gr_jax.data.batches.tokenizer import TokenScheme
+    from gr_jax.data.dataset import Dataset
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,15 @@ from gr_jax.data.batches.batch import Batch
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
 from gr_jax.planning import hlo
-from gr_jax.planning.sizes import Sizes
 from gr_jax.training import sharding, state
 from gr_jax.training.optimizer import make_optimizer
 from gr_jax.training.ranking import step as ranking
 from gr_jax.training.retrieval import step as retrieval
 from gr_jax.training.tables import admission
 from gr_jax.training.tables.rowwise import cast_tables
+
+if TYPE_CHECKING:  # a step is compiled where polars, which reads the sizes of a log, is missing
+    from gr_jax.planning.sizes import Sizes
 
 
 def abstract_batch(sizes: Sizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
