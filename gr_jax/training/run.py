@@ -79,9 +79,8 @@ def open_run(config: Config, workdir: Path) -> Run:
         lambda: prepare(config.data, progress=processes.is_first())
     )
     here = dataclasses.replace(config, data=_without_paths(config.data))
-    counts = [dataset.num_users, dataset.num_items, dataset.num_events]
     processes.check_same("the config", repr(here))
-    processes.check_same("the dataset", str(counts))
+    processes.check_same("the dataset", dataset.hash)
     scheme = token_scheme(config, dataset)
 
     # Mesh.
