@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
+import os
 import sys
 import traceback
 import typing
@@ -24,6 +26,7 @@ from pathlib import Path
 from gr_jax.config import Config, ConfigError
 from gr_jax.config.files import load
 from gr_jax.config.overrides import comments, leaves, override_all
+from gr_jax.errors import line_of, shortened, shown
 
 REQUIRED: typing.Any = object()  # as a default: the flag has to be given
 
@@ -81,6 +84,7 @@ def _split(argv: Sequence[str], flags: Mapping[str, Flag], config: str):
     """Texts of the flags and of the config fields, the config file, and True for --help."""
     given, overrides, spec, wants_help, words = {}, {}, None, False, list(argv)
     many = [name for name, (kind, *_) in flags.items() if isinstance(kind, list)]
+    told: dict[str, str] = {}  # every flag that may be given once
     while words:
         word = words.pop(0)
         if word in ("-h", "--help"):
@@ -90,13 +94,14 @@ def _split(argv: Sequence[str], flags: Mapping[str, Flag], config: str):
             if many:
                 given.setdefault(many[0], []).append(word)
                 continue
-            raise ConfigError(f"unexpected argument {word!r}: flags look like --name=value")
+            raise ConfigError(f"unexpected argument {shown(word)}: flags look like --name=value")
         name, equals, text = word.partition("=")
         name = name.lstrip("-")
         is_config = config != "none" and name.split(".")[0] == "config"
         name = name if is_config else name.replace("-", "_")
         if not is_config and name not in flags:
-            raise ConfigError(f"unknown flag --{name}{_nearest_flag(name, flags, config)}")
+            hint = _nearest_flag(name, flags, config)
+            raise ConfigError(f"unknown flag --{shortened(name)}{hint}")
         if not equals and not is_config and flags[name][0] is bool:
             text = "true"
         elif not equals:
@@ -105,7 +110,13 @@ def _split(argv: Sequence[str], flags: Mapping[str, Flag], config: str):
             text = words.pop(0)
         if name in many:
             given.setdefault(name, []).append(text)
-        elif not is_config:
+            continue
+        if name in told:  # else the last would silently win
+            raise ConfigError(
+                f"--{name} is given twice, as {shown(told[name])} and {shown(text)}: give it once"
+            )
+        told[name] = text
+        if not is_config:
             given[name] = text
         elif name == "config":
             spec = text
@@ -148,18 +159,25 @@ def _convert(text: typing.Any, kind: typing.Any, flag: str) -> typing.Any:
         if text not in kind:
             hint = difflib.get_close_matches(text, kind, 1)
             nearest = f"; did you mean {hint[0]!r}?" if hint else ""
-            raise ConfigError(f"{flag}={text!r}: must be one of {', '.join(kind)}{nearest}")
+            raise ConfigError(f"{flag}={shown(text)}: must be one of {', '.join(kind)}{nearest}")
         return text
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise ConfigError(f"{flag}: expected true or false, got {text!r}")
+            raise ConfigError(f"{flag}: expected true or false, got {shown(text)}")
         return text.lower() == "true"
     if not text and kind is not str:
         raise ConfigError(f"{flag} needs a value")
     try:
-        return Path(text).expanduser() if kind is Path else kind(text)
-    except ValueError:
-        raise ConfigError(f"{flag}: expected {kind.__name__}, got {text!r}") from None
+        value = Path(text).expanduser() if kind is Path else kind(text)
+    except ConfigError:
+        raise
+    except (ValueError, RuntimeError):  # RuntimeError: the home of a user who is not there
+        raise ConfigError(f"{flag}: expected {kind.__name__}, got {shown(text)}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{flag}: expected a finite number, got {shown(text)}")
+    if type(value) is int and value.bit_length() > 63:
+        raise ConfigError(f"{flag}={shown(value)}: must fit in 64 bits")
+    return value
 
 
 def help_text(
@@ -209,47 +227,64 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def run(main: Callable[[list[str]], int | None]) -> typing.NoReturn:
-    """Run `main(argv)` and exit with its code; with 2 and one line after a user's mistake."""
+    """Run `main(argv)` and exit with its code; with 2 and one line after a user's mistake.
+
+    A reader of the output that has gone, such as `| head`, is no mistake: the command goes on.
+    """
     argv = sys.argv[1:]
+    sys.stdout = typing.cast("typing.TextIO", _UntilReaderGoes(sys.stdout))
     try:
         code = main(argv)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if not _is_users(error):
+        line = line_of(error)
+        if not line:
             raise
         if "--debug" in argv:
             traceback.print_exc()
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
+        _forget_what_cannot_be_written()
         sys.exit(2)
     sys.exit(code or 0)
 
 
-def _is_users(error: Exception) -> bool:
-    """True for mistakes of the caller: our own errors, missing files, unsupported kernels."""
-    module = type(error).__module__.split(".")[0]
-    if isinstance(error, ValueError) and module in ("gr_jax", "pallas_kernels"):
-        return True
-    if isinstance(error, NotImplementedError):
-        return _raised_in(error).startswith("pallas_kernels")
-    kinds = (
-        FileNotFoundError,
-        FileExistsError,
-        NotADirectoryError,
-        IsADirectoryError,
-        PermissionError,
-    )
-    return isinstance(error, kinds) and error.filename is not None
+class _UntilReaderGoes:
+    """A stream that drops what is written once nobody reads it any more."""
+
+    def __init__(self, stream: typing.TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            _to_nowhere(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            _to_nowhere(self._stream)
+
+    def __getattr__(self, name: str) -> typing.Any:
+        return getattr(self._stream, name)
 
 
-def _raised_in(error: Exception) -> str:
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+def _to_nowhere(stream: typing.TextIO) -> None:
+    """Let the file descriptor of a stream, and what it still holds, go to /dev/null."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    stream.flush()
 
 
-def _one_line(error: Exception) -> str:
-    text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
-    return " ".join(text.split("\n"))
+def _forget_what_cannot_be_written() -> None:
+    """Drop output that a full disk refused, which Python would try to write again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _to_nowhere(sys.stdout)

@@ -6,11 +6,12 @@ python -m gr_jax.evaluate --workdir=runs/ml_1m --split=test
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.data.batches.sequences import Split
-from gr_jax.training.console import say
+from gr_jax.training.console import repeats_line, say
 from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_trained
 
@@ -22,7 +23,10 @@ def main(argv: list[str]) -> int:
         "split": (("test", "valid"), "test", "which held-out events"),
     }
     args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
-    say(json.dumps(evaluate(args.workdir, args.split), indent=2))
+    result = evaluate(args.workdir, args.split)
+    say(json.dumps(result, indent=2))
+    if line := repeats_line(result, args.split):
+        print(line, file=sys.stderr)  # what is on stdout is JSON
     return 0
 
 

@@ -20,7 +20,7 @@ from gr_jax import cli
 from gr_jax.config import Config
 from gr_jax.reporting.report import write_after_training
 from gr_jax.training import processes
-from gr_jax.training.checkpoint import Checkpoints, Progress
+from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
 from gr_jax.training.console import describe, say
 from gr_jax.training.loop import Interruption, is_over, train_loop
 from gr_jax.training.metrics_log import MetricsLog
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     with processes.exit_all_on_error():
         code = train(args.config, workdir)
         if code == 0 and args.report and jax.process_count() == 1:
-            write_after_training(workdir)
+            return 0 if write_after_training(workdir) else 1
         return code
 
 
@@ -106,13 +106,20 @@ def train(config: Config, workdir: Path) -> int:
             started=started,
             interruption=interruption,
         )
-        if signal and not is_over(objective, int(state.step), progress):
-            saved = checkpoints.newest_step()
-            say(f"interrupted: step {saved} is saved in {workdir}; the same command goes on")
+        step, again = int(state.step), "the same command goes on"
+        if not checkpoints.has(step):
+            unsaved = f"{workdir}: step {step} is not saved, {checkpoints.last_saved}: make room"
+            if not signal:
+                raise NotSaved(f"{unsaved}; {again}")
+            say(f"interrupted: {unsaved}; {again}")
+            return 128 + signal
+        if signal and not is_over(objective, step, progress):
+            say(f"interrupted: step {step} is saved in {workdir}; {again}")
             return 128 + signal
 
         # -- Finish: evaluate the best checkpoint -------------------------------------------------
         finish(objective, state, progress, checkpoints, log, started=started)
+        log.check_complete()
     return 0
 
 

@@ -14,6 +14,7 @@ FORBIDDEN = {
     "pallas_kernels": ("gr_jax", "experiments", "tests"),
     "gr_jax.config": ("gr_jax.data", "gr_jax.models", "gr_jax.training"),
     "gr_jax.hardware": ("gr_jax.data", "gr_jax.models", "gr_jax.training"),
+    "gr_jax.errors": ("gr_jax.config", "gr_jax.data", "gr_jax.models", "gr_jax.training"),
     "gr_jax.files": ("gr_jax.data", "gr_jax.models", "gr_jax.training"),
     "gr_jax.folders": ("gr_jax.data", "gr_jax.models", "gr_jax.training"),
     "gr_jax.data.log": ("gr_jax.data.batches", "gr_jax.data.beam"),

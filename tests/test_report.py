@@ -114,7 +114,7 @@ def test_without_matplotlib_the_page_says_how_to_get_the_curves(trained, tmp_pat
     assert "hr@10" in section(page, "Results")
 
 
-def test_a_report_that_cannot_be_written_is_one_warning_and_no_failure(tmp_path, capsys):
-    write_after_training(tmp_path)
-    warning = capsys.readouterr().err
-    assert warning.startswith("warning: no report (") and len(warning.splitlines()) == 1
+def test_a_report_that_cannot_be_written_is_one_line_and_a_failure(tmp_path, capsys):
+    assert not write_after_training(tmp_path)
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: no report (") and len(shown.splitlines()) == 1

@@ -15,7 +15,8 @@ import pytest
 
 from gr_jax import cli, evaluate, train
 from gr_jax.config import ConfigError
-from gr_jax.training.checkpoint import Checkpoints
+from gr_jax.training import checksums, metrics_log
+from gr_jax.training.checkpoint import Checkpoints, NotSaved
 from gr_jax.training.loop import Diverged
 from gr_jax.training.retrieval import objective as retrieval
 from gr_jax.training.run import Run
@@ -186,6 +187,62 @@ def test_a_full_disk_is_reported_and_training_goes_on(
         assert f"warning: step {step} could not be saved" in shown
     assert "No space left on device" in shown and "the last checkpoint is step 5" in shown
     assert_same_state(tmp_path / "w", finished)
+
+
+def no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_from_the_first_checkpoint_on_fails_and_names_no_step(
+    config_file, finished, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(ocp.CheckpointManager, "save", no_space)
+        with pytest.raises(
+            NotSaved, match=r"step \d+ is not saved, there is no checkpoint: make room"
+        ):
+            run_train(config_file, tmp_path / "w")
+    shown = capsys.readouterr()
+    assert "there is no checkpoint" in shown.err and "best checkpoint" not in shown.out
+    assert not (tmp_path / "w" / "result.json").exists()
+    assert run_train(config_file, tmp_path / "w") == 0, "the same command goes on"
+    assert_same_state(tmp_path / "w", finished)
+
+
+def test_a_disk_that_is_full_at_the_last_checkpoint_fails_too(config_file, tmp_path, monkeypatch):
+    saved = ocp.CheckpointManager.save
+
+    def save(self, step, *args, **kwargs):
+        return no_space() if step > 8 else saved(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    with pytest.raises(NotSaved, match="the last checkpoint is step 8"):
+        run_train(config_file, tmp_path / "w")
+    assert not (tmp_path / "w" / "result.json").exists()
+
+
+def test_a_checkpoint_without_room_for_its_checksums_is_kept(
+    config_file, finished, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(checksums, "write", no_space)
+    assert run_train(config_file, tmp_path / "w") == 0
+    assert "has no checksums (" in capsys.readouterr().err
+    assert_same_state(tmp_path / "w", finished)
+
+
+def test_lost_lines_of_the_metrics_are_an_error_at_the_end(config_file, tmp_path, monkeypatch):
+    written = metrics_log.MetricsLog.write
+
+    def write(self, step, *args):
+        with monkeypatch.context() as patched:
+            if step == 4:
+                patched.setattr(Path, "open", no_space)
+            written(self, step, *args)
+
+    monkeypatch.setattr(metrics_log.MetricsLog, "write", write)
+    with pytest.raises(ConfigError, match="metrics.jsonl lacks 1 lines"):
+        run_train(config_file, tmp_path / "w", "--config.train.steps=6")
+    assert json.loads((tmp_path / "w" / "result.json").read_text())["best_step"] == 6
 
 
 def test_checkpoints_without_their_config_are_not_taken_over(config_file, finished, tmp_path):

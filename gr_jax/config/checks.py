@@ -8,15 +8,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from gr_jax.errors import shown
+
 
 class ConfigError(ValueError):
     """A mistake in a config or on the command line, described in one line."""
 
 
-def check(ok: bool, name: str, value: Any, rule: str) -> None:
+def check(ok: bool, name: str, value: object, rule: str) -> None:
     """Raise a ConfigError "config.NAME=VALUE: must be RULE" unless `ok`."""
     if not ok:
-        raise ConfigError(f"config.{name}={value!r}: must be {rule}")
+        raise ConfigError(f"config.{name}={shown(value)}: must be {rule}")
 
 
 def check_at_least(low: int, config: Any, group: str, *names: str) -> None:
@@ -49,9 +51,18 @@ def check_types(config: Any, group: str = "") -> None:
         value, kind = getattr(config, f.name), field_type(f)
         name = f"config.{group}{f.name}"
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ConfigError(f"{name}: expected {kind.__name__}, got {value!r}")
-        if kind is float and not math.isfinite(value):
-            raise ConfigError(f"{name}: expected a finite number, got {value!r}")
+            raise ConfigError(f"{name}: expected {kind.__name__}, got {shown(value)}")
+        if kind is int and value.bit_length() > 63:
+            raise ConfigError(f"{name}={shown(value)}: must fit in 64 bits")
+        if kind is float and not _is_finite(value):
+            raise ConfigError(f"{name}: expected a finite number, got {shown(value)}")
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return False
 
 
 def field_type(f: dataclasses.Field) -> type:

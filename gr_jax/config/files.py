@@ -13,6 +13,7 @@ from pathlib import Path
 from gr_jax.config.checks import ConfigError, did_you_mean, field_type
 from gr_jax.config.config import Config
 from gr_jax.config.overrides import nearest
+from gr_jax.errors import shortened, shown
 from gr_jax.files import write_whole
 
 
@@ -23,7 +24,7 @@ class UnknownVariant(ConfigError):
 def unknown_variant(variant: str, variants: Sequence[str]) -> UnknownVariant:
     """The error a config file raises for a variant it does not have."""
     return UnknownVariant(
-        f"--config: no variant {variant!r}, only {', '.join(variants)}"
+        f"--config: no variant {shown(variant)}, only {', '.join(variants)}"
         f"{did_you_mean(variant, variants)}"
     )
 
@@ -37,7 +38,7 @@ def load(spec: str) -> Config:
     """
     file, _, variant = spec.partition(":")
     if not Path(file).is_file():
-        raise ConfigError(f"--config: no file {file!r}{_nearest_file(file)}")
+        raise ConfigError(f"--config: no file {shown(file)}{_nearest_file(file)}")
     module = types.ModuleType("config_file")
     module.__file__ = file
     try:
@@ -81,7 +82,7 @@ def to_dict(config: Config) -> dict:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: typing.Any) -> Config:
+def from_dict(values: object) -> Config:
     """The config of `to_dict`; lists (JSON has no tuples) become tuples again.
 
     Raises:
@@ -90,14 +91,14 @@ def from_dict(values: typing.Any) -> Config:
     return _build(Config, values, "config")
 
 
-def _build(cls: type, values: typing.Any, path: str) -> typing.Any:
+def _build(cls: type, values: object, path: str) -> typing.Any:
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a group of fields, got {values!r}")
+        raise ConfigError(f"{path}: expected a group of fields, got {shown(values)}")
     kinds = {f.name: field_type(f) for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(kinds))
     if unknown:
         raise ConfigError(
-            f"{path} has no field {unknown[0]!r}: was it written by another version of gr_jax?"
+            f"{path} has no field {shown(unknown[0])}: was it written by another version of gr_jax?"
         )
     made = {}
     for name, value in values.items():
@@ -106,7 +107,7 @@ def _build(cls: type, values: typing.Any, path: str) -> typing.Any:
     return cls(**made)
 
 
-def _tuples(value: typing.Any) -> typing.Any:
+def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -127,3 +128,5 @@ def read(path: Path) -> Config:
         raise ConfigError(f"{path}: {error}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, 5,000 digits, a thousand levels
+        raise ConfigError(f"{path}: not JSON: {shortened(str(error))}") from error

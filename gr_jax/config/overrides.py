@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from gr_jax.config.checks import ConfigError
 from gr_jax.config.config import Config
+from gr_jax.errors import shown
 
 
 def override_all(config: Config, overrides: Mapping[str, str]) -> Config:
@@ -46,10 +47,10 @@ def override_all(config: Config, overrides: Mapping[str, str]) -> Config:
 
 def _field(node: typing.Any, name: str, path: str, key: str) -> typing.Any:
     if not dataclasses.is_dataclass(node):
-        raise ConfigError(f"{path} is a value and has no field {name!r}")
+        raise ConfigError(f"{path} is a value and has no field {shown(name)}")
     if name not in vars(node):
         hint = nearest(key) or f"; it has {', '.join(vars(node))}"
-        raise ConfigError(f"{path} has no field {name!r}{hint}")
+        raise ConfigError(f"{path} has no field {shown(name)}{hint}")
     return getattr(node, name)
 
 
@@ -60,7 +61,7 @@ def _replace(config: typing.Any, changes: dict) -> typing.Any:
     return dataclasses.replace(config, **new)
 
 
-def _parse(text: str, kind: type, path: str) -> typing.Any:
+def _parse(text: str, kind: type, path: str) -> object:
     if kind is str:
         return text
     if kind is bool and text.lower() in ("true", "false"):
@@ -69,10 +70,10 @@ def _parse(text: str, kind: type, path: str) -> typing.Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = None
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and value.bit_length() < 1024:
         value = float(value)
     if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise ConfigError(f"{path}: expected {kind.__name__}, got {text!r}")
+        raise ConfigError(f"{path}: expected {kind.__name__}, got {shown(text)}")
     return value
 
 
@@ -97,7 +98,7 @@ def _comment_above(lines: list[str], at: int) -> str:
     return " ".join(line.removeprefix("    # ") for line in lines[first:at])
 
 
-def leaves(config: typing.Any, prefix: str = "") -> dict[str, typing.Any]:
+def leaves(config: typing.Any, prefix: str = "") -> dict[str, object]:
     """`{dotted name: value}` of every field that is no group, in the order of the source."""
     found = {}
     for f in dataclasses.fields(config):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gr_jax.files import write_whole
 from gr_jax.reporting import curves, learned, page, records, tables
 from gr_jax.training.console import say
 
@@ -62,18 +63,20 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
         ("Recommendations", samples + missing),
         (configs, [page.table(tables.differences(runs))]),
     ]
-    out.write_text(page.page(f"gr_jax: {', '.join(run.name for run in runs)}", sections))
+    write_whole(out, page.page(f"gr_jax: {', '.join(run.name for run in runs)}", sections))
     return out
 
 
-def write_after_training(workdir: Path) -> None:
-    """Write the report of a finished training; a failure is one line on stderr."""
+def write_after_training(workdir: Path) -> bool:
+    """Write the report of a finished training; a failure is one line on stderr, and False."""
     try:
         out = write([workdir])
         say(f"report: {out}" + ("" if curves.can_draw() else f" ({NEEDS_PLOTS})"))
+        return True
     except (Exception, KeyboardInterrupt) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         print(
-            f"warning: no report ({reason}); again: python -m gr_jax.report --workdir={workdir}",
+            f"error: no report ({reason}); again: python -m gr_jax.report --workdir={workdir}",
             file=sys.stderr,
         )
+        return False

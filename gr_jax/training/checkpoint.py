@@ -98,10 +98,17 @@ class Checkpoints:
             if step in self._manager.all_steps():  # repeated after a damaged one
                 self._manager.delete(step)
             self._manager.save(step, args=args, force=True)
-            checksums.write(self.folder / str(step), jax.process_index(), jax.process_count())
         except (OSError, ValueError) as error:  # tensorstore has ValueErrors for a full disk
             self._forget(step)
             raise NotSaved(_first_line(error)) from error
+        try:
+            checksums.write(self.folder / str(step), jax.process_index(), jax.process_count())
+        except OSError as error:  # the step is whole; those that it replaces may be gone already
+            print(
+                f"warning: checkpoint {step} has no checksums ({_first_line(error)})",
+                file=sys.stderr,
+                flush=True,
+            )
         # No process goes on, and is killed, before all the checksums are there.
         processes.all_true(True)
 
@@ -190,9 +197,19 @@ class Checkpoints:
             for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
 
+    def has(self, step: int) -> bool:
+        """True if `step` is on disk."""
+        return (self.folder / str(step)).is_dir()
+
     def newest_step(self) -> int:
         """The newest step; 0 if there is none."""
         return self._manager.latest_step() or 0
+
+    @property
+    def last_saved(self) -> str:
+        """The newest step in words, for a message."""
+        step = self.newest_step()
+        return f"the last checkpoint is step {step}" if step else "there is no checkpoint"
 
     def newest_progress(self) -> Progress | None:
         """The progress of the newest intact step, without its arrays; None if there is none."""

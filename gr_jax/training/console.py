@@ -14,6 +14,8 @@ from gr_jax.training.objective import Objective, last_step
 from gr_jax.training.state import TrainState
 from gr_jax.training.tables.admission import Revision
 
+LARGE = 0.1  # share of targets that are left out above which the line names the remedy
+
 
 def say(text: str) -> None:
     """Print a line at once; of several processes the first prints."""
@@ -96,6 +98,18 @@ def valid_line(
     """Console line of a validation."""
     shown = "  ".join(f"{name} {result[name]:.4f}" for name in headline if name in result)
     return f"step {step:>6}  epoch {epoch:6.2f}  valid  {shown}" + ("  best" if is_best else "")
+
+
+def repeats_line(result: dict[str, float], split: str) -> str:
+    """Console line of the share of targets that no served list can have; "" if there are none."""
+    share = result.get("repeats", 0.0)
+    if not share:
+        return ""
+    what = "are items that the user had before: no list has them, so they count as misses"
+    line = f"repeats {share:.1%} of the {split} targets {what}"
+    if share > LARGE:
+        line += "; --config.evaluate.exclude=none ranks and recommends such items"
+    return line
 
 
 def final_table(

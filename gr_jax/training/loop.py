@@ -179,11 +179,10 @@ def save(
     except NotSaved as error:
         if jax.process_count() > 1:
             raise RuntimeError(f"step {step} could not be saved ({error})") from error
-        last = checkpoints.newest_step()
         print(
-            f"warning: step {step} could not be saved ({error});"
-            f" the last checkpoint is step {last}",
+            f"warning: step {step} could not be saved ({error}); {checkpoints.last_saved}",
             file=sys.stderr,
+            flush=True,
         )
         return dataclasses.replace(
             progress, best_step=before.best_step, best_value=before.best_value

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from gr_jax.config import ConfigError
 from gr_jax.files import write_whole
 from gr_jax.training import processes
 
@@ -23,6 +24,8 @@ class MetricsLog:
     def __init__(self, workdir: Path, *, resume_step: int = 0):
         self._path = workdir / "metrics.jsonl"
         self._tensorboard = None
+        self._lost = 0  # lines that could not be written
+        self._newest: dict[str, dict[str, float]] = {}  # values of this session by split
         if not processes.is_first():
             return
         self._forget_after(resume_step)
@@ -50,12 +53,14 @@ class MetricsLog:
         """Log `values` of `split` (train, valid, test) at `step`; if the disk is full, warn."""
         if not processes.is_first():
             return
+        self._newest[split] = dict(values)
         line = {"step": step, "epoch": epoch, "split": split, "time": time.time(), **values}
         size = self._path.stat().st_size if self._path.exists() else 0
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
+            self._lost += 1
             if self._path.exists():
                 os.truncate(self._path, size)  # not half a line
             print(
@@ -69,12 +74,22 @@ class MetricsLog:
 
     def last(self, split: str) -> dict[str, float]:
         """The newest values of `split`; empty before the first, and if another process writes."""
+        if split in self._newest:
+            return self._newest[split]
         if not processes.is_first() or not self._path.exists():
             return {}
         lines = [json.loads(line) for line in self._path.read_text().splitlines()]
         newest = next((line for line in reversed(lines) if line["split"] == split), {})
         about = ("step", "epoch", "split", "time")
         return {name: value for name, value in newest.items() if name not in about}
+
+    def check_complete(self) -> None:
+        """Raise a ConfigError if a line of this session could not be written."""
+        if self._lost:
+            raise ConfigError(
+                f"{self._path} lacks {self._lost} lines of this session, which did not fit on the"
+                " disk; the checkpoints and result.json are whole"
+            )
 
     def close(self) -> None:
         """Flush TensorBoard."""

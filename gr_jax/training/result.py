@@ -15,7 +15,7 @@ import gr_jax
 from gr_jax.files import write_whole
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Checkpoints, Progress
-from gr_jax.training.console import final_table, say
+from gr_jax.training.console import final_table, repeats_line, say
 from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import Objective
 from gr_jax.training.state import TrainState, abstract, free
@@ -80,6 +80,8 @@ def report(
     write_whole(path, json.dumps(result, indent=2) + "\n")
 
     say(final_table(results, baseline, objective.shown))
+    if line := repeats_line(results["test"], "test"):
+        say(line)
     folder, seconds = run.workdir / "checkpoints", time.monotonic() - started
     say(f"best checkpoint: step {best_step} in {folder}; {seconds:.0f} s in all")
     say(f"next: python -m gr_jax.evaluate --workdir={run.workdir}, or another --config of configs/")

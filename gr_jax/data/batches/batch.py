@@ -72,6 +72,11 @@ class Queries:
     target: Int[Array, " Q"]  # held-out item id; 0 = no query
     seen: Int[Array, "Q S"]  # item ids that are not ranked, in any order
 
+    @property
+    def is_left_out(self) -> Bool[Array, " Q"]:
+        """True where the target itself is not ranked: no list that is served has it."""
+        return (self.seen == self.target[:, None]).any(axis=1) & (self.target > 0)
+
 
 @dataclass(frozen=True)
 class Labels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from gr_jax.data.batches.packing import token_index
 
@@ -31,11 +31,11 @@ def popularity_ranks(
     item: Int[np.ndarray, " T"],
     seen_from: Int[np.ndarray, " Q"],
     target: Int[np.ndarray, " Q"],
-) -> Int[np.ndarray, " Q"]:
-    """Ranks of held-out items in a ranking by count, 1 = best.
+) -> Float[np.ndarray, " Q"]:
+    """Ranks of held-out items in a ranking by count, 1 = best; inf where the item is left out.
 
-    The items that a user had from `seen_from` on before the target are left out of the ranking, the
-    target itself never. Ties count against the target.
+    The items that a user had from `seen_from` on before the target are left out of the ranking.
+    Ties count against the target.
 
     Args:
       count: of each item id, as `training_counts`.
@@ -45,7 +45,7 @@ def popularity_ranks(
       target: flat index of each held-out event.
 
     Returns:
-      Rank of each target, 1 to X.
+      Rank of each target, 1 to X or inf.
     """
     num_items, asked = len(count) - 1, item[target]
     as_popular = num_items - np.searchsorted(np.sort(count[1:]), count[asked])
@@ -56,5 +56,7 @@ def popularity_ranks(
         query * (num_items + 1) + item[token_index(seen_from, before)]
     )  # an item had twice counts once
     query, seen = pair // (num_items + 1), pair % (num_items + 1)
-    left_out = (count[seen] >= count[asked[query]]) & (seen != asked[query])
-    return as_popular - np.bincount(query[left_out], minlength=len(target))
+    above = count[seen] >= count[asked[query]]
+    ranks = as_popular - np.bincount(query[above], minlength=len(target)).astype(np.float64)
+    ranks[query[seen == asked[query]]] = np.inf
+    return ranks

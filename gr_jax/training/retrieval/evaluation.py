@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gr_jax.config import Config
 from gr_jax.data.batches.batch import Batch, Queries
@@ -23,7 +23,8 @@ class UserRanks(NamedTuple):
     """Rank and probability of the target of each user of a split, in the order of evaluation."""
 
     user: Int[np.ndarray, " Q"]
-    rank: Int[np.ndarray, " Q"]  # as in `metrics.target_ranks`
+    # as in `metrics.target_ranks`; inf where the target is left out as an item that the user had
+    rank: Float[np.ndarray, " Q"]
     log_prob: Float[np.ndarray, " Q"]
     history: Int[np.ndarray, " Q"]  # events before the target
 
@@ -66,19 +67,16 @@ def make_user_ranks(
         return rank(params, encode_on_mesh(params, batch, token), target, seen)
 
     def user_ranks(params: dict, rows: EvaluationBatches) -> UserRanks:
-        def ranked() -> Iterator[tuple[dict, np.ndarray]]:
+        def ranked() -> Iterator[tuple[dict, Bool[np.ndarray, " Q"], Int[np.ndarray, " q"]]]:
             for index in range(len(rows)):
                 batch, queries, users = rows.batch(index)
-                yield one_batch(params, batch, queries), users
+                yield one_batch(params, batch, queries), queries.is_left_out, users
 
-        found = [
-            (
-                users,
-                *(np.asarray(result[name])[: len(users)] for name in ("rank", "log_prob")),
-                rows.history(users),
-            )
-            for result, users in one_behind(ranked())
-        ]
+        found = []
+        for result, is_left_out, users in one_behind(ranked()):
+            rank = np.where(is_left_out, np.inf, np.asarray(result["rank"]))
+            columns = (column[: len(users)] for column in (rank, np.asarray(result["log_prob"])))
+            found.append((users, *columns, rows.history(users)))
         return UserRanks(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
     return user_ranks

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from gr_jax.models.layers import l2_normalise
+
+Ranks = Real[np.ndarray, " Q"]  # 1 = best; inf = the target is left out of the ranking
 
 # events before the target, where the buckets of `by_history` start
 HISTORY_STARTS = (0, 16, 32, 64, 128, 256, 512)
@@ -114,14 +116,16 @@ def _removed(seen, targets, num_items):
 
 
 def summarise(
-    ranks: Int[np.ndarray, " Q"], log_probs: Float[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]
+    ranks: Ranks, log_probs: Float[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]
 ) -> dict[str, float]:
     """Means over the queries, and those of `by_history`, by the names of metrics.jsonl.
 
-    log_perplexity is in nats.
+    A target without a rank, which the served lists leave out, is a miss at every K and adds 0 to
+    `mrr`. `log_perplexity`, in nats, is that of the softmax over all items, so it counts such
+    targets as the others.
 
     Args:
-      ranks: of each query's target, 1 = best.
+      ranks: of each query's target, 1 = best; inf = left out.
       log_probs: of the target.
       history: events of the user before the target.
 
@@ -134,7 +138,7 @@ def summarise(
     return rank_means(ranks) | perplexity | by_history(ranks, history)
 
 
-def by_history(ranks: Int[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]) -> dict[str, float]:
+def by_history(ranks: Ranks, history: Int[np.ndarray, " Q"]) -> dict[str, float]:
     """hr@10, ndcg@10 and the number of queries of each bucket of history length.
 
     Names are such as `hr@10/history_16-31`.
@@ -161,14 +165,14 @@ def bucket_name(starts: Sequence[int], index: int) -> str:
     return f"history_{starts[index]}{end}"
 
 
-def rank_means(ranks: Int[np.ndarray, " Q"]) -> dict[str, float]:
-    """The metrics that depend on the ranks alone."""
+def rank_means(ranks: Ranks) -> dict[str, float]:
+    """The metrics that depend on the ranks alone; `repeats` is the share of inf."""
     metrics = {f"hr@{k}": hit_rate(ranks, k) for k in (1, 10, 50, 200)}
     metrics |= {f"ndcg@{k}": ndcg(ranks, k) for k in (10, 50, 200)}
-    return metrics | {"mrr": float(np.mean(1 / ranks))}
+    return metrics | {"mrr": float(np.mean(1 / ranks)), "repeats": float(np.mean(np.isinf(ranks)))}
 
 
-def hit_rate(ranks: Int[np.ndarray, " Q"], k: int) -> float:
+def hit_rate(ranks: Ranks, k: int) -> float:
     """HR@k: share of queries with their target among the first k.
 
     >>> hit_rate(np.array([1, 10, 11, 300]), 10)
@@ -177,7 +181,7 @@ def hit_rate(ranks: Int[np.ndarray, " Q"], k: int) -> float:
     return float(np.mean(ranks <= k))
 
 
-def ndcg(ranks: Int[np.ndarray, " Q"], k: int) -> float:
+def ndcg(ranks: Ranks, k: int) -> float:
     """NDCG@k with one relevant item: mean of 1 / log2(rank + 1) where rank <= k, else 0.
 
     >>> ndcg(np.array([1, 3, 11]), 10)

@@ -30,8 +30,9 @@ def slow_ranks(histories, num_items, held_out, visible):
         if len(history) >= 3:
             *seen, target = history[: len(history) - held_out + 1]
             seen = seen[max(0, len(seen) - visible) :]
-            ranked = [x for x in range(1, num_items + 1) if x == target or x not in seen]
-            ranks.append(sum(count[x] >= count[target] for x in ranked))
+            ranked = [x for x in range(1, num_items + 1) if x not in seen]
+            rank = sum(count[x] >= count[target] for x in ranked)
+            ranks.append(rank if target in ranked else np.inf)
     return ranks
 
 

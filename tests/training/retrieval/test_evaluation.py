@@ -56,8 +56,8 @@ def brute_force(model, dataset: Dataset, config: Config, held_out: int) -> dict[
         }
         ranked = np.ones(ITEMS, bool)
         ranked[np.asarray(removed[config.evaluate.exclude], int) - 1] = False
-        ranked[target] = True
-        ranks.append(int((ranked & (logits >= logits[target])).sum()))
+        rank = (ranked & (logits >= logits[target])).sum()
+        ranks.append(rank if ranked[target] else np.inf)
         log_probs.append(logits[target] - np.log(np.exp(logits).sum()))
     return metrics.summarise(np.array(ranks), np.array(log_probs), np.array(history))
 
@@ -90,3 +90,4 @@ def test_packed_evaluation_equals_a_ranking_user_by_user(exclude, split, held_ou
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1))
     expected = brute_force(nnx.merge(graphdef, params), dataset, one_device, held_out)
     assert ours == pytest.approx(expected, abs=1e-5)
+    assert (ours["repeats"] > 0.05) == (exclude != "none")

@@ -165,6 +165,7 @@ def test_summarise_averages_hits_gains_and_reciprocal_ranks():
             "ndcg@50": gains[:4].sum() / 5,
             "ndcg@200": gains.sum() / 5,
             "mrr": (1 + 1 / 3 + 1 / 10 + 1 / 11 + 1 / 60) / 5,
+            "repeats": 0.0,
             "log_perplexity": 3.0,
             "hr@10/history_0-15": 2 / 3,
             "ndcg@10/history_0-15": gains[:2].sum() / 3,
@@ -179,6 +180,16 @@ def test_summarise_averages_hits_gains_and_reciprocal_ranks():
     )
     with pytest.raises(ValueError, match="no queries"):
         summarise(ranks[:0], log_probs[:0], history[:0])
+
+
+def test_a_target_that_is_left_out_is_a_miss_at_every_k_and_its_share_is_told():
+    ranks, log_probs = np.array([1, np.inf, 2, np.inf]), np.array([-1.0, -2.0, -3.0, -4.0])
+    metrics = summarise(ranks, log_probs, np.full(4, 3))
+    assert metrics["repeats"] == 0.5
+    assert [metrics[f"hr@{k}"] for k in (1, 10, 50, 200)] == [0.25, 0.5, 0.5, 0.5]
+    assert metrics["ndcg@200"] == metrics["ndcg@10"] == (1 + 1 / np.log2(3)) / 4
+    assert metrics["mrr"] == (1 + 1 / 2) / 4
+    assert metrics["log_perplexity"] == 2.5
 
 
 def test_ranks_and_metrics_equal_the_reference(golden):

@@ -105,9 +105,8 @@ def popularity_by_user(run: Run) -> dict[str, float]:
             int(dataset.events.item[last]),
             {int(dataset.events.item[e]) for e in left_out},
         )
-        ranks.append(
-            sum(count[x] >= count[target] for x in range(1, 8) if x == target or x not in seen)
-        )
+        rank = sum(count[x] >= count[target] for x in range(1, 8) if x not in seen)
+        ranks.append(np.inf if target in seen else rank)
     return metrics.rank_means(np.array(ranks))
 
 
