@@ -16,6 +16,7 @@ from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import ids
 from gr_jax.data.dataset import Dataset, open_dataset, write
 from gr_jax.data.log import actions, features, filters, formats, provenance, raw_log, times
+from gr_jax.data.log.layout import PER_SECOND
 
 # (config, raw files, folder, entries of meta.json) -> the dataset written into the folder
 Build = Callable[[DataConfig, formats.RawFiles | None, Path, dict], Dataset]
@@ -114,8 +115,8 @@ def _build(config: DataConfig, raw: formats.RawFiles | None, folder: Path, meta:
     item, kept_items = ids.compact(item, len(raw_items))
     order = stable_order(user, columns["timestamp"], columns.pop(times.FRACTION, None))
     columns = {name: column[order] for name, column in columns.items()}
-    if log.unit == "ms":  # only now: milliseconds order events that share a second
-        columns["timestamp"] = columns["timestamp"] // 1000
+    if log.unit != "s":  # only now: milliseconds order events that share a second
+        columns["timestamp"] = columns["timestamp"] // PER_SECOND[log.unit]
     columns["item"] = (item + 1)[order]
     columns["offsets"] = np.concatenate([[0], np.cumsum(np.bincount(user))])
     return write_log(
