@@ -17,8 +17,6 @@ import json
 from pathlib import Path
 
 from gr_jax import cli
-from gr_jax.config import ConfigError
-from gr_jax.serving.history import AtTime
 from gr_jax.serving.load import load
 from gr_jax.serving.model import Answer
 from gr_jax.training.console import say, table
@@ -33,7 +31,7 @@ def main(argv: list[str]) -> int:
         "at_time": (
             str,
             "",
-            "when they would be taken: unix seconds or now; default: the time of the last event",
+            "when they would be taken: unix seconds, ISO text or now; default: at the last event",
         ),
         "task": (
             str,
@@ -59,7 +57,7 @@ def main(argv: list[str]) -> int:
     answer = model.recommend(
         history,
         args.k,
-        moment(args.at_time),
+        number_or_text(args.at_time) if args.at_time else None,
         user=args.user,
         task=args.task,
         exclude_seen=exclude_seen,
@@ -73,18 +71,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def moment(text: str) -> AtTime:
-    """The time of the flag --at-time.
-
-    Raises:
-      ConfigError: it is neither a number nor `now`.
-    """
-    if text in ("", "now"):
-        return text or None  # type: ignore[return-value]
+def number_or_text(text: str) -> float | str:
+    """Unix seconds of the flag --at-time, or its text."""
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"--at-time={text!r}: expected unix seconds or now") from None
+        return text
 
 
 def as_table(answer: Answer) -> str:

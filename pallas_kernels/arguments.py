@@ -7,9 +7,13 @@ bias, options).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from jaxtyping import Array, Bool, Float, Int
+
+# An array outside a kernel, its Pallas reference inside, which have no common type; a block
+# specification or None in its place.
+ArrayOrRef: TypeAlias = Any
 
 
 class Mask(NamedTuple):

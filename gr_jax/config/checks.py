@@ -15,7 +15,7 @@ class ConfigError(ValueError):
     """A mistake in a config or on the command line, described in one line."""
 
 
-def check(ok: bool, name: str, value: Any, rule: str) -> None:
+def check(ok: bool, name: str, value: object, rule: str) -> None:
     """Raise a ConfigError "config.NAME=VALUE: must be RULE" unless `ok`."""
     if not ok:
         raise ConfigError(f"config.{name}={shown(value)}: must be {rule}")

@@ -82,7 +82,7 @@ def to_dict(config: Config) -> dict:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: typing.Any) -> Config:
+def from_dict(values: object) -> Config:
     """The config of `to_dict`; lists (JSON has no tuples) become tuples again.
 
     Raises:
@@ -91,7 +91,7 @@ def from_dict(values: typing.Any) -> Config:
     return _build(Config, values, "config")
 
 
-def _build(cls: type, values: typing.Any, path: str) -> typing.Any:
+def _build(cls: type, values: object, path: str) -> typing.Any:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a group of fields, got {shown(values)}")
     kinds = {f.name: field_type(f) for f in dataclasses.fields(cls)}
@@ -107,7 +107,7 @@ def _build(cls: type, values: typing.Any, path: str) -> typing.Any:
     return cls(**made)
 
 
-def _tuples(value: typing.Any) -> typing.Any:
+def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 

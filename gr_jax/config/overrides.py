@@ -61,7 +61,7 @@ def _replace(config: typing.Any, changes: dict) -> typing.Any:
     return dataclasses.replace(config, **new)
 
 
-def _parse(text: str, kind: type, path: str) -> typing.Any:
+def _parse(text: str, kind: type, path: str) -> object:
     if kind is str:
         return text
     if kind is bool and text.lower() in ("true", "false"):
@@ -98,7 +98,7 @@ def _comment_above(lines: list[str], at: int) -> str:
     return " ".join(line.removeprefix("    # ") for line in lines[first:at])
 
 
-def leaves(config: typing.Any, prefix: str = "") -> dict[str, typing.Any]:
+def leaves(config: typing.Any, prefix: str = "") -> dict[str, object]:
     """`{dotted name: value}` of every field that is no group, in the order of the source."""
     found = {}
     for f in dataclasses.fields(config):

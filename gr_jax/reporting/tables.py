@@ -36,11 +36,10 @@ def kinds(records: Sequence[Record]) -> list[list[Record]]:
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         data = record.config.data
-        # One log may be named by several paths, and the file at a path may change: the counts
-        # distinguish logs. Not the ids, which those of features are among. Runs of older versions
-        # have none.
-        counts = tuple(record.log.get(name) for name in ("num_users", "num_items", "num_events"))
-        log = (data.synthetic, *counts) if all(counts) else (data.source, data.path, data.synthetic)
+        # One log may be named by several paths, and the file at a path may change: the contents
+        # distinguish logs, features aside. Runs of older versions have no hash of theirs.
+        events = record.log.get("events_hash")
+        log = (events,) if events else (data.source, data.path, data.synthetic)
         groups.setdefault((*log, *protocol(record).items()), []).append(record)
     return list(groups.values())
 

@@ -81,13 +81,13 @@ def input_sets(spec: Spec, number: int = INPUT_SETS) -> list[dict[str, np.ndarra
     return [arrays | turned(n) for n in range(number)]
 
 
-def compiled_program(function: Callable, sets: list[dict]) -> tuple[Program, Any]:
+def compiled_program(function: Callable, sets: list[dict]) -> tuple[Program, jax.stages.Compiled]:
     """The compiled function as a program over the input sets, and the executable."""
     executable = jax.jit(function).lower(sets[0]).compile()
     return Program(lambda i: executable(sets[i % len(sets)]), jax.block_until_ready), executable
 
 
-def memory(executable: Any) -> dict[str, int]:
+def memory(executable: jax.stages.Compiled) -> dict[str, int]:
     """Temporary, argument and output bytes of a program.
 
     Also the device's peak so far, where it counts it.

@@ -14,7 +14,7 @@ class Program(NamedTuple):
     `launch(i)` starts call i, which may go on after it returns; `wait(result)` waits for it.
     """
 
-    launch: Callable[[int], Any]
+    launch: Callable[[int], object]
     wait: Callable[[Any], Any]
 
 

@@ -8,14 +8,14 @@ results need only be added.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.arguments import Bias, Options
+from pallas_kernels.arguments import ArrayOrRef, Bias, Options
 from pallas_kernels.block_sizes import Blocks
 from pallas_kernels.cached.attention import Queries
 from pallas_kernels.masks import LAST_BUCKET, time_bucket
@@ -28,15 +28,15 @@ PROGRAMS = 264  # enough of them for two on each of the 132 processors of an H10
 class Inputs(NamedTuple):
     """The arrays that the kernel reads; those of the queries are int32 [R, L], or None."""
 
-    ends: Any
-    positions: Any
-    times: Any
-    starts: Any
-    key_times: Any
+    ends: ArrayOrRef
+    positions: ArrayOrRef
+    times: ArrayOrRef
+    starts: ArrayOrRef
+    key_times: ArrayOrRef
     tables: tile.Tables
-    q: Any
-    k: Any  # [R H, S, 1, A]: a row for each head, as the loads of a tile expect
-    v: Any
+    q: ArrayOrRef
+    k: ArrayOrRef  # [R H, S, 1, A]: a row for each head, as the loads of a tile expect
+    v: ArrayOrRef
 
 
 def default_blocks(queries: int) -> Blocks:
@@ -94,7 +94,7 @@ def _kernel(inputs: Inputs, out_ref, *, static: Static, per_split: int):
     start, rest = rest % blocks * query_block, rest // blocks
     row, split = rest % rows, rest // rows
 
-    def load(ref, row, start, size, bound, axis) -> Any:
+    def load(ref, row, start, size, bound, axis) -> ArrayOrRef:
         if ref is None:
             return None
         at = ref.at[row, pl.ds(start, size)]

@@ -6,13 +6,14 @@ Letters: R rows, L tokens in a row, Q blocks of queries, W tiles of 64 queries.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Int
 
+from pallas_kernels.arguments import ArrayOrRef
 from pallas_kernels.mosaic_gpu.tiles import TILE_ROWS, Static, mosaic
 from pallas_kernels.visible_keys import VisibleKeys, key_block_ranges, longest_first
 
@@ -49,10 +50,10 @@ class QueryProgram(NamedTuple):
       steps: key blocks that it visits. key_block: step -> key block.
     """
 
-    row: Any
-    block: Any
-    head: Any
-    steps: Any
+    row: ArrayOrRef
+    block: ArrayOrRef
+    head: ArrayOrRef
+    steps: ArrayOrRef
     key_block: Callable
 
 

@@ -13,7 +13,7 @@ queries by 64 keys, E splits of a diagonal, P position-table entries.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.arguments import ArrayOrRef
 from pallas_kernels.bucket_ranges import REACHED_BUCKETS, bucket_limits, bucket_ranges
 from pallas_kernels.mosaic_gpu.bias_tiles import BiasTiles, bias_part
 from pallas_kernels.mosaic_gpu.programs import half_of, half_scores, masked, silu_and_slope
@@ -85,9 +86,9 @@ def tiles_of_diagonals(visible: VisibleKeys, reach: int) -> Diagonals:
 class _Sums(NamedTuple):
     """The outputs of the kernel, or the references to them; None where not needed."""
 
-    diagonal: Any  # [programs, 2, 64, 64]
-    column: Any  # [R, W, K, 64], where queries are targets
-    time: Any  # [programs, 2, 64, buckets], by query and bucket
+    diagonal: ArrayOrRef  # [programs, 2, 64, 64]
+    column: ArrayOrRef  # [R, W, K, 64], where queries are targets
+    time: ArrayOrRef  # [programs, 2, 64, buckets], by query and bucket
 
 
 @functools.partial(lowered_once, static=("sizes", "static"))

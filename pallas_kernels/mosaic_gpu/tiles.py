@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from pallas_kernels.arguments import ArrayOrRef
+
 INTERPRETER = {}  # parameters of the interpreter, for tests
 COPY_ALIGNMENT = 128  # bytes: bulk copies read and write shared memory at multiples of it
 TILE_ROWS = 64  # rows of the tile that one warpgroup multiplies: M of the wgmma instruction
@@ -149,9 +151,9 @@ class Ring(NamedTuple):
     Per slot there are the barriers of its filling and of its release by all readers.
     """
 
-    tiles: Any
-    filled: Any
-    released: Any
+    tiles: ArrayOrRef
+    filled: ArrayOrRef
+    released: ArrayOrRef
 
 
 def matrix_tiles(shape: tuple[int, ...], dtype):
@@ -246,7 +248,7 @@ def release_loaded(*rings: Ring, tile) -> None:
     release(*rings, tile=tile)
 
 
-def load_once(sources: Sequence[tuple[Any, Any]], barrier) -> None:
+def load_once(sources: Sequence[tuple[ArrayOrRef, ArrayOrRef]], barrier) -> None:
     """Copy each (global, shared) pair, an arrival at the barrier each, and wait for all of them."""
     plgpu = mosaic()
     for source, target in sources:
@@ -254,7 +256,7 @@ def load_once(sources: Sequence[tuple[Any, Any]], barrier) -> None:
     plgpu.barrier_wait(barrier)
 
 
-def store(values: Sequence[tuple[Any, Any, Any]]) -> None:
+def store(values: Sequence[tuple[ArrayOrRef, ArrayOrRef, ArrayOrRef]]) -> None:
     """Write each (value, shared, global): the value goes through the shared-memory tile."""
     plgpu = mosaic()
     for value, tile, _ in values:

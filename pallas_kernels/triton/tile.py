@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.arguments import Options
+from pallas_kernels.arguments import ArrayOrRef, Options
 from pallas_kernels.block_sizes import Blocks
 from pallas_kernels.masks import time_bucket
 from pallas_kernels.visible_keys import VisibleKeys, key_block_ranges, longest_first
@@ -42,20 +42,20 @@ class Tokens(NamedTuple):
     where not needed.
     """
 
-    first: Any
-    end: Any
-    position: Any
-    target_position: Any  # only that it is there counts: then some queries are targets
-    query_times: Any
-    key_times: Any
-    index: Any = None  # row index of the token, only inside
+    first: ArrayOrRef
+    end: ArrayOrRef
+    position: ArrayOrRef
+    target_position: ArrayOrRef  # only that it is there counts: then some queries are targets
+    query_times: ArrayOrRef
+    key_times: ArrayOrRef
+    index: ArrayOrRef = None  # row index of the token, only inside
 
 
 class Tables(NamedTuple):
     """The bias tables in float32, or None."""
 
-    position: Any
-    time: Any
+    position: ArrayOrRef
+    time: ArrayOrRef
 
 
 class Work(NamedTuple):
@@ -66,8 +66,8 @@ class Work(NamedTuple):
       ranges: the blocks that each visits, [R, Q, 4] of keys or [R, K, 2] of queries.
     """
 
-    order: Any
-    ranges: Any
+    order: ArrayOrRef
+    ranges: ArrayOrRef
 
 
 class Inputs(NamedTuple):
@@ -75,10 +75,10 @@ class Inputs(NamedTuple):
 
     tokens: Tokens
     tables: Tables
-    q: Any
-    k: Any
-    v: Any
-    d_out: Any = None
+    q: ArrayOrRef
+    k: ArrayOrRef
+    v: ArrayOrRef
+    d_out: ArrayOrRef = None
 
 
 def static(options: Options, blocks: Blocks) -> Static:

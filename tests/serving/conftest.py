@@ -14,7 +14,7 @@ from gr_jax.config import *
 def get_config(variant=""):
     return Config(
         data=DataConfig(
-            source="csv", path={path!r}, prepared={prepared!r}, item_file="items.csv",
+            source="csv", path={path!r}, prepared={prepared!r}, item_file="titles.csv",
             max_length=8, row_length=16,
         ),
         model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8),
@@ -70,8 +70,8 @@ def retrieval(tmp_path_factory) -> Path:
         start, times = rng.integers(40), 10**9 + np.cumsum(rng.integers(1, 10**5, 14))
         lines += [f"u{user},i{(start + step) % 40},{t}" for step, t in enumerate(times)]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
-    titles = ["item_id,title", *(f"i{item},Film i{item}" for item in range(40))]
-    (folder / "items.csv").write_text("\n".join(titles) + "\n")
+    titles = "".join(f"i{item},Film i{item}\n" for item in range(40))
+    (folder / "titles.csv").write_text(f"item_id,title\n{titles}")
     return trained(folder, RETRIEVAL)
 
 

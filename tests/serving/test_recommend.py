@@ -52,7 +52,10 @@ def test_json_holds_the_same(retrieval, capsys):
     ("flags", "told"),
     [
         (["--user=nobody"], "no user 'nobody' in .*: its users are u0, u1, u10"),
-        (["--user=u3", "--at-time=soon"], "--at-time='soon': expected unix seconds or now"),
+        (["--user=u3", "--at-time=soon"], "at_time is 'soon': expected unix seconds"),
+        (["--user=u3", "--at-time=nan"], "at_time is nan: expected unix seconds"),
+        (["--user=u3", "--at-time=2001-99-01"], "at_time is '2001-99-01': expected unix seconds"),
+        (["--user=u3", "--user=u4"], "--user is given twice, as 'u3' and 'u4'"),
         (["--user=u3", "--k=0"], "k=0: must be an integer of at least 1"),
         (["--user=u3", "--task=liked"], "task='liked': the tasks are none"),
         (["--user=u3", "--at-time=5"], "at_time=5 is before the last event"),
@@ -103,6 +106,15 @@ def test_a_request_for_a_user_is_answered_from_the_newer_log(retrieval, newer):
 def test_a_newer_log_that_is_not_there_is_one_line(retrieval, tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         recommend.main([f"--workdir={retrieval}", "--user=u3", f"--data={tmp_path / 'no.csv'}"])
+
+
+def test_the_time_asked_about_may_be_iso_text(retrieval, capsys):
+    told = []
+    for at_time in ("1893456000", "2030-01-01", "2030-01-01T01:00:00.5+01:00"):
+        command = [f"--workdir={retrieval}", "--user=u3", "--json", f"--at-time={at_time}"]
+        assert recommend.main(command) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] == told[2]
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,24 +33,26 @@ class Log:
     attributes: Attributes = field(default_factory=Attributes)  # of users and items, and series
 
 
-def read(config: DataConfig, raw: RawFiles) -> Log:
+def read(config: DataConfig, raw: RawFiles, scratch: Path) -> Log:
     """The log in raw files.
+
+    Args:
+      scratch: an empty folder for what is decompressed.
 
     Raises:
       ConfigError: a missing column, a damaged file, no log in an archive, or all times in another
         unit.
       BadRow: a row that cannot be used, unless config.on_bad_row is "skip".
     """
-    with tempfile.TemporaryDirectory(prefix="gr_jax-") as scratch:
-        raw = formats.unpacked(config, raw, Path(scratch))
-        parts, layouts, bad = zip(
-            *(_read_log(config, log, raw.layout, Path(scratch)) for log in raw.logs), strict=True
-        )
-        layout, events = common_layout(layouts, raw), _concat(parts)
-        check_unit(events["timestamp"].max(), layout, raw)  # type: ignore[arg-type]
-        log = with_actions(events, layout.actions, layout.action_columns)
-        log = dataclasses.replace(log, events=_drop_empty_rating(log.events))
-        return described(log, config, raw, layout, sum(bad, Counter()))
+    raw = formats.unpacked(config, raw, scratch)
+    parts, layouts, bad = zip(
+        *(_read_log(config, log, raw.layout, scratch) for log in raw.logs), strict=True
+    )
+    layout, events = common_layout(layouts, raw), _concat(parts)
+    check_unit(events["timestamp"].max(), layout, raw)  # type: ignore[arg-type]
+    log = with_actions(events, layout.actions, layout.action_columns)
+    log = dataclasses.replace(log, events=_drop_empty_rating(log.events))
+    return described(log, config, raw, layout, sum(bad, Counter()))
 
 
 def common_layout(layouts: Sequence[Layout], raw: RawFiles) -> Layout:

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.log import formats, raw_log
+from gr_jax.data.log import raw_log
 from gr_jax.data.log.actions import MOST, Action, bits, parse
 from gr_jax.data.log.layout import BadRow
+from tests.data.read_log import read_log
 
 FORMS = {
     "watched=1": Action("watched"),
@@ -96,7 +97,7 @@ def test_bits_are_the_conditions_row_by_row_and_never_true_of_an_absent_value(ro
 
 def read(source, path, *actions, **fields):
     config = DataConfig(source=source, path=str(path), actions=actions, **fields)
-    return raw_log.read(config, formats.find(config))
+    return read_log(config)
 
 
 def test_any_column_of_an_own_log_can_tell_an_action_and_only_the_bits_are_kept(tmp_path):
