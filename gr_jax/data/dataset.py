@@ -140,7 +140,7 @@ class Catalogue:
         """
         if str(raw) not in self._user_of_raw:
             some = ", ".join(self.users["raw"].head(3))
-            raise ConfigError(f"no user {str(raw)!r} in {self.folder}: its users are {some}, ...")
+            raise ConfigError(f"no user {str(raw)!r} in the log: its users are {some}, ...")
         return self._user_of_raw[str(raw)]
 
     def user_or(self, raw: str | int, default: int) -> int:
