@@ -3,9 +3,11 @@
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 -k 10
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --json
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --seen=true    # items come again
+    python -m gr_jax.recommend --workdir=runs/clicks --user=42 --data=newer.csv
 
-The history is all events of the user in the log. Its items are not recommended again, unless the
-run was evaluated so (`evaluate.exclude=none`) or --seen says so.
+The history is all events of the user in the log that the run was trained on, or in that of --data.
+Its items are not recommended again, unless the run was evaluated so (`evaluate.exclude=none`) or
+--seen says so.
 """
 
 from __future__ import annotations
@@ -15,8 +17,6 @@ import json
 from pathlib import Path
 
 from gr_jax import cli
-from gr_jax.config import ConfigError
-from gr_jax.serving.history import AtTime
 from gr_jax.serving.load import load
 from gr_jax.serving.model import Answer
 from gr_jax.training.console import say, table
@@ -31,17 +31,17 @@ def main(argv: list[str]) -> int:
         "at_time": (
             str,
             "",
-            "when they would be taken: unix seconds or now; default: the time of the last event",
+            "when they would be taken: unix seconds, ISO text or now; default: at the last event",
         ),
         "task": (
             str,
             "",
             "ranking: the task whose prediction orders the items; default: the first",
         ),
-        "prepared": (
+        "data": (
             str,
             "",
-            "folder of the prepared dataset, if it has moved since the training",
+            "newer log, for histories as they are now; default: as they were at the training",
         ),
         "seen": (
             ("judged", "true", "false"),
@@ -51,13 +51,13 @@ def main(argv: list[str]) -> int:
         "json": (bool, False, "print JSON"),
     }
     args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
-    model = load(args.workdir, prepared=args.prepared)
+    model = load(args.workdir, data=args.data)
     history = model.history(args.user)
     exclude_seen = {"judged": None, "true": False, "false": True}[args.seen]
     answer = model.recommend(
         history,
         args.k,
-        moment(args.at_time),
+        number_or_text(args.at_time) if args.at_time else None,
         user=args.user,
         task=args.task,
         exclude_seen=exclude_seen,
@@ -66,22 +66,17 @@ def main(argv: list[str]) -> int:
         found = {"user": args.user, "events": len(history), **dataclasses.asdict(answer)}
         say(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        say(f"user {args.user}, {len(history):,} events\n\n{as_table(answer)}")
+        skipped = f", {answer.skipped:,} of them of unknown items" if answer.skipped else ""
+        say(f"user {args.user}, {len(history):,} events{skipped}\n\n{as_table(answer)}")
     return 0
 
 
-def moment(text: str) -> AtTime:
-    """The time of the flag --at-time.
-
-    Raises:
-      ConfigError: it is neither a number nor `now`.
-    """
-    if text in ("", "now"):
-        return text or None  # type: ignore[return-value]
+def number_or_text(text: str) -> float | str:
+    """Unix seconds of the flag --at-time, or its text."""
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"--at-time={text!r}: expected unix seconds or now") from None
+        return text
 
 
 def as_table(answer: Answer) -> str:

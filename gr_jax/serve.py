@@ -30,10 +30,10 @@ def main(argv: list[str]) -> int:
         "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
         "host": (str, "127.0.0.1", "address to listen on; 0.0.0.0 = all"),
         "port": (int, 8000, "port to listen on"),
-        "prepared": (
+        "data": (
             str,
             "",
-            "folder of the prepared dataset, if it has moved since the training",
+            "newer log, for histories as they are now; default: as they were at the training",
         ),
         "exported": (
             bool,
@@ -63,11 +63,11 @@ def main(argv: list[str]) -> int:
     limits = limits_of(args)
     compile_cache.keep()
     if args.exported:
-        model = load_exported(args.workdir, prepared=args.prepared, index=args.index)
+        model = load_exported(args.workdir, data=args.data, index=args.index)
     else:
         from gr_jax.serving.load import load
 
-        model = load(args.workdir, prepared=args.prepared, index=args.index, cache_mb=args.cache_mb)
+        model = load(args.workdir, data=args.data, index=args.index, cache_mb=args.cache_mb)
     import uvicorn
 
     from gr_jax.serving.http.server import make_app

@@ -27,7 +27,12 @@ from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import objective_of
 from gr_jax.training.result import finish
 from gr_jax.training.run import open_run
-from gr_jax.training.workdir import check_config, claim, only_training
+from gr_jax.training.workdir import (
+    check_config,
+    claim,
+    dataset_to_train_on,
+    only_training,
+)
 
 FLAGS: dict[str, cli.Flag] = {
     "workdir": (Path, None, "folder of the run; default runs/<config>[-<variant>]"),
@@ -74,7 +79,7 @@ def train(config: Config, workdir: Path) -> int:
 
         # -- Data, mesh and model -----------------------------------------------------------------
         check_config(workdir, config)
-        run = open_run(config, workdir)
+        run = open_run(config, workdir, dataset_to_train_on(workdir, config))
         claim(workdir, config, run.dataset)
 
         # -- State: from the newest checkpoint, or fresh ------------------------------------------

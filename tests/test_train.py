@@ -354,28 +354,84 @@ def test_a_finished_run_keeps_its_config_when_a_restart_fails(config_file, finis
     assert (copy / "config.json").read_text() == (finished / "config.json").read_text()
 
 
-def test_a_log_that_changed_is_neither_trained_on_nor_evaluated(config_file, finished, tmp_path):
-    copy = Path(shutil.copytree(finished, tmp_path / "w"))
-    lines = (config_file.parent / "log.csv").read_text().splitlines()
-    moved = {
-        "i0": "zero"
-    }  # now the last in the order of names: all ids before it move, the counts stay
-    changed = [",".join(moved.get(word, word) for word in line.split(",")) for line in lines]
-    (tmp_path / "log.csv").write_text("\n".join(changed) + "\n")
-    here = [
-        f"--config.data.path={tmp_path / 'log.csv'}",
-        f"--config.data.prepared={tmp_path / 'prepared'}",
-    ]
+@pytest.fixture
+def own_log(config_file, tmp_path) -> tuple[Path, list[str]]:
+    """A copy of the log that a test may change, and the flags that name it."""
+    log = Path(shutil.copy(config_file.parent / "log.csv", tmp_path / "mine.csv"))
+    return log, [f"--config.data.path={log}", f"--config.data.prepared={tmp_path / 'prepared'}"]
+
+
+def grow(log: Path) -> None:
+    with log.open("a") as file:
+        file.write("u0,i1,1900000000\n")
+
+
+def rename_an_item(log: Path) -> None:
+    log.write_text(log.read_text().replace(",i0,", ",zero,"))
+
+
+def reverse_times(log: Path) -> None:
+    """As many events of the same users and items, in another order."""
+    head, *lines = log.read_text().splitlines()
+    words = [line.split(",") for line in lines]
+    lines = [f"{user},{item},{3 * 10**9 - int(time)}" for user, item, time in words]
+    log.write_text("\n".join([head, *lines]) + "\n")
+
+
+@pytest.mark.parametrize("change", [grow, rename_an_item, reverse_times, Path.unlink])
+def test_a_run_is_evaluated_whatever_becomes_of_its_log(
+    config_file, finished, own_log, tmp_path, monkeypatch, change
+):
+    log, flags = own_log
+    assert run_train(config_file, tmp_path / "w", *flags, "--config.train.steps=5") == 0
+    result = json.loads((tmp_path / "w" / "result.json").read_text())
+    change(log)
+    shutil.rmtree(tmp_path / "prepared")
+    moved = Path(shutil.move(tmp_path / "w", tmp_path / "elsewhere"))
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.evaluate(Path(moved.name), "test") == pytest.approx(result["test"])
+
+
+@pytest.mark.parametrize("change", [grow, rename_an_item, reverse_times])
+def test_a_training_does_not_go_on_with_another_log(config_file, own_log, tmp_path, change):
+    log, flags = own_log
+    assert run_train(config_file, tmp_path / "w", *flags, "--config.train.steps=5") == 0
+    change(log)
     with pytest.raises(
-        ConfigError, match=r"items or feature values have other ids, .*: the log has changed"
+        ConfigError, match="the log has changed .* train on it in another --workdir"
     ):
-        run_train(config_file, copy, *here)
-    assert run_train(config_file, tmp_path / "other", *here, "--config.train.steps=1") == 0
-    config = json.loads((copy / "config.json").read_text())
-    config["data"] |= {"path": str(tmp_path / "log.csv"), "prepared": str(tmp_path / "prepared")}
-    (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="the log has changed"):
-        evaluate.evaluate(copy, "test")
+        run_train(config_file, tmp_path / "w", *flags)
+    assert evaluate.evaluate(tmp_path / "w", "test")
+    flags[1] = f"--config.data.prepared={tmp_path / 'newer'}"
+    assert run_train(config_file, tmp_path / "other", *flags, "--config.train.steps=1") == 0
+
+
+def test_a_training_goes_on_without_its_log_or_with_the_same_in_another_place(
+    config_file, finished, own_log, tmp_path, capsys
+):
+    log, flags = own_log
+    assert run_train(config_file, tmp_path / "w", *flags, "--config.train.steps=5") == 0
+    (tmp_path / "new").mkdir()
+    flags[0] = f"--config.data.path={log.rename(tmp_path / 'new' / 'name.csv')}"
+    assert run_train(config_file, tmp_path / "w", *flags, "--config.train.steps=8") == 0
+    shutil.rmtree(tmp_path / "new")
+    shutil.rmtree(tmp_path / "prepared")
+    assert run_train(config_file, tmp_path / "w", *flags) == 0
+    assert "the log is not there any more: going on with" in capsys.readouterr().out
+    assert_same_state(tmp_path / "w", finished)
+
+
+def test_a_run_without_a_dataset_of_its_own_takes_the_log_if_it_is_the_same(
+    config_file, finished, own_log, tmp_path
+):
+    log, flags = own_log
+    assert run_train(config_file, tmp_path / "w", *flags, "--config.train.steps=5") == 0
+    result = json.loads((tmp_path / "w" / "result.json").read_text())
+    shutil.rmtree(tmp_path / "w" / "dataset")
+    assert evaluate.evaluate(tmp_path / "w", "test") == pytest.approx(result["test"])
+    grow(log)
+    with pytest.raises(ConfigError, match="dataset: no dataset there, and none from the log"):
+        evaluate.evaluate(tmp_path / "w", "test")
 
 
 def test_a_run_of_more_devices_than_there_are_is_evaluated_on_those_that_are_there(

@@ -52,7 +52,8 @@ class DataConfig:
     item_column: str = "item_id"  # csv and parquet only: name of the item column
     time_column: str = "timestamp"  # csv and parquet only: name of the time column
     rating_column: str = ""  # csv and parquet only: name of the rating column; "" = none
-    # csv and parquet only: unit of the time column, s or ms; date-times of Parquet have their own
+    # csv and parquet only: unit of the numbers in the time column, s, ms, us or ns; date-times and
+    # their text have their own
     time_unit: str = "s"
     # none | k_core (repeated until stable) | one_pass (counted once, as in the paper)
     filter: str = "none"
@@ -86,7 +87,7 @@ class DataConfig:
 
         # The log
         check_choice("data.source", self.source, SOURCES)
-        check_choice("data.time_unit", self.time_unit, ("s", "ms"))
+        check_choice("data.time_unit", self.time_unit, ("s", "ms", "us", "ns"))
         check_choice("data.filter", self.filter, ("none", "k_core", "one_pass"))
         check_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
         check_at_least(1, self, "data.", "min_events", "max_length")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from datetime import date
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,15 +20,17 @@ from gr_jax.data.batches import packing
 from gr_jax.data.batches.sequences import Spans
 from gr_jax.data.dataset import Dataset, Events
 from gr_jax.data.log import actions
+from gr_jax.errors import shown
+from gr_jax.serving.moments import Moment, moment
 
-# unix seconds, the year 2100: a later time is a mistake, most often of the unit
-LAST_TIME = 4_102_444_800
 NAMED = 5  # unknown ids that an error names
 
-AtTime = int | float | Literal["now"] | None
+Time = int | float | str | date | np.datetime64 | Moment  # as `moments.moment` reads it
+AtTime = Time | Literal["now"] | None
 Action = str | Iterable[str] | None  # names of the log's actions; one name may stand alone
-# (item, unix seconds[, actions]) in raw ids
-RawEvent = tuple[str | int, int | float] | tuple[str | int, int | float, Action]
+RawId = str | int
+# (item, time[, actions]) in raw ids
+RawEvent = tuple[RawId, Time] | tuple[RawId, Time, Action]
 
 
 class RequestError(ValueError):
@@ -66,94 +69,106 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class HistoryReader:
-    """Reads the histories and candidates that users of a trained model send."""
+    """Reads the histories and items that users of a trained model send.
+
+    What they send may be anything: a wrong type is told in a line, like any other mistake.
+    """
 
     dataset: Dataset
     always: int  # bits of the actions that every event of the log has
+    # newer than `dataset`, of the same actions: where the histories of users are read if not None
+    newer: Dataset | None = None
 
     @classmethod
-    def of(cls, config: Config, dataset: Dataset) -> HistoryReader:
-        """A reader for the run of `config`."""
+    def of(cls, config: Config, dataset: Dataset, newer: Dataset | None = None) -> HistoryReader:
+        """A reader for the run of `config`, perhaps with a newer log."""
         names = [action.name for action in actions.parse(config.data.actions) if not action.column]
-        return cls(dataset, sum(1 << dataset.catalogue.actions.index(name) for name in names))
+        always = sum(1 << dataset.catalogue.actions.index(name) for name in names)
+        return cls(dataset, always, newer)
 
-    def history(
-        self, events: Sequence, *, at_time: AtTime = None, user: str | int | None = None
-    ) -> History:
-        """Reads a sequence of (item, unix time) or (item, unix time, action), in any order.
+    def history(self, events: object, *, at_time: object = None, user: object = None) -> History:
+        """Reads a sequence of (item, time) or (item, time, action), in any order.
+
+        The events are put into the order of their full times, those of the same time in the order
+        given, as in the log; only then are times cut to seconds.
 
         Args:
           events: events; an item that the catalogue does not have is skipped and counted.
-          at_time: unix seconds of the moment asked about; None = the last event's, or the last of
-            the log without events; "now" = the present.
+          at_time: the moment asked about; None = the last event's, or the last of the log without
+            events; "now" = the present.
           user: raw id of a user of the log whose features hold for this history; None or unknown =
             no features.
 
         Raises:
           RequestError: a malformed event, an action that the log does not have, impossible times.
         """
-        given = [_parts(event) for event in events]
+        given = [_parts(event) for event in in_list(events, "history", "(item, time)")]
         ids = self.dataset.catalogue.item_ids([item for item, _, _ in given])
-        times = np.array([_seconds(time, "an event's time") for _, time, _ in given], np.int64)
+        moments = [_moment(time, "an event's time") for _, time, _ in given]
+        times = np.array([moment.seconds for moment in moments], np.int64)
+        fractions = np.array([moment.fraction for moment in moments])
         bits = np.array([self.bits(action) for _, _, action in given], np.int32)
         known = np.flatnonzero(ids)
-        order = known[np.argsort(times[known], kind="stable")]
+        order = known[np.lexsort((fractions[known], times[known]))]
         last = int(times.max()) if len(times) else int(self.dataset.meta["time_max"])
         asked = self._asked(at_time, last, has_events=len(given) > 0)
-        index = -1 if user is None else self.dataset.catalogue.user_or(user, -1)
+        index = -1
+        if user is not None:
+            index = self.dataset.catalogue.user_or(raw_id(user, "user"), -1)
         return History(ids[order], times[order], bits[order], index, asked, len(given) - len(known))
 
-    def of_log(self, user: str | int, *, at_time: AtTime = None) -> History:
+    def of_log(self, user: str | int, *, at_time: object = None) -> History:
         """All events of a user in the log, as `history` reads `events_of(user)`.
 
         Raises:
           ConfigError: the log has no such user. RequestError: as `history`.
         """
+        if self.newer is not None:
+            return self.history(self.events_of(user), at_time=at_time, user=user)
         index = self.dataset.catalogue.user_index(user)
-        item, times, bits = self._columns_of(index)
+        item, times, bits = _columns_of(self.dataset, index)
         asked = self._asked(at_time, int(times[-1]), has_events=True)
         return History(item, times, bits, index, asked, skipped=0)
 
-    def _columns_of(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Items, times and action bits of a user of the log."""
-        events = self.dataset.events
-        span = slice(int(events.offsets[index]), int(events.offsets[index + 1]))
-        item = events.item[span]
-        bits = np.zeros(len(item), np.int32) if events.action is None else events.action[span]
-        return item, events.timestamp[span], bits
-
-    def _asked(self, at_time: AtTime, last: int, *, has_events: bool) -> int:
+    def _asked(self, at_time: object, last: int, *, has_events: bool) -> int:
         if at_time is None:
             return last
-        asked = int(time.time()) if at_time == "now" else _seconds(at_time, "at_time")
+        is_now = isinstance(at_time, str) and at_time == "now"
+        asked = int(time.time()) if is_now else _moment(at_time, "at_time").seconds
         if has_events and asked < last:
             raise RequestError(
                 f"at_time={asked} is before the last event of the history, at {last}"
             )
         return asked
 
-    def bits(self, action: Action) -> int:
+    def bits(self, action: object) -> int:
         """The bits of named actions, and of those that always happen."""
         bits = self.always
-        for name in (action,) if isinstance(action, str) else action or ():
+        if action is None or action == ():
+            return bits
+        names = (action,) if isinstance(action, str) else in_list(action, "action", "names")
+        for name in names:
             if name not in self.dataset.catalogue.actions:
                 known = ", ".join(self.dataset.catalogue.actions) or "none"
-                raise RequestError(f"no action {name!r} in the log, only {known}")
+                raise RequestError(f"no action {shown(name)} in the log, only {known}")
             bits |= 1 << self.dataset.catalogue.actions.index(name)
         return bits
 
-    def candidates(self, raw: Iterable[str | int]) -> Int32[np.ndarray, " M"]:
-        """Item ids of raw ids.
+    def items(
+        self, raw: object, name: str, *, may_be_unknown: bool = False
+    ) -> Int32[np.ndarray, " M"]:
+        """Item ids of raw ids; 0 where the catalogue does not have the item, if that may be.
 
         Raises:
-          RequestError: names the items that the catalogue does not have.
+          RequestError: not a list of ids, or items that the catalogue does not have. It says what
+            is wrong with the argument `name`.
         """
-        raw = list(raw)
-        ids = self.dataset.catalogue.item_ids(raw)
-        missing = [str(raw[i]) for i in np.flatnonzero(ids == 0)]
-        if missing:
+        given = [raw_id(value, f"{name}: an item") for value in in_list(raw, name, "items")]
+        ids = self.dataset.catalogue.item_ids(given)
+        missing = [shown(str(given[i])) for i in np.flatnonzero(ids == 0)]
+        if missing and not may_be_unknown:
             more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-            raise RequestError(f"unknown items: {', '.join(map(repr, missing[:NAMED]))}{more}")
+            raise RequestError(f"unknown items: {', '.join(missing[:NAMED])}{more}")
         return ids
 
     def events_of(self, user: str | int) -> list[Event]:
@@ -162,14 +177,24 @@ class HistoryReader:
         Raises:
           ConfigError: the log has no such user.
         """
-        catalogue = self.dataset.catalogue
-        item, times, bits = self._columns_of(catalogue.user_index(user))
+        log = self.newer or self.dataset
+        catalogue = log.catalogue
+        item, times, bits = _columns_of(log, catalogue.user_index(user))
         names = [
             tuple(name for i, name in enumerate(catalogue.actions) if b >> i & 1)
             for b in bits.tolist()
         ]
         events = zip(catalogue.raw_items(item), times.tolist(), names, strict=True)
         return [Event(*event) for event in events]
+
+
+def _columns_of(log: Dataset, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Items, times and action bits of a user."""
+    events = log.events
+    span = slice(int(events.offsets[index]), int(events.offsets[index + 1]))
+    item = events.item[span]
+    bits = np.zeros(len(item), np.int32) if events.action is None else events.action[span]
+    return item, events.timestamp[span], bits
 
 
 def is_batch(histories: Sequence) -> bool:
@@ -246,17 +271,37 @@ def _known(log: Events, user: Int[np.ndarray, " B"]) -> dict[str, Any]:
     return known
 
 
-def _parts(event: object) -> tuple[str | int, object, Action]:
+def in_list(values: object, name: str, of: str) -> list[Any]:
+    """The values of an argument that is a list, in a list; one text is not a list of characters.
+
+    Raises:
+      RequestError: it is none.
+    """
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise RequestError(f"{name}={shown(values)}: expected a list of {of}")
+    return list(values)
+
+
+def raw_id(value: object, what: str) -> RawId:
+    """An id, if the value can be one: 5.0, None and True are not what a log calls an item.
+
+    Raises:
+      RequestError: neither text nor an integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, np.integer)):
+        raise RequestError(f"{what} is {shown(value)}: expected text or an integer")
+    return value if isinstance(value, str) else int(value)
+
+
+def _parts(event: object) -> tuple[RawId, object, object]:
     """Item, time and actions of a raw event."""
     if not isinstance(event, (list, tuple)) or len(event) not in (2, 3):
-        raise RequestError(
-            f"an event is (item, unix time) or (item, unix time, action), not {event!r}"[:200]
-        )
-    return event[0], event[1], event[2] if len(event) == 3 else ()
+        raise RequestError(f"an event is (item, time) or (item, time, action), not {shown(event)}")
+    return raw_id(event[0], "an event's item"), event[1], event[2] if len(event) == 3 else ()
 
 
-def _seconds(value: object, what: str) -> int:
-    is_number = isinstance(value, (int, float, np.integer, np.floating))
-    if not is_number or isinstance(value, bool) or not 0 <= value <= LAST_TIME:  # nor NaN
-        raise RequestError(f"{what} is {value!r}: expected unix seconds, 0 to {LAST_TIME}"[:200])
-    return int(value)
+def _moment(value: object, what: str) -> Moment:
+    try:
+        return moment(value)
+    except ValueError as error:
+        raise RequestError(f"{what} is {shown(value)}: {error}") from None

@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, cast, overload
+from typing import Literal, cast, no_type_check, overload
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from gr_jax.config import Config
 from gr_jax.data.dataset import Dataset
-from gr_jax.serving.history import AtTime, Event, HistoryReader, RawEvent, RequestError, is_batch
+from gr_jax.errors import shown
+from gr_jax.serving.history import (
+    AtTime,
+    Event,
+    HistoryReader,
+    RawEvent,
+    RawId,
+    RequestError,
+    in_list,
+    is_batch,
+)
 from gr_jax.serving.query import Answerer, Cache, Query, Scored
-
-RawId = str | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +120,7 @@ class TrainedModel:
         deny: Iterable[RawId] = (),
         task: str = "",
     ) -> list[Answer]: ...
+    @no_type_check  # by the tests: a wrong type is told in a line, as any other mistake
     def recommend(
         self,
         history: Sequence,
@@ -129,11 +138,12 @@ class TrainedModel:
         An empty history is answered with the most popular items, and `Answer.source` says so.
 
         Args:
-          history: (item, unix time[, action names]) in raw ids, in any order; unknown items are
-            skipped and counted.
+          history: (item, time[, action names]) in raw ids, in any order; unknown items are skipped
+            and counted. A time is in unix seconds, a datetime (without a zone: in UTC), a pandas
+            Timestamp, a numpy datetime64 or ISO text. Fractions of a second order the events.
           k: number of items; fewer come if the catalogue has no more that may.
-          at_time: when the items would be taken: unix seconds, "now", or None for the time of the
-            last event. A list gives a time for each history.
+          at_time: when the items would be taken: a time, "now", or None for the time of the last
+            event. A list gives a time for each history.
           user: raw id of a user of the log whose features hold, or a list of them; unknown = no
             features.
           exclude_seen: leave out the items of the history, visible to the model or not; None =
@@ -146,9 +156,11 @@ class TrainedModel:
           RequestError: the request cannot be answered, in one line.
         """
         # Iterables are read once for all histories.
-        allowed, denied = None if allow is None else list(allow), list(deny)
+        history = in_list(history, "history", "(item, time)")
+        allowed = None if allow is None else in_list(allow, "allow", "items")
+        denied = in_list(deny, "deny", "items")
 
-        def ask(history: Sequence, at_time: AtTime, user: RawId | None) -> Query:
+        def ask(history: list, at_time: AtTime, user: RawId | None) -> Query:
             return self.query(
                 history,
                 k=k,
@@ -188,6 +200,7 @@ class TrainedModel:
         user: RawId | Sequence[RawId | None] | None = None,
         task: str = "",
     ) -> list[Answer]: ...
+    @no_type_check
     def score(
         self,
         history: Sequence,
@@ -211,7 +224,10 @@ class TrainedModel:
             `recommend`.
         """
 
-        def ask(history: Sequence, at_time: AtTime, user: RawId | None, ids: Sequence) -> Query:
+        history = in_list(history, "history", "(item, time)")
+        candidates = in_list(candidates, "candidates", "items")
+
+        def ask(history: list, at_time: AtTime, user: RawId | None, ids: list) -> Query:
             return self.query(history, at_time=at_time, user=user, task=task, candidates=ids)
 
         if not _is_list_of_requests(history, at_time):
@@ -220,10 +236,10 @@ class TrainedModel:
         times: Sequence[AtTime] = _each(at_time, history, "at_time")
         users: Sequence[RawId | None] = _each(user, history, "user")
         nested = len(candidates) > 0 and isinstance(candidates[0], (list, tuple))
-        lists = candidates if nested else [candidates] * len(history)
-        lists = _each(list(lists), history, "candidates")
+        lists = _each(candidates if nested else [candidates] * len(history), history, "candidates")
         return self.answer([ask(*one) for one in zip(history, times, users, lists, strict=True)])
 
+    @no_type_check
     def query(
         self,
         history: Sequence | None,
@@ -249,22 +265,25 @@ class TrainedModel:
           ConfigError: there is no history, and the log has no such user.
         """
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise RequestError(f"k={k!r}: must be an integer of at least 1")
-        if task and task not in self.tasks:
+            raise RequestError(f"k={shown(k)}: must be an integer of at least 1")
+        if task != "" and task not in self.tasks:
             known = ", ".join(self.tasks) or "none: it is a retrieval run"
-            raise RequestError(f"task={task!r}: the tasks are {known}")
+            raise RequestError(f"task={shown(task)}: the tasks are {known}")
+        if not isinstance(exclude_seen, bool | None):  # the text "false" would be true
+            raise RequestError(f"exclude_seen={shown(exclude_seen)}: must be True, False or None")
         if history is None:
             read = self.reader.of_log("" if user is None else user, at_time=at_time)
         else:
             read = self.reader.history(history, at_time=at_time, user=user)
         number = self.tasks.index(task) if task else 0
         if candidates is not None:
-            return Query(read, task=number, candidates=self.reader.candidates(candidates))
-        removed = self.dataset.catalogue.item_ids(list(deny))
+            return Query(read, task=number, candidates=self.reader.items(candidates, "candidates"))
+        removed = self.reader.items(deny, "deny", may_be_unknown=True)
         exclude_seen = not self.repeats if exclude_seen is None else exclude_seen
         removed = np.unique(np.concatenate([removed, read.item])) if exclude_seen else removed
-        allowed = None if allow is None else np.unique(self.reader.candidates(allow))
-        return Query(read, int(k), removed.astype(np.int32), allowed, number)
+        allowed = None if allow is None else np.unique(self.reader.items(allow, "allow"))
+        k = min(int(k), self.dataset.num_items)
+        return Query(read, k, removed.astype(np.int32), allowed, number)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """The answers to checked requests, computed together; each is what it would be alone."""

@@ -93,10 +93,12 @@ def vocabulary_line(step: int, epoch: float, revision: Revision) -> str:
 
 
 def valid_line(
-    step: int, epoch: float, result: dict[str, float], headline: Sequence[str], *, is_best: bool
+    step: int, epoch: float, result: dict[str, float], objective: Objective, *, is_best: bool
 ) -> str:
-    """Console line of a validation."""
-    shown = "  ".join(f"{name} {result[name]:.4f}" for name in headline if name in result)
+    """Console line of a validation: its headline, or what else is defined."""
+    names = [name for name in objective.headline if name in result]
+    names = names or [name for name in objective.shown if name in result]
+    shown = "  ".join(f"{name} {result[name]:.4f}" for name in names) or "no labels"
     return f"step {step:>6}  epoch {epoch:6.2f}  valid  {shown}" + ("  best" if is_best else "")
 
 
@@ -122,5 +124,6 @@ def final_table(
     rows = [
         (name, *(f"{column[name]:.4f}" if name in column else "" for column in columns))
         for name in shown
+        if any(name in column for column in columns)
     ]
     return table([("metric", "valid", "test", f"{baseline[0]} (test)"), *rows])

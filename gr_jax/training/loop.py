@@ -160,7 +160,7 @@ def validate(
         log.write(step, epoch, "valid", result)
         is_best = progress.best_step == step
         epoch = epochs_at(objective, step)
-        say(valid_line(step, epoch, result, objective.headline, is_best=is_best))
+        say(valid_line(step, epoch, result, objective, is_best=is_best))
     return progress
 
 

@@ -1,5 +1,7 @@
 import json
 import shutil
+from datetime import UTC, date, datetime, timedelta
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from gr_jax.data.batches import ranking as ranking_rows
 from gr_jax.data.batches.sequences import time_bounds
 from gr_jax.serving import load
 from gr_jax.serving.history import RequestError
+from gr_jax.serving.moments import moment
 from gr_jax.training.ranking.evaluation import predict_all
 from gr_jax.training.retrieval import metrics
 from tests.serving.conftest import RANKING, trained
@@ -117,6 +120,59 @@ def test_without_a_history_it_is_all_that_the_log_has_of_the_user(loaded, ranker
         loaded.query(None, user="u3", at_time=5)
 
 
+def test_events_within_a_second_are_ordered_by_their_full_times(loaded):
+    """In any order and form, and those of the same time in the order given, as in the log."""
+    second, names = 10**9, ("i7", "i21", "i3", "i30")
+    expected = loaded.recommend([(name, second) for name in names], k=30)
+    assert expected != loaded.recommend([(name, second) for name in names[::-1]], k=30)
+    start = datetime.fromtimestamp(second, UTC)
+    parts = (0.01, 0.25, 0.25, 0.48)
+    forms = {
+        "float": [second + part for part in parts],
+        "numpy": [np.float64(second + part) for part in parts],
+        "datetime": [start + timedelta(seconds=part) for part in parts],
+        "naive": [(start + timedelta(seconds=part)).replace(tzinfo=None) for part in parts],
+        "datetime64": [
+            np.datetime64(second, "s") + np.timedelta64(round(part * 1e9), "ns") for part in parts
+        ],
+        "ISO text": [(start + timedelta(seconds=part)).isoformat() for part in parts],
+    }
+    for form, times in forms.items():
+        events = list(zip(names, times, strict=True))
+        for order in ([3, 1, 2, 0], [1, 0, 3, 2], [0, 1, 2, 3]):  # 1 before 2: they are a tie
+            asked = [events[i] for i in order]
+            assert loaded.recommend(asked, k=30) == expected, form
+            assert loaded.query(asked).history.time.tolist() == [second] * 4
+
+
+def test_times_of_all_forms_mean_the_same(loaded):
+    history = [("i1", 10**9), ("i2", 10**9 + 86_400)]
+    day = datetime.fromtimestamp(10**9 + 10 * 86_400, UTC).date()
+    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    expected = loaded.recommend(history, at_time=midnight.timestamp())
+    assert expected != loaded.recommend(history)
+    zone = timedelta(hours=5, minutes=30)
+    for at_time in (
+        day,
+        midnight,
+        midnight.replace(tzinfo=None),
+        np.datetime64(day),
+        day.isoformat(),
+        f"{day}T00:00Z",
+        f"{day} 05:30:00.0+05:30",
+        f"{midnight + zone:%Y-%m-%dT%H:%M:%S}+0530",
+        f"{day}T00:00:00.999999999Z",  # cut to the second
+    ):
+        assert loaded.recommend(history, at_time=at_time) == expected, at_time
+
+
+def test_a_time_of_pandas_keeps_its_nanoseconds():
+    class Timestamp(datetime):  # as pandas has it, a datetime with nanoseconds
+        nanosecond = 7
+
+    assert moment(Timestamp(2001, 9, 9, 1, 46, 40, 5, tzinfo=UTC)) == (10**9, 5.007e-6)
+
+
 def test_unknown_items_of_a_history_are_skipped_and_counted(loaded):
     history = loaded.history("u6")[:3]
     answer = loaded.recommend([("gone", 10**9 - 5), *history, ("new", history[-1].time)])
@@ -153,6 +209,44 @@ def test_without_a_known_item_the_answer_is_popularity_and_says_so(loaded):
             lambda m: m.recommend([("i1", 50)], task="liked"),
             "the tasks are none: it is a retrieval run",
         ),
+        (lambda m: m.recommend([("i1", True)]), "an event's time is True: expected unix"),
+        (lambda m: m.recommend([("i1", None)]), "an event's time is None"),
+        (lambda m: m.recommend([("i1", "50")]), "an event's time is '50'"),
+        (lambda m: m.recommend([("i1", "2001-02-30")]), "an event's time is '2001-02-30'"),
+        (lambda m: m.recommend([("i1", timedelta(5))]), "an event's time is datetime.timedelta"),
+        (lambda m: m.recommend([("i1", np.float32(5))]), "an event's time is np.float32"),
+        (lambda m: m.recommend([("i1", np.timedelta64(5, "s"))]), "an event's time is np.timede"),
+        (lambda m: m.recommend([("i1", np.datetime64("NaT"))]), "an event's time is np.datetime64"),
+        (lambda m: m.recommend([("i1", date(2200, 1, 1))]), "an event's time is datetime.date"),
+        (lambda m: m.recommend([("i1", 50)], at_time="soon"), "at_time is 'soon'"),
+        (lambda m: m.recommend([("i1", 50)], at_time=True), "at_time is True"),
+        (lambda m: m.recommend([("i1", 50)], deny="i2"), "deny='i2': expected a list of items"),
+        (lambda m: m.recommend([("i1", 50)], deny=b"i2"), "deny=b'i2': expected a list"),
+        (lambda m: m.recommend([("i1", 50)], deny=5), "deny=5: expected a list"),
+        (lambda m: m.recommend([("i1", 50)], deny={"i2": 1}), "deny={'i2': 1}: expected a list"),
+        (lambda m: m.recommend([("i1", 50)], deny=MappingProxyType({})), "deny=mappingproxy"),
+        (lambda m: m.recommend([("i1", 50)], deny=[["i2"]]), r"deny: an item is \['i2'\]"),
+        (lambda m: m.recommend([("i1", 50)], deny=[5.0]), "deny: an item is 5.0: expected text"),
+        (lambda m: m.recommend([("i1", 50)], deny=[None]), "deny: an item is None"),
+        (lambda m: m.recommend([("i1", 50)], allow="i2"), "allow='i2': expected a list of items"),
+        (lambda m: m.recommend([("i1", 50)], allow=[True]), "allow: an item is True"),
+        (lambda m: m.score([("i1", 50)], "i2"), "candidates='i2': expected a list of items"),
+        (lambda m: m.score([("i1", 50)], 5), "candidates=5: expected a list"),
+        (lambda m: m.score([[("i1", 50)]], [["i2"], ["i2"]]), "candidates: 2 of them for 1"),
+        (lambda m: m.score([[("i1", 5)], []], [["i2"], "i2"]), "candidates='i2': expected a list"),
+        (lambda m: m.recommend("i1"), "history='i1': expected a list of"),
+        (lambda m: m.recommend(None), "history=None: expected a list of"),
+        (lambda m: m.recommend({"i1": 50}), "history={'i1': 50}: expected a list of"),
+        (lambda m: m.recommend(("i1", 50)), "an event is .*, not 'i1'"),
+        (lambda m: m.recommend([(None, 50)]), "an event's item is None: expected text"),
+        (lambda m: m.recommend([(7.0, 50)]), "an event's item is 7.0: expected text"),
+        (lambda m: m.recommend([("i1", 50, 1)]), "action=1: expected a list of names"),
+        (lambda m: m.recommend([("i1", 50, False)]), "action=False: expected a list of names"),
+        (lambda m: m.recommend([("i1", 50)], user=["u1"]), r"user is \['u1'\]: expected text"),
+        (lambda m: m.recommend([("i1", 50)], user=1.0), "user is 1.0: expected text"),
+        (lambda m: m.recommend([("i1", 50)], k="5"), "k='5': must be an integer"),
+        (lambda m: m.recommend([("i1", 50)], task=["x"]), r"task=\['x'\]: the tasks are none"),
+        (lambda m: m.recommend([("i1", 50)], exclude_seen="false"), "exclude_seen='false': must"),
         (
             lambda m: m.recommend([[("i1", 50)], []], at_time=[1]),
             "at_time: 1 of them for 2 histories",
@@ -160,8 +254,33 @@ def test_without_a_known_item_the_answer_is_popularity_and_says_so(loaded):
     ],
 )
 def test_a_request_that_cannot_be_answered_is_told_in_one_line(loaded, ask, told):
-    with pytest.raises(RequestError, match=told):
+    with pytest.raises(RequestError, match=told) as caught:
         ask(loaded)
+    assert "\n" not in str(caught.value)
+
+
+def test_of_what_cannot_be_answered_an_error_repeats_a_hundred_characters(loaded):
+    long = "x" * 10**5
+    for ask in (
+        lambda: loaded.score([("i1", 5)], [long] * 3),
+        lambda: loaded.recommend([("i1", long)]),
+        lambda: loaded.recommend([("i1", 5, long)]),
+        lambda: loaded.recommend([long]),
+        lambda: loaded.recommend([("i1", 5)], deny=long),
+        lambda: loaded.recommend([("i1", 5)], task=long),
+        lambda: loaded.recommend([("i1", 5)], k=10**5000 * -1),
+        lambda: loaded.recommend([("i1", 10**5000)]),
+    ):
+        with pytest.raises(RequestError) as caught:
+            ask()
+        assert len(str(caught.value)) < 600
+
+
+def test_a_generator_of_items_holds_for_every_history(loaded):
+    histories = [[("i1", 10**9)], [("i2", 10**9)]]
+    for answer in loaded.recommend(histories, k=40, deny=(f"i{i}" for i in range(30))):
+        assert not {f"i{i}" for i in range(30)} & set(items(answer))
+    assert len(loaded.recommend([("i1", 10**9)], k=10**30)) == 39
 
 
 def predictions(loaded, workdir, users: int) -> tuple[list, list]:
@@ -307,12 +426,12 @@ def told_otherwise(copy, **values):
         (cut_arrays, r"no readable checkpoint in .* \(.+\)"),
         (lambda w: (w / "dataset.json").write_text("{"), "dataset.json: damaged"),
         (
-            lambda w: told_otherwise(w, num_items=41),
-            "num_items is 40, the run in .* was trained with 41",
+            lambda w: told_otherwise(w, num_items=41, hash="0"),
+            "the run in .* was trained on .num_items is 40, was 41",
         ),
         (
-            lambda w: told_otherwise(w, ids="0"),
-            "items or feature values have other ids, .* put the old one back",
+            lambda w: told_otherwise(w, hash="0"),
+            "as many users, items and events, but not the same.*put the old one back",
         ),
     ],
 )

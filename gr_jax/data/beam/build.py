@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from gr_jax import folders
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import dataset
 from gr_jax.data.beam import pieces, shards
@@ -68,9 +69,7 @@ def build(
             " polars"
         )
     run = functools.partial(_run, _beam(), f"{_LOCAL} {options}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-shards-", dir=folder.parent) as name:
-        scratch = Path(name).absolute()
+    with folders.scratch_folder(folder.absolute()) as scratch:
         raw = formats.unpacked(config, raw.absolute(), scratch)
         num_shards = num_shards or max(
             _LEAST_SHARDS, sum(file.stat().st_size for file in raw.logs) // _SHARD_BYTES

@@ -23,6 +23,7 @@ from prometheus_client import (
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import gr_jax
+from gr_jax.errors import shortened, shown
 from gr_jax.serving.history import RequestError
 from gr_jax.serving.http import wire
 from gr_jax.serving.http.batching import Batcher, Busy
@@ -33,6 +34,7 @@ from gr_jax.serving.query import Query as CheckedQuery
 
 PAGE = Path(__file__).with_name("page.html")
 PATHS = ("/", "/recommend", "/score", "/items", "/healthz", "/metrics")
+CLIENT_CLOSED = 499  # as nginx logs it: nobody was there to be answered
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": wire.ErrorOut, "description": "not JSON"},
@@ -146,24 +148,25 @@ class Service:
         return JSONResponse(wire.answer_out(answer))
 
     def _query(self, question: wire.RecommendIn | wire.ScoreIn) -> CheckedQuery:
-        model, asked = self.model, question.model_dump(exclude={"history"})
+        model, asked = self.model, dict(question)
+        history = asked.pop("history")
         for name, limit in (
             ("candidates", self.limits.candidates),
             ("allow", self.limits.candidates),
         ):
             _check_size(name, asked.get(name), limit)
         _check_size("deny", asked.get("deny"), self.limits.candidates)
-        _check_size("history", question.history, self.limits.events)
+        _check_size("history", history, self.limits.events)
         if asked.get("k", 1) > self.limits.k:
             raise RequestError(f"k={asked['k']}: at most {self.limits.k} items are given")
-        if question.history is not None:
+        if history is not None:
             return model.query(
-                [(event.item, event.time, event.action) for event in question.history], **asked
+                [(event.item, event.time, event.action) for event in history], **asked
             )
         if question.user is None:
             raise RequestError("give a history, or a user of the log")
         if model.dataset.catalogue.user_or(question.user, -1) < 0:
-            raise HTTPException(404, f"no user {str(question.user)[:100]!r} in the log")
+            raise HTTPException(404, f"no user {shown(str(question.user))} in the log")
         return model.query(None, **asked)
 
     def find(self, text: str, limit: int) -> list[dict[str, Any]]:
@@ -272,10 +275,9 @@ def _errors_as_json(app: FastAPI) -> None:
                 {"error": f"the body is not JSON: {first.get('ctx', {}).get('error', '')}"}, 400
             )
         # Not `input`: what was sent may be large, or not be text at all.
-        place = ".".join(str(part) for part in first["loc"][1:])[:200]
-        return JSONResponse(
-            {"error": f"{place or 'body'}: {first['msg']}".encode("ascii", "replace").decode()}, 422
-        )
+        place = shortened(".".join(str(part) for part in first["loc"][1:]))
+        text = f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}"
+        return JSONResponse({"error": text.encode("ascii", "replace").decode()}, 422)
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
@@ -302,18 +304,29 @@ def _measure(app: FastAPI, metrics: Metrics) -> None:
             if scope["type"] != "http":
                 return await self.app(scope, receive, send)
             path = scope["path"] if scope["path"] in PATHS else "other"
-            start, status = time.perf_counter(), 500
+            start, status = time.perf_counter(), CLIENT_CLOSED
+
+            def count() -> None:
+                metrics.requests.labels(path, status).inc()
+                metrics.seconds.labels(path).observe(time.perf_counter() - start)
 
             async def noting(message: Any) -> None:
                 nonlocal status
                 if message["type"] == "http.response.start":
                     status = message["status"]
+                elif not message.get("more_body", False):
+                    count()  # before the client has the answer, and may ask for the metrics
+                    counted.append(status)
                 await send(message)
 
+            counted: list[int] = []
             try:
                 await self.app(scope, receive, noting)
+            except Exception:
+                status = 500
+                raise
             finally:
-                metrics.requests.labels(path, status).inc()
-                metrics.seconds.labels(path).observe(time.perf_counter() - start)
+                if not counted:
+                    count()
 
     app.add_middleware(Measured)

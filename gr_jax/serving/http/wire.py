@@ -2,14 +2,36 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    WithJsonSchema,
+)
 
-from gr_jax.serving.history import LAST_TIME
 from gr_jax.serving.model import Answer, TrainedModel
+from gr_jax.serving.moments import LAST_TIME, Moment, moment
 
 ItemId = Annotated[StrictStr | StrictInt, Field(description="raw id of the log, as text or number")]
-Seconds = Annotated[
-    float, Field(strict=True, ge=0, le=LAST_TIME, allow_inf_nan=False, description="unix seconds")
+_TIME_SCHEMA = [
+    {"type": "number", "minimum": 0, "maximum": LAST_TIME, "description": "unix seconds"},
+    {"type": "string", "format": "date-time", "description": "without a zone in UTC"},
+]
+Time = Annotated[Moment, PlainValidator(moment), WithJsonSchema({"anyOf": _TIME_SCHEMA})]
+
+
+def _at_time(value: object) -> Moment | Literal["now"] | None:
+    return value if value is None or value == "now" else moment(value)  # type: ignore[return-value]
+
+
+AtTime = Annotated[
+    Moment | Literal["now"] | None,
+    PlainValidator(_at_time),
+    WithJsonSchema({"anyOf": [*_TIME_SCHEMA, {"const": "now"}, {"type": "null"}]}),
 ]
 
 
@@ -21,7 +43,7 @@ class EventIn(_Strict):
     """An event of a user."""
 
     item: ItemId
-    time: Seconds
+    time: Time
     action: list[StrictStr] | StrictStr = Field(
         [], description="names of the log's actions that happened"
     )
@@ -32,9 +54,7 @@ class _Question(_Strict):
         None, description="events, in any order; absent: those of `user` in the log"
     )
     user: ItemId | None = Field(None, description="a user of the log whose features hold")
-    at_time: Seconds | Literal["now"] | None = Field(
-        None, description="the time asked about; absent: the last event's"
-    )
+    at_time: AtTime = Field(None, description="the time asked about; absent: the last event's")
     task: StrictStr = Field(
         "", description="ranking: whose prediction is the score; absent: the first task"
     )

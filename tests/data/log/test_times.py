@@ -12,8 +12,9 @@ import pytest
 from gr_jax.config import DataConfig
 from gr_jax.data.beam import pieces, shards
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.log import formats, raw_log
+from gr_jax.data.log import formats
 from gr_jax.data.log.preparation import prepare
+from tests.data.read_log import read_log
 
 LATE, EARLY = 1_700_000_000.9, 1_700_000_000.1
 MOMENTS = [datetime.datetime(2023, 11, 14, 22, 13, 20, us) for us in (900_000, 100_000)]
@@ -159,7 +160,7 @@ def test_files_of_which_only_some_have_fractions_are_one_ordered_log_whole_and_i
 def test_an_integer_log_has_no_fractions(tmp_path):
     put(tmp_path, "log.csv", csv("A,x,7", "A,y,8.0", "A,z,noon"))
     config = DataConfig(source="csv", path=str(tmp_path / "raw"), on_bad_row="skip")
-    assert raw_log.read(config, formats.find(config)).events.columns == [
+    assert read_log(config).events.columns == [
         "user",
         "item",
         "timestamp",

@@ -56,6 +56,19 @@ def test_recommend_answers_as_load_does(client, loaded):
     assert answer.json()["source"] == "model" and answer.json()["skipped"] == 0
 
 
+def test_events_within_a_second_are_ordered_by_their_full_times(client, loaded):
+    second, names = 10**9, ("i7", "i21", "i3")
+    expected = [i.item for i in loaded.recommend([(name, second) for name in names], k=16)]
+    unix = [second + part for part in (0.01, 0.25, 0.48)]
+    iso = [f"2001-09-09T01:46:40.{part}Z" for part in ("010000001", "010000002", "48")]
+    for times in (unix, iso):
+        events = [{"item": i, "time": t} for i, t in zip(names, times, strict=True)]
+        for asked in (events, events[::-1]):
+            body = {"history": asked, "k": 16, "at_time": "2001-09-09 01:46:40"}
+            answer = client.post("/recommend", json=body).json()
+            assert [i["item"] for i in answer["items"]] == expected
+
+
 def test_a_user_of_the_log_needs_no_history(client, loaded):
     answer = client.post("/recommend", json={"user": "u1", "k": 4}).json()
     assert [i["item"] for i in answer["items"]] == [
@@ -144,6 +157,20 @@ BAD = [
     ("/recommend", b'{"history": [{"item": "i1", "time": NaN}]}', 422, "history.0.time: "),
     ("/recommend", b'{"history": [{"item": "i1", "time": 1e400}]}', 422, "history.0.time: "),
     ("/recommend", {"history": [{"item": "i1", "time": "5"}]}, 422, "history.0.time: "),
+    (
+        "/recommend",
+        {"history": [{"item": "i1", "time": "2001-02-30"}]},
+        422,
+        "history.0.time: expected unix seconds",
+    ),
+    ("/recommend", {"history": [{"item": "i1", "time": True}]}, 422, "history.0.time: "),
+    ("/recommend", {"history": [], "at_time": "soon"}, 422, "at_time: expected unix seconds"),
+    ("/recommend", {"history": [], "at_time": False}, 422, "at_time: expected unix seconds"),
+    ("/recommend", {"history": [], "deny": "i1"}, 422, "deny: "),
+    ("/recommend", {"history": [], "allow": 5}, 422, "allow: "),
+    ("/recommend", {"history": [], "deny": [5.0]}, 422, "deny.0"),
+    ("/recommend", {"history": [], "exclude_seen": "false"}, 422, "exclude_seen: "),
+    ("/score", {"history": [], "candidates": "i1"}, 422, "candidates: "),
     ("/recommend", {"history": [{"item": True, "time": 5}]}, 422, "history.0.item"),
     (
         "/recommend",
