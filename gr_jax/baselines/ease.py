@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32
 from scipy import sparse
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs
 
 from gr_jax.baselines.questions import Questions, dense_ranks
 
@@ -28,8 +28,9 @@ def weights(had: sparse.csr_array, penalty: float) -> Float32[np.ndarray, "X1 X1
     gram = np.asfortranarray((had.T @ had).toarray(), np.float32)
     np.fill_diagonal(gram, gram.diagonal() + penalty)
     # Symmetric and positive definite: Cholesky, then the inverse in place, of the upper half.
-    factor, failed = lapack.spotrf(gram, overwrite_a=True)
-    inverse, failed_too = lapack.spotri(factor, overwrite_c=True)
+    factorise, invert = get_lapack_funcs(("potrf", "potri"), (gram,))
+    factor, failed = factorise(gram, overwrite_a=True)
+    inverse, failed_too = invert(factor, overwrite_c=True)
     if failed or failed_too:
         raise np.linalg.LinAlgError("EASE: the matrix of the items is not positive definite")
     inverse = np.triu(inverse)

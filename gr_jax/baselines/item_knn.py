@@ -31,12 +31,12 @@ def similarities(had: sparse.csr_array, shrinkage: float, *, seed: int = 0) -> s
     """
     had = _fewer_users(had, seed)
     users = had.sum(0)
-    width = had.shape[1]
+    width = np.shape(had)[1]
     most = max(50, NEIGHBOURS // width)
     transposed, blocks = sparse.csr_array(had.T), []
     for first in range(0, width, BLOCK):
         block = transposed[first : first + BLOCK] @ had
-        owner = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)) + first
+        owner = np.repeat(np.arange(np.shape(block)[0]), np.diff(block.indptr)) + first
         product = users[owner] * users[block.indices]
         block.data = block.data / (np.sqrt(product) + np.float32(shrinkage))
         block.data[owner == block.indices] = 0
@@ -51,7 +51,7 @@ def ranks(
 
     The similarity to an item k events before the last one counts `recency ** k`.
     """
-    width = similar.shape[0]
+    width = np.shape(similar)[0]
     if width <= DENSE_ITEMS and similar.nnz > 0.05 * width * width:
         table = similar.toarray()
         return dense_ranks(questions, lambda part: part.histories(recency).toarray() @ table)
@@ -64,7 +64,7 @@ def _fewer_users(had: sparse.csr_array, seed: int) -> sparse.csr_array:
     pairs = np.square(np.diff(had.indptr).astype(np.float64))
     if pairs.sum() <= PAIRS:
         return had
-    order = np.random.default_rng(seed).permutation(had.shape[0])
+    order = np.random.default_rng(seed).permutation(np.shape(had)[0])
     return had[np.sort(order[: np.searchsorted(np.cumsum(pairs[order]), PAIRS)])]
 
 
@@ -73,8 +73,8 @@ def _largest(rows: sparse.csr_array, most: int) -> sparse.csr_array:
     length = np.diff(rows.indptr)
     if length.max(initial=0) <= most:
         return rows
-    owner = np.repeat(np.arange(rows.shape[0]), length)
+    owner = np.repeat(np.arange(np.shape(rows)[0]), length)
     order = np.lexsort((rows.indices, -rows.data, owner))
-    kept = order[np.arange(len(order)) - rows.indptr[owner] < most]
+    kept = order[np.arange(len(order)) - np.asarray(rows.indptr)[owner] < most]
     data, column = rows.data[kept], rows.indices[kept]
     return sparse.csr_array((data, (owner[kept], column)), shape=rows.shape)
