@@ -30,13 +30,14 @@ def similarities(had: sparse.csr_array, shrinkage: float, *, seed: int = 0) -> s
       seed: of the choice of users.
     """
     had = _fewer_users(had, seed)
-    users = had.sum(0)
-    width = np.shape(had)[1]
+    users = np.asarray(had.sum(0))
+    width = len(users)
     most = max(50, NEIGHBOURS // width)
     transposed, blocks = sparse.csr_array(had.T), []
     for first in range(0, width, BLOCK):
         block = transposed[first : first + BLOCK] @ had
-        owner = np.repeat(np.arange(np.shape(block)[0]), np.diff(block.indptr)) + first
+        length = np.diff(block.indptr)
+        owner = np.repeat(np.arange(len(length)), length) + first
         product = users[owner] * users[block.indices]
         block.data = block.data / (np.sqrt(product) + np.float32(shrinkage))
         block.data[owner == block.indices] = 0
@@ -51,7 +52,7 @@ def ranks(
 
     The similarity to an item k events before the last one counts `recency ** k`.
     """
-    width = np.shape(similar)[0]
+    width = questions.num_items + 1
     if width <= DENSE_ITEMS and similar.nnz > 0.05 * width * width:
         table = similar.toarray()
         return dense_ranks(questions, lambda part: part.histories(recency).toarray() @ table)
@@ -64,7 +65,7 @@ def _fewer_users(had: sparse.csr_array, seed: int) -> sparse.csr_array:
     pairs = np.square(np.diff(had.indptr).astype(np.float64))
     if pairs.sum() <= PAIRS:
         return had
-    order = np.random.default_rng(seed).permutation(np.shape(had)[0])
+    order = np.random.default_rng(seed).permutation(len(pairs))
     return had[np.sort(order[: np.searchsorted(np.cumsum(pairs[order]), PAIRS)])]
 
 
@@ -73,8 +74,9 @@ def _largest(rows: sparse.csr_array, most: int) -> sparse.csr_array:
     length = np.diff(rows.indptr)
     if length.max(initial=0) <= most:
         return rows
-    owner = np.repeat(np.arange(np.shape(rows)[0]), length)
-    order = np.lexsort((rows.indices, -rows.data, owner))
-    kept = order[np.arange(len(order)) - np.asarray(rows.indptr)[owner] < most]
+    owner = np.repeat(np.arange(len(length)), length)
+    order = np.lexsort((rows.indices, -np.asarray(rows.data), owner))
+    start = np.cumsum(length) - length
+    kept = order[np.arange(len(order)) - start[owner] < most]
     data, column = rows.data[kept], rows.indices[kept]
     return sparse.csr_array((data, (owner[kept], column)), shape=rows.shape)
