@@ -22,10 +22,8 @@ def made(folder: Path, lines: list[str], *, files: int = 1, **fields) -> Dataset
         (folder / "raw" / f"{i}.csv").write_text(
             HEADER + "".join(f"{x}\n" for x in lines[i::files])
         )
-    fields = {"rating_column": "stars"} | fields
-    return prepare(
-        DataConfig(path=str(folder / "raw"), prepared=str(folder / "prepared"), **fields)
-    )
+    place = {"path": str(folder / "raw"), "prepared": str(folder / "prepared")}
+    return prepare(DataConfig(**place, rating_column="stars", **fields))
 
 
 def told(dataset: Dataset) -> dict[str, int]:
