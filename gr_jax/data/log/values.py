@@ -59,7 +59,9 @@ def typed(raw: pl.DataFrame, layout: Layout, *, shown: Path) -> tuple[pl.DataFra
         if mask.any():
             told = pl.when(mask).then(pl.lit(words)).otherwise(reason)
             reason = pl.select(reason=told)["reason"]
-    return pl.DataFrame([column for one in checked for column in one.columns]), reason
+    # The fraction comes last, where `times.concat` puts it too.
+    columns = [column for one in checked for column in one.columns]
+    return pl.DataFrame(sorted(columns, key=lambda column: column.name == times.FRACTION)), reason
 
 
 def _id(column: pl.Series, role: str, where: str, *, integer: bool) -> _Checked:
