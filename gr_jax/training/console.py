@@ -140,18 +140,20 @@ def _value(metrics: Mapping[str, float], name: str) -> str:
     return f"{metrics[name]:.4f}{error}"
 
 
-def not_beaten_line(
-    objective: Objective, test: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]
-) -> str:
-    """Console line of a run that is not above its best baseline by a standard error; else ""."""
-    metric = "ndcg@10"
-    if metric not in test:
+def not_beaten_line(test: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> str:
+    """Console line of a run that does not beat its best baseline; "" for others.
+
+    Retrieval has to be above it by a standard error of NDCG@10, ranking to have a lower NE.
+    """
+    metric, sign = ("ndcg@10", 1) if "ndcg@10" in test else ("ne", -1)
+    having = {name: values[metric] for name, values in baselines.items() if metric in values}
+    if metric not in test or not having:
         return ""
-    name = max(baselines, key=lambda name: baselines[name][metric])
-    ours, best, error = test[metric], baselines[name][metric], test[f"{metric}/se"]
-    if ours > best + error:
+    name = max(having, key=lambda name: sign * having[name])
+    ours, error = test[metric], test.get(f"{metric}/se", 0.0)
+    if sign * (ours - having[name]) > error:
         return ""
     return (
-        f"the model does not beat {name}: NDCG@10 {ours:.4f} ±{error:.4f} against {best:.4f}; what"
-        " to try is in docs/own_log.md"
+        f"the model does not beat {name}: {metric} {_value(test, metric)} against"
+        f" {having[name]:.4f}; what to try is in docs/own_log.md"
     )
