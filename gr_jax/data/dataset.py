@@ -264,9 +264,8 @@ def write(
     names = pl.Series(titles if titles is not None else [None] * len(items), dtype=pl.String)
     full = _counts(columns, len(items)) | dict(meta or {})
     told = {n: full.get(n, ()) for n in ("actions", "user_features", "item_features", "series")}
-    full |= files.content_hashes(columns, users, items, feature_table, told)
 
-    with _placed(folder, full["hash"]) as building:
+    with _placed(folder, full) as building:
         for name, column in columns.items():
             np.save(building / f"{name}.npy", column)
         item_id = np.arange(1, len(items) + 1, dtype=np.int32)
@@ -278,6 +277,7 @@ def write(
             feature_table.write_parquet(building / "features.parquet")
         files.check_ranges(building, full, columns)
         full["files"] = folders.manifest(building)
+        full |= files.content_hashes(full["files"], users, items, feature_table, told)
         text = json.dumps(files.sealed(full), indent=2)
         (building / files.META).write_text(text + "\n")
     return _reopen(folder)
@@ -296,7 +296,7 @@ def copy_to(dataset: Dataset, folder: str | Path) -> Dataset:
     folder = Path(folder).expanduser()
     with folders.only_maker(folder):
         if not (folder / files.META).is_file():
-            with _placed(folder, dataset.hash) as building:
+            with _placed(folder, dataset.meta) as building:
                 for name in (*dataset.meta["files"], files.META):
                     _link_or_copy(dataset.folder / name, building / name)
     copy = open_dataset(folder)
@@ -313,15 +313,19 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _placed(folder: Path, content: str) -> Iterator[Path]:
-    """A new folder that becomes `folder`, unless another process made the same contents first."""
+def _placed(folder: Path, meta: Mapping) -> Iterator[Path]:
+    """A new folder that becomes `folder`, unless another process made the same contents first.
+
+    Args:
+      meta: of the dataset; in the end it has its `hash`.
+    """
     try:
         with folders.whole_folder(folder) as building:
             yield building
     except (OSError, pl.exceptions.PolarsError) as error:
         if not (folder / files.META).is_file():
             raise folders.unwritable(folder, error) from None
-        if files.read_meta(folder)["hash"] != content:
+        if files.read_meta(folder)["hash"] != meta.get("hash"):
             raise _exists(folder) from None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +27,12 @@ COLUMNS = REQUIRED | {
     "series_time": np.int64,
 }
 _TABLES = ("user_features", "item_features")  # of two dimensions; the others have one
-_THREADS = 8
 _SLICE = 1 << 22  # entries that a check holds copies of
 _NAMES = 1 << 17  # raw ids that are Python strings at once
 
 
 def content_hashes(
-    columns: Mapping[str, np.ndarray],
+    listed: Mapping[str, Mapping],
     raw_users: pl.Series,
     raw_items: pl.Series,
     feature_table: pl.DataFrame | None,
@@ -46,30 +44,22 @@ def content_hashes(
     other ratings, actions or features, but the same `events_hash`, can be compared.
 
     Args:
-      columns: of events and features.
+      listed: the manifest of the folder. That of a Parquet file is not taken: its bytes depend on
+        the version of what wrote it.
       raw_users, raw_items: raw ids of user 0.. and item 1.. in order.
       feature_table: value_id, feature, value.
       names: of the actions, and of the features.
     """
-    texts = {"users": raw_users, "items": raw_items}
+    digests = {name: listed[f"{name}.npy"]["sha256"] for name in COLUMNS if f"{name}.npy" in listed}
+    digests |= {"users": _text_digest(raw_users), "items": _text_digest(raw_items)}
+    events = {name: digests[name] for name in (*REQUIRED, "users", "items")}
     if feature_table is not None:
-        texts |= {name: feature_table[name] for name in ("feature", "value")}
-    with ThreadPoolExecutor(_THREADS) as pool:  # hashlib releases the lock of the interpreter
-        digests = dict(zip(columns, pool.map(_column_digest, columns.values()), strict=True))
-    digests |= {f"names of {name}": _text_digest(texts[name]) for name in texts}
+        digests |= {name: _text_digest(feature_table[name]) for name in ("feature", "value")}
     told = {name: list(names[name]) for name in names if names[name]}
-    who, which = "names of users", "names of items"
-    events = {name: digests[name] for name in ("offsets", "item", "timestamp", who, which)}
     return {
         "hash": _json_digest({"digests": digests, "names": told}),
         "events_hash": _json_digest(events),
     }
-
-
-def _column_digest(column: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{column.dtype.str}{column.shape}".encode())
-    digest.update(np.ascontiguousarray(column).data)
-    return digest.hexdigest()
 
 
 def _text_digest(texts: pl.Series) -> str:
@@ -123,6 +113,13 @@ def check(folder: Path, meta: Mapping) -> None:
       ConfigError: a file that is missing, damaged or superfluous.
     """
     folders.check_manifest(folder, meta["files"], lists=META, remedy=REMEDY)
+    for name, height in (("items", meta["items"]), ("users", meta["users"])):
+        file = folder / f"{name}.parquet"
+        try:
+            found = pl.scan_parquet(file).select(pl.len()).collect().item()
+        except (pl.exceptions.PolarsError, OSError):
+            found = None
+        _refuse(found != height, file, f"does not have {height:,} rows")
 
 
 def map_columns(folder: Path, meta: Mapping) -> dict[str, np.ndarray]:
@@ -195,13 +192,6 @@ def check_ranges(folder: Path, meta: Mapping, columns: Mapping[str, np.ndarray])
             falls = _falls(columns[name])
             unordered = not np.isin(falls, columns[starts]).all()
             _refuse(unordered, folder / f"{name}.npy", "times of a user are not in order")
-    for name, height in (("items", meta["items"]), ("users", meta["users"])):
-        file = folder / f"{name}.parquet"
-        try:
-            found = pl.scan_parquet(file).select(pl.len()).collect().item()
-        except (pl.exceptions.PolarsError, OSError):
-            found = None
-        _refuse(found != height, file, f"does not have {height:,} rows")
 
 
 def _refuse(wrong: bool | np.bool_, file: Path, what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -11,6 +11,7 @@ from gr_jax.data.batches.epochs import TrainBatches
 from gr_jax.data.batches.impressions import ImpressionBatches
 from gr_jax.data.batches.packing import padded
 from gr_jax.data.batches.streaming import StreamBatches
+from gr_jax.data.log import duplicates
 from gr_jax.models.flops import block_flops
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Progress
@@ -55,6 +56,7 @@ def describe(objective: Objective, state: TrainState, progress: Progress) -> str
         [
             f"data    {data.num_users:,} users, {data.num_items:,} items,"
             f" {data.num_events:,} events",
+            *(f"        {line}" for line in duplicates.told(data.meta)),
             f"model   {model.kind}, {model.num_blocks} blocks, {parameters:,} parameters",
             *objective.about,
             *shards_lines(objective.plan, model, run.mesh.shape["data"]),
@@ -136,14 +138,40 @@ def repeats_line(result: dict[str, float], split: str) -> str:
 
 def final_table(
     results: dict[str, dict[str, float]],
-    baseline: tuple[str, dict[str, float]],
+    baselines: Mapping[str, Mapping[str, float]],
     shown: Sequence[str],
 ) -> str:
-    """Table of the metrics of both splits, and of the baseline on the test split."""
-    columns = (results["valid"], results["test"], baseline[1])
+    """Table of the metrics of both splits, and of the baselines on the test split."""
+    columns = (results["valid"], results["test"], *baselines.values())
     rows = [
-        (name, *(f"{column[name]:.4f}" if name in column else "" for column in columns))
+        (name, *(_value(column, name) for column in columns))
         for name in shown
         if any(name in column for column in columns)
     ]
-    return table([("metric", "valid", "test", f"{baseline[0]} (test)"), *rows])
+    head = ("metric", "valid", "test", *(f"{name} (test)" for name in baselines))
+    return table([head, *rows])
+
+
+def _value(metrics: Mapping[str, float], name: str) -> str:
+    """A metric, with its standard error where that is known."""
+    if name not in metrics:
+        return ""
+    error = f" ±{metrics[f'{name}/se']:.4f}" if f"{name}/se" in metrics else ""
+    return f"{metrics[name]:.4f}{error}"
+
+
+def not_beaten_line(
+    objective: Objective, test: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]
+) -> str:
+    """Console line of a run that is not above its best baseline by a standard error; else ""."""
+    metric = "ndcg@10"
+    if metric not in test:
+        return ""
+    name = max(baselines, key=lambda name: baselines[name][metric])
+    ours, best, error = test[metric], baselines[name][metric], test[f"{metric}/se"]
+    if ours > best + error:
+        return ""
+    return (
+        f"the model does not beat {name}: NDCG@10 {ours:.4f} ±{error:.4f} against {best:.4f}; what"
+        " to try is in docs/own_log.md"
+    )

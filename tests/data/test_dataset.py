@@ -74,7 +74,7 @@ def test_events_are_sorted_by_user_and_time_and_ties_keep_file_order(tmp_path):
     )
 )
 def test_the_dataset_is_the_stably_sorted_log(tmp_path_factory, events):
-    dataset = make(tmp_path_factory.mktemp("log"), events)
+    dataset = make(tmp_path_factory.mktemp("log"), events, duplicates="keep")
     expected = {
         u: [(i, t) for v, i, t in sorted(events, key=lambda e: e[2]) if v == u] for u in "abc"
     }

@@ -15,7 +15,17 @@ from gr_jax import folders
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import ids
 from gr_jax.data.dataset import Dataset, open_dataset, write
-from gr_jax.data.log import actions, features, filters, formats, provenance, raw_log, times
+from gr_jax.data.log import (
+    actions,
+    duplicates,
+    features,
+    filters,
+    formats,
+    provenance,
+    raw_log,
+    times,
+)
+from gr_jax.data.log.layout import PER_SECOND
 
 # (config, raw files, folder, entries of meta.json) -> the dataset written into the folder
 Build = Callable[[DataConfig, formats.RawFiles | None, Path, dict], Dataset]
@@ -104,6 +114,20 @@ def _build(config: DataConfig, raw: formats.RawFiles | None, folder: Path, meta:
     names = ("timestamp", "rating", "action", times.FRACTION)
     columns = {name: events[name].to_numpy() for name in names if name in events.columns}
     del events
+    if not len(user):
+        raise no_events(config, log)
+
+    # Order and repeats, by full times.
+    order = stable_order(user, columns["timestamp"], columns.get(times.FRACTION))
+    user, item = user[order], item[order]
+    columns = {name: column[order] for name, column in columns.items()}
+    repeats = duplicates.find(user, item, columns)
+    duplicates.check(config.duplicates, repeats.counts)
+    if config.duplicates == "drop":
+        columns = duplicates.without(repeats, columns | {"user": user, "item": item})
+        user, item = columns.pop("user"), columns.pop("item")
+
+    # Users and items that stay.
     if config.filter != "none":
         keep = getattr(filters, config.filter)(user, item, k=config.min_events)
         user, item = user[keep], item[keep]
@@ -112,14 +136,15 @@ def _build(config: DataConfig, raw: formats.RawFiles | None, folder: Path, meta:
         raise no_events(config, log)
     user, kept_users = ids.compact(user, len(raw_users))
     item, kept_items = ids.compact(item, len(raw_items))
-    order = stable_order(user, columns["timestamp"], columns.pop(times.FRACTION, None))
-    columns = {name: column[order] for name, column in columns.items()}
-    if log.unit == "ms":  # only now: milliseconds order events that share a second
-        columns["timestamp"] = columns["timestamp"] // 1000
-    columns["item"] = (item + 1)[order]
+
+    columns.pop(times.FRACTION, None)
+    if log.unit != "s":  # only now: milliseconds order events that share a second
+        columns["timestamp"] = columns["timestamp"] // PER_SECOND[log.unit]
+    columns["item"] = item + 1
     columns["offsets"] = np.concatenate([[0], np.cumsum(np.bincount(user))])
+    told = meta | {"duplicates": {"setting": config.duplicates, **repeats.counts}}
     return write_log(
-        folder, log, columns, raw_users.gather(kept_users), raw_items.gather(kept_items), meta
+        folder, log, columns, raw_users.gather(kept_users), raw_items.gather(kept_items), told
     )
 
 
@@ -150,7 +175,9 @@ def write_log(
             first, on="item", how="left", maintain_order="left"
         )["title"]
     encoded = features.encode(log.attributes, raw_users, raw_items, unit=log.unit)
+    copied = duplicates.copied_users(columns["offsets"], columns["item"], columns["timestamp"])
     meta = {**meta, "actions": list(log.actions), **encoded.meta}
+    meta["duplicates"] = {**meta["duplicates"], "copied_users": copied}
     meta["skipped"] = log.skipped | encoded.meta.get("skipped", {})
     return write(
         folder,

@@ -43,6 +43,8 @@ def made_from(config: DataConfig, files: Sequence[Path]) -> dict:
         del settings["synthetic"]["actions"]
     if config.filter == "none":
         del settings["min_events"]
+    if config.duplicates == "drop":
+        del settings["duplicates"]
     for name, file in (("user_features", "user_file"), ("item_features", "item_file")):
         # An item file may be there for its titles alone.
         if not settings[file] or not (settings[name] or file == "item_file"):

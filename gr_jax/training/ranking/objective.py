@@ -176,9 +176,9 @@ class Ranking:
         error = None if result is None else metrics.error(result, self.run.config.ranking.tasks)
         return float(epochs_done) if self._is_stream or error is None else -error
 
-    def baseline(self) -> tuple[str, dict[str, float]]:
+    def baselines(self) -> dict[str, dict[str, float]]:
         """The constant that is each task's mean before the test split."""
-        return "constant rate", constant_rate(self.run, self._bounds)
+        return {"constant rate": constant_rate(self.run, self._bounds)}
 
     def _plan_evaluation(self, low: int, high: int) -> ranking.LabelPlan:
         """The batches of an evaluation on the events with low <= time < high."""

@@ -13,8 +13,8 @@ from gr_jax.data.batches import epochs, tokenizer
 from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.evaluation import EvaluationBatches, evaluation_batches
 from gr_jax.data.batches.sequences import Split
-from gr_jax.training.retrieval import evaluation, metrics
-from gr_jax.training.retrieval.baseline import popularity_ranks, training_counts
+from gr_jax.training.retrieval import evaluation
+from gr_jax.training.retrieval.baselines import baselines
 from gr_jax.training.retrieval.step import make_train_step
 from gr_jax.training.run import Run
 from gr_jax.training.speed import StepCost
@@ -97,13 +97,9 @@ class Retrieval:
         """NDCG@10."""
         return (result or {})[BEST]
 
-    def baseline(self) -> tuple[str, dict[str, float]]:
-        """Ranking by popularity, for the users and by the rule of exclusion of the model's test."""
-        batches, dataset = self._held_out("test"), self.run.dataset
-        events = dataset.events
-        count = training_counts(events.offsets, events.item, dataset.num_items)
-        ranks = popularity_ranks(count, events.item, *batches.seen(batches.spans))
-        return "popularity", metrics.rank_means(ranks)
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Popularity, a Markov chain, item-kNN and EASE, as `baselines.baselines`."""
+        return baselines(self._held_out("valid"), self._held_out("test"))
 
     def _plan_evaluation(self, split: Split) -> EvaluationBatches:
         run, evaluate = self.run, self.run.config.evaluate

@@ -83,7 +83,8 @@ def test_pieces_of_any_size_are_the_file(tmp_path, end, source, size):
     events, facts, count = in_pieces(config, tmp_path, size)
     assert same_events(log, events)
     assert facts.items["events"].sum() == log.events.height
-    assert facts.last_time == log.events["timestamp"].max()
+    time = log.events["timestamp"]
+    assert facts.times == (time.min(), time.max())
     assert facts.integers == (False, True)
     assert count == len(formats.find(config).logs) if size == SIZES[-1] else count > 20
 

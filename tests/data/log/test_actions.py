@@ -150,7 +150,7 @@ def test_a_column_that_cannot_tell_the_action_is_named_in_one_line(tmp_path):
         "big=stores>=4": (ConfigError, "no action column 'stores', only .*did you mean 'stars'"),
         "big=shop>=4": (
             BadRow,
-            "log.csv:2: shop is not a number in .*correct the row or data.actions, which compares",
+            "log.csv:2: shop is not a number in .*all rows are so: data.actions compares this",
         ),
         "in=shop": (BadRow, "log.csv:2: shop is not 0 or 1"),
         "big=stars>=4": (ConfigError, "'big' compares 'stars', which is empty in this log"),

@@ -148,13 +148,19 @@ def test_files_of_which_only_some_have_fractions_are_one_ordered_log_whole_and_i
             blocks, facts = [*blocks, (piece.place, events)], [*facts, fact]
     assert len(blocks) > 9
     whole = pieces.numbered(pieces.together(facts))
-    shards.write(tmp_path, 0, reversed(blocks), whole, "s")
+    shards.write(tmp_path, 0, reversed(blocks), whole, "s", drop_repeats=False)
     columns, _ = shards.merge(
         [tmp_path / "shard-0"], np.arange(1, 76, dtype=np.int32), tmp_path, integers=False
     )
     np.testing.assert_array_equal(columns["item"], dataset.events.item)
     np.testing.assert_array_equal(columns["timestamp"], dataset.events.timestamp)
     assert columns.keys() == {"item", "timestamp", "offsets"}
+
+
+def test_files_of_which_only_some_have_fractions_may_have_ratings(tmp_path):
+    for name, time in (("a", "7"), ("b", "6.5"), ("c", "2024-05-01T12:30:00.5")):
+        put(tmp_path, f"{name}.csv", f"user_id,item_id,timestamp,stars\nA,{name},{time},3\n")
+    assert items(prepared(tmp_path, source="csv", rating_column="stars")) == ["b", "a", "c"]
 
 
 def test_an_integer_log_has_no_fractions(tmp_path):
