@@ -168,7 +168,8 @@ class Checkpoints:
         state = None if target is None else jax.block_until_ready(restored.state)
         known = {field.name for field in fields(Progress)}
         progress = {name: value for name, value in restored.progress.items() if name in known}
-        return state, replace(Progress(**progress), losses=tuple(progress.get("losses", ())))
+        losses = tuple(progress.pop("losses", ()))
+        return state, Progress(**progress, losses=losses)
 
     def _move_aside(self, damaged: Sequence[int]) -> None:
         """Rename damaged steps, so that the repeated steps do not count as older than them."""
