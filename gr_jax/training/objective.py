@@ -14,6 +14,7 @@ Both have the members that the training loop works with:
 
 from __future__ import annotations
 
+from gr_jax.training.checkpoint import Progress
 from gr_jax.training.ranking.objective import Ranking
 from gr_jax.training.retrieval.objective import Retrieval
 from gr_jax.training.run import Run
@@ -24,6 +25,16 @@ Objective = Retrieval | Ranking
 def objective_of(run: Run) -> Objective:
     """Ranking if the config names tasks to predict, else retrieval."""
     return Ranking(run) if run.config.ranking.tasks else Retrieval(run)
+
+
+def is_over(objective: Objective, step: int, progress: Progress) -> bool:
+    """True if all steps are done, or validation has not improved for `patience` validations."""
+    return step >= last_step(objective) or is_out_of_patience(objective, progress)
+
+
+def is_out_of_patience(objective: Objective, progress: Progress) -> bool:
+    """True if validation has not improved for `patience` validations."""
+    return 0 < objective.run.config.train.patience <= progress.stale
 
 
 def last_step(objective: Objective) -> int:

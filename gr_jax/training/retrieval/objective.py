@@ -13,7 +13,6 @@ from gr_jax.data.batches import epochs, tokenizer
 from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.evaluation import EvaluationBatches, evaluation_batches
 from gr_jax.data.batches.sequences import Split
-from gr_jax.models.embeddings import table_rows
 from gr_jax.training.retrieval import evaluation
 from gr_jax.training.retrieval.baselines import baselines
 from gr_jax.training.retrieval.step import make_train_step
@@ -48,7 +47,7 @@ class Retrieval:
             config.data,
             run.scheme,
             batch_users=config.train.batch_users,
-            device_multiple=run.device_multiple,
+            shards=run.mesh.shape["data"],
             seed=config.seed,
         )
 
@@ -119,6 +118,6 @@ class Retrieval:
 def item_log_q(run: Run, plan: epochs.TrainBatches) -> Float[Array, " rows"]:
     """Log of each item's share of the training labels: the probability of an in-batch negative."""
     labels = tokenizer.labels(run.dataset.events, plan.spans.following(), run.scheme)
-    counts = np.bincount(labels[labels > 0], minlength=table_rows(run.dataset.num_items))
+    counts = np.bincount(labels[labels > 0], minlength=run.item_entries)
     counts = counts.astype(np.float32)
     return jnp.log(np.maximum(counts, 1) / counts.sum())

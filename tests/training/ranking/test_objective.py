@@ -67,7 +67,6 @@ def open_run(kind: str, devices: int, tmp_path, mode: str = "epochs") -> Run:
         graphdef,
         init,
         optimizer,
-        device_multiple=mesh.size,
     )
 
 

@@ -50,7 +50,6 @@ def run_of(dataset: Dataset, loss: LossConfig) -> Run:
         graphdef,
         init,
         make_optimizer(config.optimizer),
-        1,
     )
 
 
