@@ -254,7 +254,7 @@ def run(main: Callable[[list[str]], int | None]) -> typing.NoReturn:
 class _UntilReaderGoes:
     """A stream that drops what is written once nobody reads it any more."""
 
-    def __init__(self, stream: typing.TextIO):
+    def __init__(self, stream):  # of any class: tests and notebooks have their own
         self._stream = stream
 
     def write(self, text: str) -> int:

@@ -20,14 +20,9 @@ def main(argv: list[str]) -> int:
     """Export the run that the command line names."""
     flags: dict[str, cli.Flag] = {
         "workdir": (Path, cli.REQUIRED, "folder of a trained run"),
-        "prepared": (
-            str,
-            "",
-            "folder of the prepared dataset, if it has moved since the training",
-        ),
     }
     args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
-    folder = export(args.workdir, prepared=args.prepared)
+    folder = export(args.workdir)
     size = sum(file.stat().st_size for file in folder.iterdir())
     command = f"python -m gr_jax.serve --workdir={args.workdir} --exported"
     say(f"{folder}: {size / 1e6:.1f} MB; next: {command}")

@@ -24,6 +24,7 @@ from gr_jax.config.overrides import comments
 from gr_jax.data import hashing
 from gr_jax.data.beam import build as beam_prepare
 from gr_jax.data.dataset import Dataset
+from gr_jax.data.log import duplicates
 from gr_jax.data.log.preparation import prepare
 
 
@@ -43,6 +44,7 @@ _FIELDS = {  # flag -> type; each sets the field of DataConfig with this name
     "filter": str,
     "min_events": int,
     "on_bad_row": str,
+    "duplicates": str,
     "actions": names,
     "user_file": str,
     "user_features": names,
@@ -96,6 +98,7 @@ def summary(dataset: Dataset, config: Config, *, seconds: float) -> str:
     mean, median = f"{meta['mean_length']:.1f}", f"{meta['median_length']:.0f}"
     length = f"mean {mean}, median {median}, max {meta['max_length']:,}"
     skipped = ", ".join(f"{count:,} ({reason})" for reason, count in meta["skipped"].items())
+    twice = duplicates.told(meta)
     rows = {
         "source": meta["source"],
         "users": f"{dataset.num_users:,}",
@@ -106,6 +109,7 @@ def summary(dataset: Dataset, config: Config, *, seconds: float) -> str:
         **_known(dataset),
         **_collisions(dataset, config),
         "bad rows skipped": skipped or "0",
+        **({"duplicates": "; ".join(twice)} if twice else {}),
         "seconds": f"{seconds:.1f}",
         "folder": str(dataset.folder),
     }

@@ -3,9 +3,11 @@
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 -k 10
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --json
     python -m gr_jax.recommend --workdir=runs/ml_1m --user=42 --seen=true    # items come again
+    python -m gr_jax.recommend --workdir=runs/clicks --user=42 --data=newer.csv
 
-The history is all events of the user in the log. Its items are not recommended again, unless the
-run was evaluated so (`evaluate.exclude=none`) or --seen says so.
+The history is all events of the user in the log that the run was trained on, or in that of --data.
+Its items are not recommended again, unless the run was evaluated so (`evaluate.exclude=none`) or
+--seen says so.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ def main(argv: list[str]) -> int:
             "",
             "ranking: the task whose prediction orders the items; default: the first",
         ),
-        "prepared": (
+        "data": (
             str,
             "",
-            "folder of the prepared dataset, if it has moved since the training",
+            "newer log, for histories as they are now; default: as they were at the training",
         ),
         "seen": (
             ("judged", "true", "false"),
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
         "json": (bool, False, "print JSON"),
     }
     args = cli.parse(argv, doc=__doc__, flags=flags, config="none")
-    model = load(args.workdir, prepared=args.prepared)
+    model = load(args.workdir, data=args.data)
     history = model.history(args.user)
     exclude_seen = {"judged": None, "true": False, "false": True}[args.seen]
     answer = model.recommend(
@@ -64,7 +66,8 @@ def main(argv: list[str]) -> int:
         found = {"user": args.user, "events": len(history), **dataclasses.asdict(answer)}
         say(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        say(f"user {args.user}, {len(history):,} events\n\n{as_table(answer)}")
+        skipped = f", {answer.skipped:,} of them of unknown items" if answer.skipped else ""
+        say(f"user {args.user}, {len(history):,} events{skipped}\n\n{as_table(answer)}")
     return 0
 
 

@@ -46,10 +46,10 @@ def main(argv: list[str]) -> int:
             "names under which it is served, may be given several times; default: on a loopback"
             " address local names, else any",
         ),
-        "prepared": (
+        "data": (
             str,
             "",
-            "folder of the prepared dataset, if it has moved since the training",
+            "newer log, for histories as they are now; default: as they were at the training",
         ),
         "exported": (
             bool,
@@ -91,10 +91,10 @@ def main(argv: list[str]) -> int:
 def _load(args: argparse.Namespace) -> TrainedModel:
     compile_cache.keep()
     if args.exported:
-        return load_exported(args.workdir, prepared=args.prepared, index=args.index)
+        return load_exported(args.workdir, data=args.data, index=args.index)
     from gr_jax.serving.load import load
 
-    return load(args.workdir, prepared=args.prepared, index=args.index, cache_mb=args.cache_mb)
+    return load(args.workdir, data=args.data, index=args.index, cache_mb=args.cache_mb)
 
 
 def serve(

@@ -16,9 +16,16 @@ FORBIDDEN = {
     "gr_jax.hardware": ("gr_jax.data", "gr_jax.models", "gr_jax.training"),
     "gr_jax.errors": ("gr_jax.config", "gr_jax.data", "gr_jax.models", "gr_jax.training"),
     "gr_jax.files": ("gr_jax.data", "gr_jax.models", "gr_jax.training"),
+    "gr_jax.folders": ("gr_jax.data", "gr_jax.models", "gr_jax.training"),
     "gr_jax.data.log": ("gr_jax.data.batches", "gr_jax.data.beam"),
     "gr_jax.data.batches": ("gr_jax.data.log", "gr_jax.data.beam"),
     "gr_jax.data": ("gr_jax.models", "gr_jax.training", *(f"gr_jax.{room}" for room in TOP)),
+    "gr_jax.baselines": (
+        "gr_jax.models",
+        "gr_jax.training",
+        "gr_jax.data.log",
+        *(f"gr_jax.{room}" for room in TOP),
+    ),
     "gr_jax.models": ("gr_jax.training", *(f"gr_jax.{room}" for room in TOP)),
     "gr_jax.training": tuple(f"gr_jax.{room}" for room in TOP),
 }

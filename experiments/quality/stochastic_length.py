@@ -42,6 +42,7 @@ from experiments.common.results import RESULTS, ROOT, arguments, command_line, k
 from gr_jax.config import Config, SyntheticConfig, files
 from gr_jax.config.overrides import override_all
 from gr_jax.data.batches.stochastic_length import Rule, choose, keep_full_probability, threshold
+from gr_jax.data.log.preparation import prepare
 from gr_jax.training import sharding
 from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_run
@@ -157,7 +158,7 @@ def with_cuts(config: Config, alpha: float, selection: str) -> Config:
 
 def tokens_per_epoch(config: Config, workdir: Path, epochs: int) -> dict[str, float]:
     """Batches, real tokens and computed tokens (with padding), mean over the epochs of a run."""
-    plan: Any = objective_of(open_run(config, workdir)).plan
+    plan: Any = objective_of(open_run(config, workdir, prepare(config.data))).plan
     steps = [plan.steps(epoch) for epoch in range(epochs)]
     real = [int(plan.count(plan.epoch(epoch).spans).sum()) for epoch in range(epochs)]
     batch_tokens = plan.batch_rows * plan.row_length
@@ -173,7 +174,8 @@ def speed(args: argparse.Namespace) -> None:
     config, workdir = base_config(args), ROOT / "runs/stochastic_length/speed"
     timed: dict[float, dict] = {}
     for alpha in ALPHAS:
-        run = open_run(with_cuts(config, alpha, args.selection), workdir)
+        cut = with_cuts(config, alpha, args.selection)
+        run = open_run(cut, workdir, prepare(cut.data))
         objective = objective_of(run)
         state, shardings = run.fresh_state()
         out = shardings, sharding.replicated(run.mesh)

@@ -30,6 +30,7 @@ from scipy import optimize
 from experiments.common.figures import pyplot
 from experiments.common.results import RESULTS, ROOT, arguments, keep, metrics_lines
 from gr_jax.config import files
+from gr_jax.data.run_dataset import dataset_of
 from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_run
 
@@ -86,7 +87,8 @@ def train(task: str, width: int, quick: bool, path: str) -> Path:
 def budgets(task: str, width: int, workdir: Path) -> list[dict]:
     """FLOPs and validation after each epoch of a finished run."""
     metric = TASKS[task][2]
-    run = open_run(files.read(workdir / "config.json"), workdir)
+    config = files.read(workdir / "config.json")
+    run = open_run(config, workdir, dataset_of(workdir, config.data))
     cost = objective_of(run).cost
     lines = metrics_lines(workdir)
     return [

@@ -52,13 +52,16 @@ class DataConfig:
     item_column: str = "item_id"  # csv and parquet only: name of the item column
     time_column: str = "timestamp"  # csv and parquet only: name of the time column
     rating_column: str = ""  # csv and parquet only: name of the rating column; "" = none
-    # csv and parquet only: unit of the time column, s or ms; date-times of Parquet have their own
+    # csv and parquet only: unit of the numbers in the time column, s, ms, us or ns; date-times and
+    # their text have their own
     time_unit: str = "s"
     # none | k_core (repeated until stable) | one_pass (counted once, as in the paper)
     filter: str = "none"
     min_events: int = 5  # events a user and an item need under `filter`
     # error = stop at the first bad line | skip = leave bad lines out and report them
     on_bad_row: str = "error"
+    # events with the user, item and time of another: drop | keep | error; always counted and told
+    duplicates: str = "drop"
     # what can happen at an event: "watched=1", "click=is_click" (0/1 column), "liked=rating>=4"
     actions: tuple[str, ...] = ()
     # own file of user attributes, beside the log, with its user column; "" = that of the source
@@ -86,9 +89,10 @@ class DataConfig:
 
         # The log
         check_choice("data.source", self.source, SOURCES)
-        check_choice("data.time_unit", self.time_unit, ("s", "ms"))
+        check_choice("data.time_unit", self.time_unit, ("s", "ms", "us", "ns"))
         check_choice("data.filter", self.filter, ("none", "k_core", "one_pass"))
         check_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
+        check_choice("data.duplicates", self.duplicates, ("drop", "keep", "error"))
         check_at_least(1, self, "data.", "min_events", "max_length")
         for name in ("actions", "user_features", "item_features", "series"):
             value = getattr(self, name)

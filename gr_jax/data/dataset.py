@@ -10,7 +10,8 @@ first, ties in file order:
     action.npy     int32 [E]     only when the log has actions; bit i = meta["actions"][i] happened
     items.parquet  item_id, raw, title (null = unknown)
     users.parquet  user, raw
-    meta.json      counts, time range, skipped rows, and what the dataset was made from
+    meta.json      counts, time range, skipped rows, what the dataset was made from, `hash` of its
+                   contents, `files` with size and SHA-256, and `checksum` of meta.json itself
 
 and, where the config names features, whose values 1..V have one vocabulary (0 = unknown):
 
@@ -29,8 +30,7 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,20 +39,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32, Int, Int32, Int64
 
+from gr_jax import folders
 from gr_jax.config import ConfigError
-
-VERSION = 1  # of the folder's layout
-_REQUIRED = {"offsets": np.int64, "item": np.int32, "timestamp": np.int64}
-_OPTIONAL = {
-    "rating": np.float32,
-    "action": np.int32,
-    "user_features": np.int32,
-    "item_features": np.int32,
-    "series_offsets": np.int64,
-    "series_value": np.int32,
-    "series_time": np.int64,
-}
-_TABLES = ("user_features", "item_features")  # of two dimensions; the others have one
+from gr_jax.data import dataset_files as files
 
 
 @dataclass(frozen=True)
@@ -151,7 +140,7 @@ class Catalogue:
         """
         if str(raw) not in self._user_of_raw:
             some = ", ".join(self.users["raw"].head(3))
-            raise ConfigError(f"no user {str(raw)!r} in {self.folder}: its users are {some}, ...")
+            raise ConfigError(f"no user {str(raw)!r} in the log: its users are {some}, ...")
         return self._user_of_raw[str(raw)]
 
     def user_or(self, raw: str | int, default: int) -> int:
@@ -178,13 +167,16 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared dataset whose columns stay on disk. Pickles as its path and reopens there."""
+    """A prepared dataset whose columns stay on disk.
+
+    It pickles as its path, and a worker that reopens it there does not check it again.
+    """
 
     catalogue: Catalogue
     events: Events
 
     def __reduce__(self):
-        return open_dataset, (self.folder,)
+        return _reopen, (self.folder,)
 
     @property
     def folder(self) -> Path:
@@ -195,6 +187,11 @@ class Dataset:
     def meta(self) -> dict:
         """The contents of meta.json."""
         return self.catalogue.meta
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of events, ids and features, wherever the dataset lies and whoever made it."""
+        return self.meta["hash"]
 
     @property
     def num_users(self) -> int:
@@ -213,65 +210,28 @@ class Dataset:
 
 
 def open_dataset(folder: str | Path) -> Dataset:
-    """Map the columns of a prepared folder; reads nothing but `meta.json` and the offsets.
+    """Map the columns of a prepared folder, after a check of all that is in it (`files.check`).
 
     Raises:
-      ConfigError: not a dataset, written by another version, or damaged.
+      ConfigError: not a dataset, written by another version, or damaged; names the file.
     """
-    folder = Path(folder).expanduser()
-    if not (folder / "meta.json").is_file():
-        raise ConfigError(
-            f"{folder}: no prepared dataset here (no meta.json); make one with"
-            " python -m gr_jax.prepare"
-        )
-    remedy = "delete the folder and prepare it again"
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-    except ValueError:
-        raise ConfigError(f"{folder}/meta.json: not JSON; {remedy}") from None
-    if meta.get("version") != VERSION:
-        raise ConfigError(
-            f"{folder}: dataset version {meta.get('version')}, this is {VERSION}; {remedy}"
-        )
-    names = [*_REQUIRED, *(name for name in _OPTIONAL if (folder / f"{name}.npy").exists())]
-    columns = {name: _map(folder / f"{name}.npy", remedy) for name in names}
-    entries = {"user_features": meta["users"], "item_features": meta["items"] + 1}
-    entries |= dict.fromkeys(("offsets", "series_offsets"), meta["users"] + 1)
-    entries |= dict.fromkeys(("series_value", "series_time"), meta.get("series_entries", 0))
-    for name, column in columns.items():
-        expected = entries.get(name, meta["events"])
-        if len(column) != expected:
-            raise ConfigError(
-                f"{folder}/{name}.npy: {len(column)} entries, meta.json says {expected}; {remedy}"
-            )
-    for name, last, least in (
-        ("offsets", meta["events"], 1),
-        ("series_offsets", entries["series_value"], 0),
-    ):
-        offsets = columns.get(name, np.zeros(1))
-        if name in columns and (
-            offsets[0] != 0 or offsets[-1] != last or (np.diff(offsets) < least).any()
-        ):
-            raise ConfigError(f"{folder}/{name}.npy: not ascending from 0 to {last}; {remedy}")
+    return _open(Path(folder).expanduser(), check=True)
+
+
+def _reopen(folder: Path) -> Dataset:
+    """The dataset that another process, or this one, has opened and checked before."""
+    return _open(folder, check=False)
+
+
+def _open(folder: Path, *, check: bool) -> Dataset:
+    meta = files.read_meta(folder)
+    if check:
+        files.check(folder, meta)
+    columns = files.map_columns(folder, meta)
+    if check:
+        files.check_ranges(folder, meta, columns)
     item_features = columns.pop("item_features", None)
     return Dataset(Catalogue(folder, meta, item_features), Events(**columns))
-
-
-def _map(file: Path, remedy: str) -> np.ndarray:
-    try:
-        # A plain ndarray view of the map: slicing a np.memmap is several times slower.
-        column = np.asarray(np.load(file, mmap_mode="r"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: missing; {remedy}") from None
-    except (ValueError, OSError, EOFError):
-        raise ConfigError(f"{file}: truncated or damaged; {remedy}") from None
-    expected = (_REQUIRED | _OPTIONAL)[file.stem]
-    if column.dtype != expected or column.ndim != (2 if file.stem in _TABLES else 1):
-        raise ConfigError(
-            f"{file}: {column.dtype} of {column.ndim} dimensions, not a column of"
-            f" {expected.__name__}"
-        )
-    return column
 
 
 def write(
@@ -294,56 +254,89 @@ def write(
       meta: entries to add to the counts.
 
     Raises:
-      ConfigError: `folder` exists already or cannot be written.
+      ConfigError: `folder` exists already, with something else in it, or cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists already; choose another folder or delete it")
-    columns = {name: np.asarray(columns[name], (_REQUIRED | _OPTIONAL)[name]) for name in columns}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: cannot be written ({error.strerror}); choose data.prepared=FOLDER"
-        ) from None
-    try:
-        building.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a dataset may be shared
+        raise _exists(folder)
+    columns = {name: np.asarray(columns[name], files.COLUMNS[name]) for name in columns}
+    users, items = pl.Series(raw_users, dtype=pl.String), pl.Series(raw_items, dtype=pl.String)
+    names = pl.Series(titles if titles is not None else [None] * len(items), dtype=pl.String)
+    full = _counts(columns, len(items)) | dict(meta or {})
+    told = {n: full.get(n, ()) for n in ("actions", "user_features", "item_features", "series")}
+
+    with _placed(folder, full) as building:
         for name, column in columns.items():
             np.save(building / f"{name}.npy", column)
-        item_ids = np.arange(1, len(raw_items) + 1, dtype=np.int32)
-        names = pl.Series(
-            titles if titles is not None else [None] * len(raw_items), dtype=pl.String
-        )
-        raw = pl.Series(raw_items, dtype=pl.String)
-        pl.DataFrame({"item_id": item_ids, "raw": raw, "title": names}).write_parquet(
-            building / "items.parquet"
-        )
-        users = np.arange(len(raw_users), dtype=np.int32)
-        raw = pl.Series(raw_users, dtype=pl.String)
-        pl.DataFrame({"user": users, "raw": raw}).write_parquet(building / "users.parquet")
+        item_id = np.arange(1, len(items) + 1, dtype=np.int32)
+        table = pl.DataFrame({"item_id": item_id, "raw": items, "title": names})
+        table.write_parquet(building / "items.parquet")
+        user = np.arange(len(users), dtype=np.int32)
+        pl.DataFrame({"user": user, "raw": users}).write_parquet(building / "users.parquet")
         if feature_table is not None:
             feature_table.write_parquet(building / "features.parquet")
-        full_meta = _counts(columns, len(raw_items)) | dict(meta or {})
-        (building / "meta.json").write_text(json.dumps(full_meta, indent=2) + "\n")
-        # Another process may have finished the same dataset first: use that one.
-        with contextlib.suppress(OSError):
-            os.rename(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return open_dataset(folder)
+        files.check_ranges(building, full, columns)
+        full["files"] = folders.manifest(building)
+        full |= files.content_hashes(full["files"], users, items, feature_table, told)
+        text = json.dumps(files.sealed(full), indent=2)
+        (building / files.META).write_text(text + "\n")
+    return _reopen(folder)
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def copy_to(dataset: Dataset, folder: str | Path) -> Dataset:
+    """The same dataset in another folder, which is either complete or absent; checked.
+
+    Files are hard links where the file system allows, so that the copy takes no space and outlives
+    the original. What the folder has of the same contents stays as it is. Several processes may
+    do this at once.
+
+    Raises:
+      ConfigError: the folder holds something else, or cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    with folders.only_maker(folder):
+        if not (folder / files.META).is_file():
+            with _placed(folder, dataset.meta) as building:
+                for name in (*dataset.meta["files"], files.META):
+                    _link_or_copy(dataset.folder / name, building / name)
+    copy = open_dataset(folder)
+    if copy.hash != dataset.hash:
+        raise ConfigError(f"{folder}: holds another dataset than {dataset.folder}; delete it")
+    return copy
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+@contextlib.contextmanager
+def _placed(folder: Path, meta: Mapping) -> Iterator[Path]:
+    """A new folder that becomes `folder`, unless another process made the same contents first.
+
+    Args:
+      meta: of the dataset; in the end it has its `hash`.
+    """
+    try:
+        with folders.whole_folder(folder) as building:
+            yield building
+    except (OSError, pl.exceptions.PolarsError) as error:
+        if not (folder / files.META).is_file():
+            raise folders.unwritable(folder, error) from None
+        if files.read_meta(folder)["hash"] != meta.get("hash"):
+            raise _exists(folder) from None
+
+
+def _exists(folder: Path) -> ConfigError:
+    return ConfigError(f"{folder}: exists already; choose another folder or delete it")
 
 
 def _counts(columns: Mapping[str, np.ndarray], items: int) -> dict:
     lengths, timestamp = np.diff(columns["offsets"]), columns["timestamp"]
     return {
-        "version": VERSION,
+        "version": files.VERSION,
         "source": "",
         "users": len(lengths),
         "items": items,

@@ -1,11 +1,10 @@
-"""The identity of a dataset: ids of a checkpoint mean the same items only with the same one."""
+"""The identity of a dataset: a run goes on with, and is judged on, the contents it began with."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
+from gr_jax import folders
 from gr_jax.config import ConfigError
 from gr_jax.data.dataset import Dataset
 
@@ -13,20 +12,12 @@ DATASET_FILE = "dataset.json"  # in a workdir
 
 
 def identity(dataset: Dataset) -> dict[str, int | str]:
-    """Counts, and a SHA-256 of the meaning of the ids of items and feature values.
+    """The hash of the contents, which decides; that of the events alone; and counts for people.
 
-    Where the dataset lies does not matter.
+    Where the dataset lies, and from which files it was made, does not matter.
     """
-    digest = hashlib.sha256()
-    for table, names in (
-        (dataset.catalogue.items, ("raw",)),
-        (dataset.catalogue.features, ("feature", "value")),
-    ):
-        for part in table.select(names).iter_slices(1 << 17):
-            text = "".join(f"{name}\n" for column in names for name in part[column])
-            digest.update(text.encode())
     counts = {name: getattr(dataset, name) for name in ("num_users", "num_items", "num_events")}
-    return counts | {"ids": digest.hexdigest()}
+    return counts | {"hash": dataset.hash, "events_hash": dataset.meta["events_hash"]}
 
 
 def check_dataset(workdir: Path, dataset: Dataset) -> None:
@@ -38,23 +29,19 @@ def check_dataset(workdir: Path, dataset: Dataset) -> None:
     path = workdir / DATASET_FILE
     if not path.exists():
         return
-    try:
-        before = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise ConfigError(
-            f"{path}: damaged; delete it if you know that the log has not changed"
-        ) from None
-
-    for name, now in identity(dataset).items():
-        then = before.get(name)
-        if then == now:
-            continue
-        what, was = "items or feature values have other ids", " on others"
-        if isinstance(now, int):
-            what = f"{name} is {now:,}"
-        if isinstance(then, int):
-            was = f" with {then:,}"
-        raise ConfigError(
-            f"{dataset.folder}: {what}, the run in {workdir} was trained{was}: the log has"
-            " changed; put the old one back, or train in another --workdir"
-        )
+    remedy = "delete it if you know that the log has not changed"
+    before, now = folders.read_json(path, remedy=remedy), identity(dataset)
+    if "hash" not in before:
+        raise ConfigError(f"{path}: no hash of the contents (an earlier version); {remedy}")
+    if before["hash"] == now["hash"]:
+        return
+    changed = [
+        f"{name} is {now[name]:,}, was {before[name]:,}"
+        for name in ("num_users", "num_items", "num_events")
+        if isinstance(before.get(name), int) and before[name] != now[name]
+    ]
+    what = ", ".join(changed) or "as many users, items and events, but not the same"
+    raise ConfigError(
+        f"{dataset.folder}: not the dataset that the run in {workdir} was trained on ({what}): the"
+        " log has changed; put the old one back, or train in another --workdir"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 from gr_jax.config import Config
 from gr_jax.config.overrides import comments, leaves
 from gr_jax.reporting.records import Record
-from gr_jax.training.ranking import objective as ranking
+from gr_jax.training.ranking.metrics import metric_names
 from gr_jax.training.retrieval import objective as retrieval
 
 LOWER_IS_BETTER = ("ne", "mse", "log_loss", "log_perplexity")
@@ -36,11 +36,10 @@ def kinds(records: Sequence[Record]) -> list[list[Record]]:
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         data = record.config.data
-        # One log may be named by several paths, and the file at a path may change: the counts
-        # distinguish logs. Not the ids, which those of features are among. Runs of older versions
-        # have none.
-        counts = tuple(record.log.get(name) for name in ("num_users", "num_items", "num_events"))
-        log = (data.synthetic, *counts) if all(counts) else (data.source, data.path, data.synthetic)
+        # One log may be named by several paths, and the file at a path may change: the contents
+        # distinguish logs, features aside. Runs of older versions have no hash of theirs.
+        events = record.log.get("events_hash")
+        log = (events,) if events else (data.source, data.path, data.synthetic)
         groups.setdefault((*log, *protocol(record).items()), []).append(record)
     return list(groups.values())
 
@@ -79,12 +78,12 @@ def title(record: Record) -> str:
 
 def shown(record: Record) -> tuple[str, ...]:
     """Names of the metrics in a table of this kind of run."""
-    return ranking.metric_names(record.tasks) if record.tasks else retrieval.SHOWN
+    return metric_names(record.tasks) if record.tasks else retrieval.SHOWN
 
 
 def results(records: Sequence[Record]) -> Table:
     """Metrics of runs of one kind on their splits, and of the baselines on the test split."""
-    metrics, rows = shown(records[0]), []  # (run, split, values)
+    rows: list[tuple[str, str, Mapping[str, Any]]] = []  # (run, split, values)
     for record in records:
         if record.result is None:
             split, values = record.evaluated
@@ -92,6 +91,9 @@ def results(records: Sequence[Record]) -> Table:
         else:
             rows += [(record.name, split, record.result[split]) for split in ("valid", "test")]
     rows += _baselines(records)
+    # A metric that the labels leave undefined has no column.
+    defined = {name for *_, values in rows for name in values}
+    metrics = tuple(name for name in shown(records[0]) if name in defined or not defined)
 
     cells = (
         tuple(f"{values[m]:.4f}" if m in values else "" for m in metrics) for *_, values in rows
@@ -104,22 +106,17 @@ def _baselines(records: Sequence[Record]) -> list[tuple[str, str, Mapping[str, A
     """Name, split and metrics of the baselines; equal ones once, with the runs they belong to."""
     found: list[tuple[str, Mapping[str, Any], list[str]]] = []
     for record in records:
-        baseline = (record.result or {}).get("baseline")  # runs of older versions have none
-        if not baseline:
-            continue
-        same = (
-            runs
-            for name, values, runs in found
-            if (name, values) == (baseline["name"], baseline["test"])
-        )
-        runs = next(same, None)
-        if runs is None:
-            found.append((baseline["name"], baseline["test"], [record.name]))
-        else:
-            runs.append(record.name)
-    alone = len(found) == 1
+        baselines = (record.result or {}).get("baselines", {})  # runs of older versions have none
+        for name, values in baselines.items():
+            same = (runs for *known, runs in found if known == [name, values])
+            runs = next(same, None)
+            if runs is None:
+                found.append((name, values, [record.name]))
+            else:
+                runs.append(record.name)
+    names = [name for name, *_ in found]
     return [
-        (name if alone else f"{name} ({', '.join(runs)})", "test", values)
+        (name if names.count(name) == 1 else f"{name} ({', '.join(runs)})", "test", values)
         for name, values, runs in found
     ]
 

@@ -76,12 +76,15 @@ class HistoryReader:
 
     dataset: Dataset
     always: int  # bits of the actions that every event of the log has
+    # newer than `dataset`, of the same actions: where the histories of users are read if not None
+    newer: Dataset | None = None
 
     @classmethod
-    def of(cls, config: Config, dataset: Dataset) -> HistoryReader:
-        """A reader for the run of `config`."""
+    def of(cls, config: Config, dataset: Dataset, newer: Dataset | None = None) -> HistoryReader:
+        """A reader for the run of `config`, perhaps with a newer log."""
         names = [action.name for action in actions.parse(config.data.actions) if not action.column]
-        return cls(dataset, sum(1 << dataset.catalogue.actions.index(name) for name in names))
+        always = sum(1 << dataset.catalogue.actions.index(name) for name in names)
+        return cls(dataset, always, newer)
 
     def history(self, events: object, *, at_time: object = None, user: object = None) -> History:
         """Reads a sequence of (item, time) or (item, time, action), in any order.
@@ -120,18 +123,12 @@ class HistoryReader:
         Raises:
           ConfigError: the log has no such user. RequestError: as `history`.
         """
+        if self.newer is not None:
+            return self.history(self.events_of(user), at_time=at_time, user=user)
         index = self.dataset.catalogue.user_index(user)
-        item, times, bits = self._columns_of(index)
+        item, times, bits = _columns_of(self.dataset, index)
         asked = self._asked(at_time, int(times[-1]), has_events=True)
         return History(item, times, bits, index, asked, skipped=0)
-
-    def _columns_of(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Items, times and action bits of a user of the log."""
-        events = self.dataset.events
-        span = slice(int(events.offsets[index]), int(events.offsets[index + 1]))
-        item = events.item[span]
-        bits = np.zeros(len(item), np.int32) if events.action is None else events.action[span]
-        return item, events.timestamp[span], bits
 
     def _asked(self, at_time: object, last: int, *, has_events: bool) -> int:
         if at_time is None:
@@ -180,14 +177,24 @@ class HistoryReader:
         Raises:
           ConfigError: the log has no such user.
         """
-        catalogue = self.dataset.catalogue
-        item, times, bits = self._columns_of(catalogue.user_index(user))
+        log = self.newer or self.dataset
+        catalogue = log.catalogue
+        item, times, bits = _columns_of(log, catalogue.user_index(user))
         names = [
             tuple(name for i, name in enumerate(catalogue.actions) if b >> i & 1)
             for b in bits.tolist()
         ]
         events = zip(catalogue.raw_items(item), times.tolist(), names, strict=True)
         return [Event(*event) for event in events]
+
+
+def _columns_of(log: Dataset, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Items, times and action bits of a user."""
+    events = log.events
+    span = slice(int(events.offsets[index]), int(events.offsets[index + 1]))
+    item = events.item[span]
+    bits = np.zeros(len(item), np.int32) if events.action is None else events.action[span]
+    return item, events.timestamp[span], bits
 
 
 def is_batch(histories: Sequence) -> bool:

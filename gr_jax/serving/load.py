@@ -11,12 +11,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gr_jax.data.batches.batch import Batch, Impressions
-from gr_jax.models.embeddings import table_rows
+from gr_jax.data.dataset import Dataset
+from gr_jax.models.embeddings import table_entries
 from gr_jax.serving import CACHE_MB, index, ranker
 from gr_jax.serving.cache import CachedEncoder, CachedPredictor
 from gr_jax.serving.history import HistoryReader
 from gr_jax.serving.m_falcon import MICRO_BATCHES, CandidateScorer, QueryScorer, Settings
 from gr_jax.serving.model import TrainedModel, evaluated_with_repeats
+from gr_jax.serving.newer_log import newer_log
 from gr_jax.serving.retriever import Encoder, Retriever
 from gr_jax.serving.rows import RowMaker
 from gr_jax.training import sharding
@@ -26,7 +28,7 @@ from gr_jax.training.run import Run, open_trained
 def load(
     workdir: str | Path,
     *,
-    prepared: str | Path = "",
+    data: str | Path = "",
     index: str = "exact",
     cache_mb: int | float = CACHE_MB,
 ) -> TrainedModel:
@@ -34,20 +36,27 @@ def load(
 
     Args:
       workdir: folder of a run of `python -m gr_jax.train`.
-      prepared: folder of the prepared dataset, if it has moved since the training.
+      data: a newer log in the format of the run's, with the histories of users as they are now;
+        "" = as they were at the training. Items that the model does not know are skipped.
       index: retrieval: "exact", or "faiss" for an approximate search.
       cache_mb: memory for cached histories, in MiB; 0 keeps none.
 
     Raises:
-      ConfigError: the folder holds no run with a checkpoint, or its files are damaged.
+      ConfigError: the folder holds no run with a checkpoint, or its files are damaged, or the newer
+        log cannot be read.
     """
-    prepared = str(prepared) if prepared else ""
-    run, params = open_trained(Path(workdir), prepared=prepared, one_device=True)
-    return trained_model(run, params, index_backend=index, cache_mb=cache_mb)
+    run, params = open_trained(Path(workdir), one_device=True)
+    newer = newer_log(run.config.data, data) if data else None
+    return trained_model(run, params, newer=newer, index_backend=index, cache_mb=cache_mb)
 
 
 def trained_model(
-    run: Run, params: dict, *, index_backend: str = "exact", cache_mb: int | float = CACHE_MB
+    run: Run,
+    params: dict,
+    *,
+    newer: Dataset | None = None,
+    index_backend: str = "exact",
+    cache_mb: int | float = CACHE_MB,
 ) -> TrainedModel:
     """As `load`, of an open run and its parameters."""
     max_bytes = int(cache_mb * 2**20)
@@ -55,7 +64,7 @@ def trained_model(
         answerer = _ranker(run, params, max_bytes)
     else:
         answerer = _retriever(run, params, index_backend, max_bytes)
-    reader = HistoryReader.of(run.config, run.dataset)
+    reader = HistoryReader.of(run.config, run.dataset, newer)
     repeats = evaluated_with_repeats(run.config)
     return TrainedModel(run.dataset, reader, answerer, repeats=repeats)
 
@@ -96,7 +105,7 @@ def _ranker(run: Run, params: dict, max_bytes: int) -> ranker.Ranker:
             functools.partial(sharding.on_mesh(run.mesh, predict), params),
             RowMaker(run.dataset, run.scheme, max_length),
             block=block,
-            table_rows=table_rows(num_items),
+            entries=table_entries(num_items),
         )
     else:
         sizes = tuple(sorted({min(size, block) for size in MICRO_BATCHES}))

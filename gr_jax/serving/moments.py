@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# unix seconds, the year 2100: a later time is a mistake, most often of the unit
-LAST_TIME = 4_102_444_800
+from gr_jax.data.log.layout import YEAR_2100
+from gr_jax.data.log.times import ISO
+
+LAST_TIME = YEAR_2100  # unix seconds
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ISO = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(?:[.,](\d{1,12}))?)? ?(Z|[+-]\d\d(?::?\d\d)?)?",
-    re.ASCII | re.IGNORECASE,
-)
+_ISO = re.compile(ISO, re.ASCII)
 
 
 class Moment(NamedTuple):
@@ -75,7 +74,8 @@ def _of_iso(text: str) -> Moment | None:
     parts = _ISO.fullmatch(text.strip())
     if parts is None:
         return None
-    day, clock, digits, zone = parts.groups()
-    whole = _moment(datetime.fromisoformat(f"{day}T{clock or '00:00'}{(zone or 'Z').upper()}"))
+    day, clock, seconds, digits, zone = parts.groups()
+    zone = (zone or "Z").upper().replace("UTC", "Z")
+    whole = _moment(datetime.fromisoformat(f"{day}T{clock or '00:00'}{seconds or ''}{zone}"))
     assert whole is not None
     return whole._replace(fraction=int(digits) / 10 ** len(digits) if digits else 0.0)

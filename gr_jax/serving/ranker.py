@@ -209,11 +209,11 @@ class ImpressionPredictor:
         maker: RowMaker,
         *,
         block: int,
-        table_rows: int,
+        entries: int,
     ):
-        """`predict`: impressions -> [B, Y]; `table_rows`: entries of the model's item table."""
+        """`predict`: impressions -> [B, Y]; `entries`: entries of the model's item table."""
         self._predict, self.maker, self.block = predict, maker, block
-        features = impressions.item_feature_table(maker.dataset, table_rows)
+        features = impressions.item_feature_table(maker.dataset, entries)
         self._item_features = None if features is None else jax.device_put(features)
 
     def __call__(

@@ -15,8 +15,8 @@ from jaxtyping import PRNGKeyArray
 from gr_jax.config import Config, ConfigError, DataConfig, MeshConfig, files
 from gr_jax.data.batches.tokenizer import TokenScheme, token_scheme
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.dataset_identity import check_dataset
-from gr_jax.data.log.preparation import prepare
+from gr_jax.data.run_dataset import dataset_of
+from gr_jax.models.embeddings import table_entries
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
 from gr_jax.training import processes, sharding, state
@@ -38,11 +38,13 @@ class Run:
     graphdef: nnx.GraphDef  # structure of the model
     init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
     optimizer: Optimizer
-    # Rows of a training batch are a multiple of this: the `data` axis of the mesh that the run
-    # began on.
-    device_multiple: int
     # Entries of the items before the first step; None: entry = item id.
     vocabulary: admission.Vocabulary | None = None
+
+    @property
+    def item_entries(self) -> int:
+        """Entries of a table that has one for each item of the catalogue."""
+        return table_entries(self.dataset.num_items, self.mesh.size)
 
     def planned_state(self) -> state.TrainState:
         """Shapes, dtypes and shardings of the state: the target of restoring a checkpoint."""
@@ -66,22 +68,12 @@ class Run:
         )
 
 
-def open_run(config: Config, workdir: Path) -> Run:
-    """Prepare the data, or find them prepared, make the mesh and describe the model.
-
-    Of several processes the first prepares before the others, which find its dataset where they
-    share a disk.
-    """
+def open_run(config: Config, workdir: Path, dataset: Dataset) -> Run:
+    """Make the mesh and describe the model for this dataset."""
     keep_freed_memory()
-
-    # Data.
-    dataset = processes.first_then_others(
-        lambda: prepare(config.data, progress=processes.is_first())
-    )
     here = dataclasses.replace(config, data=_without_paths(config.data))
-    counts = [dataset.num_users, dataset.num_items, dataset.num_events]
     processes.check_same("the config", repr(here))
-    processes.check_same("the dataset", str(counts))
+    processes.check_same("the dataset", dataset.hash)
     scheme = token_scheme(config, dataset)
 
     # Mesh.
@@ -89,7 +81,8 @@ def open_run(config: Config, workdir: Path) -> Run:
     processes.connect(mesh)
 
     # Model.
-    graphdef, init_params = make_model(config.model, ModelSizes.of(config, dataset, scheme))
+    sizes = ModelSizes.of(config, dataset, scheme, devices=mesh.size)
+    graphdef, init_params = make_model(config.model, sizes)
     return Run(
         config,
         workdir,
@@ -99,14 +92,11 @@ def open_run(config: Config, workdir: Path) -> Run:
         graphdef,
         init_params=lambda key: cast_tables(init_params(key), config.optimizer.table_dtype),
         optimizer=make_optimizer(config.optimizer),
-        device_multiple=mesh.shape["data"],
-        vocabulary=admission.initial(config, dataset),
+        vocabulary=admission.initial(config, dataset, devices=mesh.size),
     )
 
 
-def open_trained(
-    workdir: Path, *, prepared: str = "", one_device: bool = False
-) -> tuple[Run, dict]:
+def open_trained(workdir: Path, *, one_device: bool = False) -> tuple[Run, dict]:
     """The run in a workdir and the parameters of its best checkpoint, all of them in float32.
 
     Their item table has an entry for each item of the catalogue, whatever the vocabulary of the
@@ -114,22 +104,19 @@ def open_trained(
 
     Args:
       workdir: folder of a run with at least one validation.
-      prepared: folder of the prepared dataset, if it is not where the run had it.
       one_device: use one device, whatever the mesh of the run was.
 
     Raises:
       ConfigError: the folder holds no run, or no validated checkpoint, or what it holds is damaged
         or does not belong together.
     """
-    config = _config_here(workdir, prepared=prepared, one_device=one_device)
+    config = _config_here(workdir, one_device=one_device)
     no_checkpoint = ConfigError(
         f"{workdir} has no validated checkpoint yet: train at least until the first validation"
     )
     if not (workdir / "checkpoints").is_dir():  # Orbax would make the folder
         raise no_checkpoint
-    run = open_run(config, workdir)
-    check_dataset(workdir, run.dataset)
-
+    run = open_run(config, workdir, dataset_of(workdir, config.data))
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         progress = checkpoints.newest_progress()
@@ -143,8 +130,8 @@ def open_trained(
         checkpoints.close()
 
 
-def _config_here(workdir: Path, *, prepared: str, one_device: bool) -> Config:
-    """The config of a workdir, with the dataset and the devices that there are here."""
+def _config_here(workdir: Path, *, one_device: bool) -> Config:
+    """The config of a workdir, with the devices that there are here."""
     path = workdir / "config.json"
     if not path.exists():
         raise ConfigError(
@@ -152,14 +139,12 @@ def _config_here(workdir: Path, *, prepared: str, one_device: bool) -> Config:
             f" python -m gr_jax.train --workdir={workdir}"
         )
     config = files.read(path)
-    data, mesh = config.data, config.mesh
-    if prepared:
-        data = dataclasses.replace(data, prepared=prepared)
+    mesh = config.mesh
     if one_device:
         mesh = MeshConfig(data=1, rules=mesh.rules)
     elif max(1, mesh.data) * mesh.model > jax.device_count():
         mesh = MeshConfig(rules=mesh.rules)
-    return dataclasses.replace(config, data=data, mesh=mesh)
+    return dataclasses.replace(config, mesh=mesh)
 
 
 def _without_paths(config: DataConfig) -> DataConfig:

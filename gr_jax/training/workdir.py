@@ -1,7 +1,8 @@
 """The rules of a workdir: one training at a time, one config and one dataset in its life.
 
 A second training at the same time would remove the checkpoints that the first is writing. The ids
-in a checkpoint mean the same items only with the same dataset.
+in a checkpoint mean the same items only with the same dataset, so a run has its own, whatever
+becomes of the log.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
-import jax
 
 from gr_jax.config import Config, ConfigError, files
-from gr_jax.data.dataset import Dataset
-from gr_jax.data.dataset_identity import DATASET_FILE, check_dataset, identity
+from gr_jax.data import run_dataset
+from gr_jax.data.dataset import Dataset, open_dataset
+from gr_jax.data.dataset_identity import DATASET_FILE, identity
 from gr_jax.files import write_whole
 from gr_jax.training import processes
 
@@ -122,24 +123,30 @@ def has_begun(workdir: Path) -> bool:
     return has_checkpoints(workdir) or (workdir / "metrics.jsonl").exists()
 
 
-def claim(workdir: Path, config: Config, dataset: Dataset) -> None:
-    """Write config.json and dataset.json, once it is known that the run can begin.
+def dataset_to_train_on(workdir: Path, config: Config) -> Dataset:
+    """The dataset of the run, in its workdir: put there at the start, the same when it resumes.
+
+    Of several processes the first prepares the log; the others open what it made.
 
     Raises:
-      ConfigError: the run there was trained on another log, or the processes do not share the
-        folder.
+      ConfigError: the log cannot be prepared, or is not the one that the run began with; or the
+        processes do not share the folder.
     """
-    if has_begun(workdir):
-        check_dataset(workdir, dataset)
-    processes.on_first(lambda: _claim(workdir, config, dataset))
-    if jax.process_count() > 1 and not processes.all_true((workdir / "config.json").exists()):
+    begun = has_begun(workdir)
+    dataset = processes.on_first(lambda: run_dataset.keep(workdir, config.data, has_begun=begun))
+    if not processes.all_true(run_dataset.is_kept(workdir)):
         raise ConfigError(
             f"{workdir}: not seen by all processes; choose a --workdir on a disk that they share"
         )
+    return open_dataset(workdir / run_dataset.FOLDER) if dataset is None else dataset
+
+
+def claim(workdir: Path, config: Config, dataset: Dataset) -> None:
+    """Write config.json and dataset.json, once it is known that the run can begin."""
+    processes.on_first(lambda: _claim(workdir, config, dataset))
 
 
 def _claim(workdir: Path, config: Config, dataset: Dataset) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
     files.save(config, workdir / "config.json")
     path = workdir / DATASET_FILE
     if not (has_begun(workdir) and path.exists()):  # else it was just compared

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax.config import ConfigError, DataConfig, SyntheticConfig
-from gr_jax.data.dataset import Dataset, open_dataset, write
+from gr_jax.data.dataset import Dataset, write
 from gr_jax.data.log import preparation, synthetic
 from gr_jax.data.log.preparation import prepare
 
@@ -74,7 +74,7 @@ def test_events_are_sorted_by_user_and_time_and_ties_keep_file_order(tmp_path):
     )
 )
 def test_the_dataset_is_the_stably_sorted_log(tmp_path_factory, events):
-    dataset = make(tmp_path_factory.mktemp("log"), events)
+    dataset = make(tmp_path_factory.mktemp("log"), events, duplicates="keep")
     expected = {
         u: [(i, t) for v, i, t in sorted(events, key=lambda e: e[2]) if v == u] for u in "abc"
     }
@@ -149,7 +149,7 @@ def test_columns_and_meta_say_what_is_in_the_log(tmp_path):
     assert dataset.events.rating is None and dataset.events.action is None
     meta = json.loads((dataset.folder / "meta.json").read_text())
     expected = {
-        "version": 1,
+        "version": 2,
         "source": "csv",
         "users": 2,
         "items": 2,
@@ -240,11 +240,56 @@ def test_a_changed_file_or_setting_is_another_dataset(tmp_path, monkeypatch):
     folders.add(
         prepare(DataConfig(source="csv", path=str(raw), filter="k_core", min_events=1)).folder
     )
-    os.utime(raw / "log.csv", ns=(1, 1))
-    folders.add(prepare(config).folder)
     raw_csv(raw, [("a", "x", 1), ("a", "y", 3), ("b", "x", 4)])
     folders.add(prepare(config).folder)
-    assert len(folders) == 4
+    assert len(folders) == 3
+
+
+def test_a_log_is_its_content_and_not_its_name_time_or_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = raw_csv(tmp_path / "raw", [("a", "x", 1), ("a", "y", 2)]) / "log.csv"
+    first, times = prepare(DataConfig(path=str(file))), file.stat()
+    (tmp_path / "moved").mkdir()
+    moved = file.rename(tmp_path / "moved" / "clicks.csv")
+    os.utime(moved, ns=(1, 1))
+    assert prepare(DataConfig(path=str(moved))).folder == first.folder
+
+    raw_csv(tmp_path / "raw", [("a", "y", 1), ("a", "x", 2)])
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file.stat().st_size == times.st_size
+    changed = prepare(DataConfig(path=str(file)))
+    assert histories(changed) == {"a": [("y", 1), ("x", 2)]}, "not the dataset of the log before"
+    assert changed.hash != first.hash
+
+
+def test_a_log_that_grows_while_it_is_read_is_told_and_leaves_no_dataset(tmp_path):
+    file = raw_csv(tmp_path / "raw", [("a", "x", 1)]) / "log.csv"
+
+    def build(*args):
+        dataset = preparation._build(*args)
+        with file.open("a") as log:
+            log.write("a,y,2\n")
+        return dataset
+
+    config = DataConfig(path=str(file), prepared=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"log\.csv: changed while it was read"):
+        prepare(config, build=build)
+    assert prepare(config).num_events == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no owners here")
+def test_a_folder_that_another_user_made_is_taken_only_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = raw_csv(tmp_path / "raw", [("a", "x", 1)]) / "log.csv"
+    folder = prepare(DataConfig(path=str(file))).folder
+    me = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    monkeypatch.setattr(preparation, "_ROOT", -1)
+    with pytest.raises(
+        ConfigError, match=f"{folder}: another user made it; data.prepared={folder}"
+    ):
+        prepare(DataConfig(path=str(file)))
+    assert prepare(DataConfig(path=str(file), prepared=str(folder))).num_events == 1
 
 
 def test_a_named_folder_prepared_otherwise_is_refused_and_says_why(tmp_path):
@@ -292,60 +337,25 @@ def test_an_interrupted_write_leaves_no_dataset(tmp_path, monkeypatch, step):
     assert not list(tmp_path.iterdir())
 
 
-def test_of_two_processes_that_prepare_the_same_the_later_uses_the_first(tmp_path, monkeypatch):
+def test_of_two_writers_of_the_same_contents_the_later_uses_the_first(tmp_path, monkeypatch):
     columns = {"offsets": np.array([0, 1]), "item": np.array([1]), "timestamp": np.array([9])}
     rename = os.rename
+
+    def written(folder: Path, user: str, title: str) -> Dataset:
+        return write(folder, columns=columns, raw_users=[user], raw_items=["x"], titles=[title])
 
     def after_another(source, target):
         with monkeypatch.context() as patch:
             patch.setattr(os, "rename", rename)
-            write(tmp_path / "prepared", columns=columns, raw_users=["first"], raw_items=["x"])
+            written(target, "a", "first")
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", after_another)
-    dataset = write(tmp_path / "prepared", columns=columns, raw_users=["later"], raw_items=["x"])
-    assert dataset.catalogue.raw_users(np.array([0])) == ["first"]
+    dataset = written(tmp_path / "prepared", "a", "later")
+    assert dataset.catalogue.titles(np.array([1])) == ["first"]
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
-
-
-def test_damage_is_told_in_one_line(tmp_path):
-    folder = make(tmp_path, [("a", "x", 1), ("a", "y", 2), ("b", "x", 3)]).folder
-    with pytest.raises(ConfigError, match="no prepared dataset here"):
-        open_dataset(tmp_path / "nowhere")
-
-    def damaged(name: str, content: bytes | None, message: str) -> None:
-        good = (folder / name).read_bytes()
-        if content is None:
-            (folder / name).unlink()
-        else:
-            (folder / name).write_bytes(content)
-        with pytest.raises(ConfigError, match=message):
-            open_dataset(folder)
-        (folder / name).write_bytes(good)
-
-    item, offsets = (folder / "item.npy").read_bytes(), (folder / "offsets.npy").read_bytes()
-    meta = (folder / "meta.json").read_text()
-    damaged("item.npy", None, r"item\.npy: missing; delete the folder and prepare it again")
-    damaged("item.npy", item[:-4], r"item\.npy: truncated or damaged")
-    damaged("item.npy", b"", r"item\.npy: truncated or damaged")
-    damaged(
-        "item.npy",
-        (folder / "timestamp.npy").read_bytes(),
-        r"item\.npy: int64 .*not a column of int32",
-    )
-    damaged(
-        "meta.json",
-        meta.replace('"version": 1', '"version": 99').encode(),
-        "dataset version 99, this is 1",
-    )
-    damaged("meta.json", meta[:20].encode(), "not JSON")
-    damaged(
-        "meta.json",
-        meta.replace('"events": 3', '"events": 4').encode(),
-        "3 entries, meta.json says 4",
-    )
-    damaged("offsets.npy", offsets[:-8] + b"\2" + bytes(7), "not ascending from 0 to 3")
-    assert open_dataset(folder).num_events == 3
+    with pytest.raises(ConfigError, match="exists already"):
+        written(tmp_path / "other", "b", "later")
 
 
 def test_the_generated_log_is_a_source(tmp_path):

@@ -8,11 +8,10 @@ from gr_jax.reporting.records import Record
 
 
 def record(name: str, config: Config | None = None, **test: float) -> Record:
-    baseline = {"name": "popularity", "test": {"hr@10": 0.1}}
     result = {
         "valid": {},
         "test": {key.replace("at", "@"): v for key, v in test.items()},
-        "baseline": baseline,
+        "baselines": {"popularity": {"hr@10": 0.1}},
     }
     return Record(Path(name), name, config or Config(), (), result)
 
@@ -61,13 +60,13 @@ def test_runs_with_other_tasks_or_on_another_log_are_not_compared():
     assert [[run.name for run in group] for group in groups] == [["a", "c"], ["b"], ["d"]]
 
 
-def test_one_log_at_two_paths_is_one_and_a_log_that_grew_is_another():
-    def run(name: str, path: str, events: int) -> Record:
+def test_one_log_at_two_paths_is_one_and_other_events_are_another():
+    def run(name: str, path: str, events: str) -> Record:
         config = Config(data=DataConfig(source="csv", path=path))
-        log = {"num_users": 3, "num_items": 4, "num_events": events, "ids": name}
+        log = {"num_users": 3, "num_items": 4, "num_events": 9, "hash": name, "events_hash": events}
         return dataclasses.replace(record(name, config), log=log)
 
-    runs = [run("a", "log.csv", 9), run("b", "/home/me/log.csv", 9), run("c", "log.csv", 10)]
+    runs = [run("a", "log.csv", "f"), run("b", "/home/me/log.csv", "f"), run("c", "log.csv", "0")]
     assert [[one.name for one in group] for group in tables.kinds(runs)] == [["a", "b"], ["c"]]
 
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 
 from gr_jax import train
@@ -15,7 +14,8 @@ from gr_jax.config import *
 def get_config(variant=""):
     return Config(
         data=DataConfig(
-            source="csv", path={path!r}, prepared={prepared!r}, max_length=8, row_length=16
+            source="csv", path={path!r}, prepared={prepared!r}, item_file="titles.csv",
+            max_length=8, row_length=16,
         ),
         model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8),
         loss=LossConfig(kind="full"),
@@ -70,12 +70,9 @@ def retrieval(tmp_path_factory) -> Path:
         start, times = rng.integers(40), 10**9 + np.cumsum(rng.integers(1, 10**5, 14))
         lines += [f"u{user},i{(start + step) % 40},{t}" for step, t in enumerate(times)]
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
-    workdir = trained(folder, RETRIEVAL)
-    table = pl.read_parquet(folder / "prepared" / "items.parquet")
-    table.with_columns(title=pl.lit("Film ") + pl.col("raw")).write_parquet(
-        folder / "prepared" / "items.parquet"
-    )
-    return workdir
+    titles = "".join(f"i{item},Film i{item}\n" for item in range(40))
+    (folder / "titles.csv").write_text(f"item_id,title\n{titles}")
+    return trained(folder, RETRIEVAL)
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,7 @@ def test_an_export_of_a_ranking_run_predicts_the_same(ranking):
 def test_an_export_is_not_served_with_another_log(exported, tmp_path):
     copy = Path(shutil.copytree(exported, tmp_path / "copy"))
     file = copy / "dataset.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"ids": "0"}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hash": "0"}))
     with pytest.raises(ConfigError, match="the log has changed"):
         load_exported(copy)
 

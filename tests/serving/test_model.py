@@ -426,12 +426,12 @@ def told_otherwise(copy, **values):
         (cut_arrays, r"no readable checkpoint in .* \(.+\)"),
         (lambda w: (w / "dataset.json").write_text("{"), "dataset.json: damaged"),
         (
-            lambda w: told_otherwise(w, num_items=41),
-            "num_items is 40, the run in .* was trained with 41",
+            lambda w: told_otherwise(w, num_items=41, hash="0"),
+            "the run in .* was trained on .num_items is 40, was 41",
         ),
         (
-            lambda w: told_otherwise(w, ids="0"),
-            "items or feature values have other ids, .* put the old one back",
+            lambda w: told_otherwise(w, hash="0"),
+            "as many users, items and events, but not the same.*put the old one back",
         ),
     ],
 )

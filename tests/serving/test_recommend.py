@@ -67,6 +67,47 @@ def test_a_mistake_is_one_line(retrieval, flags, told):
         recommend.main([f"--workdir={retrieval}", *flags])
 
 
+@pytest.fixture
+def newer(retrieval, tmp_path):
+    """The log of the run a day later: more of u3, one of it of a new item, and a new user."""
+    lines = (retrieval.parent / "log.csv").read_text()
+    lines += "u3,i1,1900000000\nu3,brand-new,1900000001\nfirst-timer,i7,1900000002\n"
+    (tmp_path / "newer.csv").write_text(lines)
+    return tmp_path / "newer.csv"
+
+
+def told(capsys, *flags: str) -> dict:
+    assert recommend.main([*flags, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_histories_are_those_of_a_newer_log_if_one_is_given(retrieval, newer, capsys):
+    run = f"--workdir={retrieval}"
+    before = told(capsys, run, "--user=u3")
+    now = told(capsys, run, "--user=u3", f"--data={newer}")
+    assert (before["events"], now["events"], now["skipped"]) == (14, 16, 1)
+    assert "i1" not in [item["item"] for item in now["items"]]
+    model = gr_jax.load(retrieval)
+    last = [("i1", 1900000000), ("brand-new", 1900000001)]
+    expected = model.recommend([*model.history("u3"), *last], user="u3")
+    assert [item["item"] for item in now["items"]] == [item.item for item in expected]
+    assert told(capsys, run, "--user=first-timer", f"--data={newer}")["source"] == "model"
+    assert recommend.main([run, "--user=u3", f"--data={newer}"]) == 0
+    assert capsys.readouterr().out.startswith("user u3, 16 events, 1 of them of unknown items\n")
+
+
+def test_a_request_for_a_user_is_answered_from_the_newer_log(retrieval, newer):
+    model = gr_jax.load(retrieval, data=newer)
+    asked = model.answer([model.query(None, user="u3")])
+    assert asked == [model.recommend(model.history("u3"), user="u3")]
+    assert asked[0].skipped == 1
+
+
+def test_a_newer_log_that_is_not_there_is_one_line(retrieval, tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        recommend.main([f"--workdir={retrieval}", "--user=u3", f"--data={tmp_path / 'no.csv'}"])
+
+
 def test_the_time_asked_about_may_be_iso_text(retrieval, capsys):
     told = []
     for at_time in ("1893456000", "2030-01-01", "2030-01-01T01:00:00.5+01:00"):

@@ -12,7 +12,6 @@ decompressed log, the shards, the shards filtered, and the merged columns.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import operator
 import os
@@ -26,11 +25,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from gr_jax import folders
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import dataset
 from gr_jax.data.beam import pieces, shards
 from gr_jax.data.beam.pieces import Facts
-from gr_jax.data.log import formats, preparation, raw_log
+from gr_jax.data.log import duplicates, formats, preparation, raw_log
 from gr_jax.data.log.formats import RawFiles
 
 _SHARD_BYTES = 64 << 20  # of the raw files, compressed or not, in a shard
@@ -68,20 +68,21 @@ def build(
             " polars"
         )
     run = functools.partial(_run, _beam(), f"{_LOCAL} {options}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-shards-", dir=folder.parent) as name:
-        scratch = Path(name).absolute()
+    with folders.scratch_folder(folder.absolute()) as scratch:
         raw = formats.unpacked(config, raw.absolute(), scratch)
         num_shards = num_shards or max(
             _LEAST_SHARDS, sum(file.stat().st_size for file in raw.logs) // _SHARD_BYTES
         )
-        facts = _read(run, config, raw, scratch, piece_bytes, num_shards)
+        facts, repeats = _read(run, config, raw, scratch, piece_bytes, num_shards)
         layout = pieces.checked(facts, raw)
         names = tuple(action.name for action in layout.actions)
         log = raw_log.described(
             raw_log.Log(pl.DataFrame(), actions=names), config, raw, layout, facts.skipped
         )
+        duplicates.check(config.duplicates, repeats)
         counts = facts.items["events"].to_numpy()
+        if config.duplicates == "drop" and sum(repeats.values()):
+            counts = run(_item_counts(_shards(scratch), len(counts)), scratch)
         made = scratch  # folder of the shards
         if config.filter != "none" and counts.any():
             made = scratch / "kept"
@@ -91,15 +92,16 @@ def build(
             raise preparation.no_events(config, log)
         item_id = np.cumsum(counts > 0, dtype=np.int32)
         columns, users = shards.merge(_shards(made), item_id, scratch, integers=facts.integers[0])
+        told = meta | {"duplicates": {"setting": config.duplicates, **repeats}}
         return preparation.write_log(
-            folder, log, columns, users, facts.items["raw"].filter(counts > 0), meta
+            folder, log, columns, users, facts.items["raw"].filter(counts > 0), told
         )
 
 
 def _read(
     run, config: DataConfig, raw: RawFiles, scratch: Path, piece_bytes: int, num_shards: int
-) -> Facts:
-    """Write the shards of the whole log, unless it has an error, and collect its facts."""
+) -> tuple[Facts, dict[str, int]]:
+    """Write the shards of the whole log, unless it has an error; its facts, and its repeats."""
 
     def construct(beam, pipeline):
         numbers = pipeline | beam.Create(range(len(raw.logs)))
@@ -111,14 +113,35 @@ def _read(
         )
         facts = (files.facts, parts.facts) | beam.Flatten() | beam.CombineGlobally(pieces.together)
         facts |= "number items" >> beam.Map(pieces.numbered)
-        _ = (
+        counts = (
             parts.events
             | beam.GroupByKey()
-            | "write" >> beam.Map(_write, beam.pvalue.AsSingleton(facts), raw, scratch)
+            | "write" >> beam.Map(_write, beam.pvalue.AsSingleton(facts), config, raw, scratch)
+            | "add repeats" >> beam.CombineGlobally(_added)
         )
-        return facts
+        return facts | "both" >> beam.Map(_pair, beam.pvalue.AsSingleton(counts))
 
     return run(construct, scratch)
+
+
+def _added(counts):
+    counts = list(counts)
+    return {name: sum(some.get(name, 0) for some in counts) for name in ("repeats", "changes")}
+
+
+def _pair(one, other):
+    return one, other
+
+
+def _item_counts(paths: list[Path], items: int):
+    """A pipeline that counts the events of each item in the shards."""
+
+    def construct(beam, pipeline):
+        kept = np.ones(items, bool)
+        each = pipeline | beam.Create(paths) | beam.Reshuffle()
+        return each | beam.Map(shards.item_counts, kept, k=1) | beam.CombineGlobally(_sum)
+
+    return construct
 
 
 def _split(number, config, raw, scratch, piece_bytes):
@@ -141,10 +164,14 @@ def _read_piece(piece, config, num_shards):
     yield TaggedOutput("facts", facts)
 
 
-def _write(group, facts, raw, scratch):
-    """(shard, its blocks of events) -> a shard on disk, unless the log has an error."""
-    with contextlib.suppress(ConfigError):
-        shards.write(scratch, group[0], group[1], facts, pieces.checked(facts, raw).unit)
+def _write(group, facts, config, raw, scratch):
+    """(shard, its blocks) -> its repeats, and a shard on disk, unless the log has an error."""
+    try:
+        unit = pieces.checked(facts, raw).unit
+    except ConfigError:
+        return {}
+    drop = config.duplicates == "drop"
+    return shards.write(scratch, group[0], group[1], facts, unit, drop_repeats=drop)
 
 
 def _filter(run, config: DataConfig, counts: np.ndarray, scratch: Path, made: Path) -> np.ndarray:

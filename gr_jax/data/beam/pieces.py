@@ -50,7 +50,7 @@ class Facts:
     # the first in the order of the log, and its place
     error: tuple[tuple[int, int], ConfigError] | None = None
     integers: tuple[bool, bool] = (True, True)  # True if all ids of users, of items are integers
-    last_time: int | None = None  # in the unit of the log
+    times: tuple[int, int] | None = None  # the first and the last, in the unit of the log
     filled: frozenset[str] = frozenset()  # columns with a value somewhere
     items: pl.DataFrame = field(
         default_factory=lambda: pl.DataFrame(schema={"raw": pl.String, "events": pl.Int64})
@@ -62,14 +62,13 @@ def together(facts: Iterable[Facts]) -> Facts:
     facts = [Facts(), *facts]
     errors = [some.error for some in facts if some.error is not None]
     counts = pl.concat([some.items for some in facts]).group_by("raw").agg(pl.col("events").sum())
+    spans = [some.times for some in facts if some.times is not None]
     return Facts(
         layouts={number: layout for some in facts for number, layout in some.layouts.items()},
         skipped=sum((some.skipped for some in facts), Counter()),
         error=min(errors, key=lambda error: error[0], default=None),
         integers=(all(some.integers[0] for some in facts), all(some.integers[1] for some in facts)),
-        last_time=max(
-            (some.last_time for some in facts if some.last_time is not None), default=None
-        ),
+        times=(min(t[0] for t in spans), max(t[1] for t in spans)) if spans else None,
         filled=frozenset().union(*(some.filled for some in facts)),
         items=counts,
     )
@@ -86,7 +85,7 @@ def checked(facts: Facts, raw: RawFiles) -> Layout:
     if facts.error is not None:
         raise facts.error[1]
     layout = raw_log.common_layout([facts.layouts[i] for i in range(len(raw.logs))], raw)
-    raw_log.check_unit(facts.last_time, layout, raw)
+    raw_log.check_unit(*(facts.times or (None, None)), layout, raw)
     if facts.items.height:
         actions.check_filled(layout.actions, layout.action_columns, facts.filled)
     return layout
@@ -178,8 +177,9 @@ def read(piece: Piece, config: DataConfig) -> tuple[pl.DataFrame | None, Facts]:
     events = events.cast(dict.fromkeys(_IDS, pl.String))
     items = events.group_by(raw="item").agg(events=pl.len().cast(pl.Int64))
     integers = (ids.are_integers(events["user"].unique()), ids.are_integers(items["raw"]))
-    last = events["timestamp"].max()
-    facts = Facts(skipped=skipped, integers=integers, last_time=last, filled=filled, items=items)  # type: ignore[arg-type]
+    time = events["timestamp"]
+    span = (time.min(), time.max()) if events.height else None
+    facts = Facts(skipped=skipped, integers=integers, times=span, filled=filled, items=items)  # type: ignore[arg-type]
     return events, facts
 
 

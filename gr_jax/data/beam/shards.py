@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int32, Int64
 
 from gr_jax.data import ids
 from gr_jax.data.beam.pieces import Facts
-from gr_jax.data.log import filters, times
+from gr_jax.data.log import duplicates, filters, times
 from gr_jax.data.log.layout import PER_SECOND
 from gr_jax.data.log.preparation import stable_order
 
@@ -45,28 +45,43 @@ def write(
     blocks: Iterable[tuple[tuple[int, int], pl.DataFrame]],
     facts: Facts,
     unit: str,
-) -> None:
+    *,
+    drop_repeats: bool,
+) -> dict[str, int]:
     """Write the shard whose events are `blocks`: (place of the piece, its events), in any order.
 
     Args:
       facts: of the whole log, `pieces.numbered`.
-      unit: of the timestamps, s or ms.
+      unit: of the timestamps: s, ms, us or ns.
+      drop_repeats: if true, repeats are left out (`duplicates`).
+
+    Returns:
+      The counts of repeats, all of which are in one shard with what they repeat.
     """
     events = times.concat([block for _, block in sorted(blocks, key=lambda block: block[0])])
     distinct = events["user"].unique()
     distinct = distinct.gather(ids.arg_order(distinct, integers=facts.integers[0]))
     user, item = ids.codes(events["user"], distinct), ids.codes(events["item"], facts.items["raw"])
-    fraction = events[times.FRACTION].to_numpy() if times.FRACTION in events.columns else None
-    order = stable_order(user, events["timestamp"].to_numpy(), fraction)
-    columns = {
-        "item": item[order],
-        "timestamp": events["timestamp"].to_numpy()[order] // PER_SECOND[unit],
-    }
+    columns = {"timestamp": events["timestamp"].to_numpy()}
+    if times.FRACTION in events.columns:
+        columns[times.FRACTION] = events[times.FRACTION].to_numpy()
     if "rating" in facts.filled:
-        columns["rating"] = events["rating"].fill_null(float("nan")).to_numpy()[order]
+        columns["rating"] = events["rating"].fill_null(float("nan")).to_numpy()
     if "action" in events.columns:
-        columns["action"] = events["action"].to_numpy()[order]
-    _save(folder / f"shard-{shard}", columns, np.bincount(user, minlength=len(distinct)), distinct)
+        columns["action"] = events["action"].to_numpy()
+
+    order = stable_order(user, columns["timestamp"], columns.get(times.FRACTION))
+    user, item = user[order], item[order]
+    columns = {name: column[order] for name, column in columns.items()}
+    repeats = duplicates.find(user, item, columns)
+    columns |= {"user": user, "item": item}
+    if drop_repeats:
+        columns = duplicates.without(repeats, columns)
+    columns.pop(times.FRACTION, None)
+    columns["timestamp"] = columns["timestamp"] // PER_SECOND[unit]
+    lengths = np.bincount(columns.pop("user"), minlength=len(distinct))
+    _save(folder / f"shard-{shard}", columns, lengths, distinct)
+    return repeats.counts
 
 
 def _save(

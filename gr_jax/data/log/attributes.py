@@ -260,11 +260,8 @@ def _values(frame: pl.DataFrame, name: str, between: str) -> pl.Expr:
 def _series(config: DataConfig, name: str, file: Path, layout: Layout, skipped: Counter) -> Series:
     what = {layout.user: "user column", layout.time: "time column", name: "data.series column"}
     frame = _read(file, what)
-    text = pl.col(layout.time)
-    if frame.schema[layout.time] == pl.String:
-        time, *fraction = frame.select(times.integer_time(text), times.fraction(text)).get_columns()
-    else:
-        time, *fraction = times.split(frame[layout.time], layout)
+    where = f"{file}: column {layout.time!r}"
+    time, *fraction = times.split(frame[layout.time], layout.unit, where=where)
     frame = frame.select(
         _id(layout.user),
         time.cast(pl.Int64).alias("time"),

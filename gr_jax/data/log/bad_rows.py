@@ -1,8 +1,8 @@
-"""Lines of a raw file as strings, to find the bad ones: raise at the first, or count them.
+"""Rows of a raw file, to find the bad ones: raise at the first, or count them.
 
-A frame of rows has the columns of the layout as strings, `number` (of the line, from 1) and
-`found` (fields of that line; other values are null where it is not the number expected); of
-Parquet also `fraction` (see `times`), if any.
+A frame of rows has the columns of the layout, as strings or as a Parquet file has them, `number`
+(of the line, from 1) and `found` (fields of that line; other values are null where it is not the
+number expected).
 """
 
 from __future__ import annotations
@@ -13,56 +13,55 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
-from gr_jax.data.log import times
-from gr_jax.data.log.layout import PER_SECOND, BadRow, Layout
+from gr_jax.data.log import times, values
+from gr_jax.data.log.layout import BadRow, Layout
 
 _CHUNK_ROWS = 1 << 18  # rows held as Python strings at once
 _CHUNK_BYTES = 1 << 24
+_FIELDS = "wrong number of fields"
+_SKIP = "or set data.on_bad_row=skip"
+
+
+class Origin(NamedTuple):
+    """Where rows come from."""
+
+    shown: Path  # the file to name in errors
+    fields: int  # of a good row
+    plain: Path | None = None  # the text file to quote a line from; None = the rows have no lines
+    before: int = 0  # lines or rows of the shown file before the first
 
 
 def sift(
-    frames: Iterable[pl.DataFrame],
-    layout: Layout,
-    *,
-    plain: Path | None,
-    shown: Path,
-    expected: int,
-    on_bad_row: str,
-    before: int = 0,
+    frames: Iterable[pl.DataFrame], layout: Layout, origin: Origin, *, on_bad_row: str
 ) -> tuple[pl.DataFrame, Counter]:
     """Typed events of frames of rows, and the number of bad rows by reason.
 
-    Args:
-      plain: the text file to quote a line from; None = the rows have no lines.
-      shown: the file to name in errors.
-      expected: fields of a good row.
-      before: lines or rows of the shown file before the first of `frames`.
-
     Raises:
       BadRow: at the first bad row, if on_bad_row is "error".
+      ConfigError: a column of a type that cannot be meant.
     """
     skipped: Counter = Counter()
-    chunks = [pl.DataFrame(schema=layout.types | {times.FRACTION: pl.Float64})]
+    chunks = []
     for rows in frames:
-        reason = rows.select(_reason(layout, expected))["reason"]
+        events, reason = values.typed(rows, layout, shown=origin.shown)
+        miscounted = rows["found"] != origin.fields
+        if miscounted.any():
+            reason = pl.select(pl.when(miscounted).then(pl.lit(_FIELDS)).otherwise(reason))[:, 0]
         bad = reason.is_not_null()
         if on_bad_row == "error" and bad.any():
             first = int(bad.arg_max())  # type: ignore[arg-type]
-            raise _bad_row(
-                rows.row(first, named=True),
-                str(reason[first]),
-                layout,
-                plain,
-                shown,
-                expected,
-                before,
-            )
+            why = str(reason[first])
+            all_so = rows.height > 1 and bool((reason == why).fill_null(False).all())
+            raise _bad_row(rows.row(first, named=True), why, layout, origin, all_so=all_so)
         skipped.update(reason.drop_nulls().to_list())
-        chunks.append(_typed(rows.filter(~bad), layout))
-    return times.without_zeros(pl.concat(chunks)), skipped
+        chunks.append(events.filter(~bad) if bad.any() else events)
+    if not chunks:
+        return pl.DataFrame(schema=layout.types), skipped
+    return times.without_zeros(times.concat(chunks)), skipped
 
 
 def text_rows(plain: Path, layout: Layout, names: tuple[str, ...]) -> Iterator[pl.DataFrame]:
@@ -167,83 +166,46 @@ def _frames(
         yield pl.DataFrame({"number": number, "found": found} | texts)
 
 
-def _reason(layout: Layout, expected: int) -> pl.Expr:
-    """The mistake of a line of strings, or null."""
-    chain = pl.when(pl.col("found") != expected).then(pl.lit("wrong number of fields"))
-    for name in ("user", "item"):
-        text = pl.col(name)
-        chain = chain.when(text.fill_null("").str.strip_chars() == "").then(
-            pl.lit(f"empty {name} id")
-        )
-        chain = chain.when(text.str.contains("\ufffd|\n")).then(
-            pl.lit(f"{name} id is not one line of UTF-8 text")
-        )
-        if layout.integer_ids:
-            number = text.cast(pl.Int64, strict=False)
-            chain = chain.when(number.is_null()).then(pl.lit(f"{name} id is not an integer"))
-    time = times.integer_time(pl.col("timestamp"))
-    chain = chain.when(time.is_null()).then(pl.lit("time is not a number"))
-    chain = chain.when(time < 0).then(pl.lit("time is negative"))
-    chain = chain.when(time > layout.last_time).then(pl.lit("time is after the year 2100"))
-    for name in layout.optional:
-        given = pl.col(name).fill_null("") != ""
-        finite = pl.col(name).cast(layout.types[name], strict=False).is_finite().fill_null(False)
-        chain = chain.when(given & ~finite).then(
-            pl.lit(f"{name.removeprefix('number:')} is not a number")
-        )
-    for name in layout.flags:
-        bit = pl.col(f"action:{name}").cast(pl.Int8, strict=False).is_between(0, 1).fill_null(False)
-        chain = chain.when(~bit).then(pl.lit(f"{name} is not 0 or 1"))
-    return chain.otherwise(None).alias("reason")
-
-
-def _typed(rows: pl.DataFrame, layout: Layout) -> pl.DataFrame:
-    kinds = layout.types
-    casts = {
-        name: pl.col(name).cast(kind, strict=name not in layout.optional)
-        for name, kind in kinds.items()
-    }
-    time = pl.col("timestamp")
-    known = times.FRACTION in rows.columns  # of Parquet
-    fraction = pl.col(times.FRACTION).cast(pl.Float64) if known else times.fraction(time)
-    return rows.select(
-        *(casts | {"timestamp": times.integer_time(time), times.FRACTION: fraction}).values()
-    )
-
-
-def _bad_row(
-    row: dict,
-    reason: str,
-    layout: Layout,
-    plain: Path | None,
-    shown: Path,
-    expected: int,
-    before: int,
-) -> BadRow:
-    number = row["number"]
-    if plain is None:
-        where, content = (
-            f"{shown}: row {before + number}",
-            repr([row[name] for name in layout.columns]),
-        )
+def _bad_row(row: dict, reason: str, layout: Layout, origin: Origin, *, all_so: bool) -> BadRow:
+    """The error for a row; `all_so` if every row of its frame has the same mistake."""
+    number = origin.before + row["number"]
+    if origin.plain is None:
+        where = f"{origin.shown}: row {number}"
+        content = repr([row[name] for name in layout.columns])
     else:
-        with open(plain, encoding="utf-8-sig", errors="replace", newline="\n") as lines:
-            content = repr(next(itertools.islice(lines, number - 1, None)).rstrip("\r\n"))
-        where = f"{shown}:{before + number}"
+        with open(origin.plain, encoding="utf-8-sig", errors="replace", newline="\n") as lines:
+            line = next(itertools.islice(lines, row["number"] - 1, None))
+        where, content = f"{origin.shown}:{number}", repr(line.rstrip("\r\n"))
     content = content if len(content) <= 200 else f"{content[:200]}..."
-    remedy = "correct the row or set data.on_bad_row=skip"
-    if row["found"] != expected:
+    remedy = _remedy(row, reason, layout, all_so=all_so)
+    if row["found"] != origin.fields:
         reason = (
-            f"{row['found']} fields instead of {expected}" if row["found"] else "not a JSON object"
+            f"{row['found']} fields instead of {origin.fields}"
+            if row["found"]
+            else "not a JSON object"
         )
-    elif reason.removesuffix(" is not a number") in layout.numbers:
-        remedy = (
-            "correct the row or data.actions, which compares this column, or set"
-            " data.on_bad_row=skip"
-        )
-    elif reason == "time is after the year 2100" and layout.unit == "s":
-        if float(row["timestamp"]) <= layout.last_time * PER_SECOND["ms"]:
-            remedy = (
-                "it looks like milliseconds: data.source=csv reads those with data.time_unit=ms"
-            )
     return BadRow(f"{where}: {reason} in {content}; {remedy}")
+
+
+def _remedy(row: dict, reason: str, layout: Layout, *, all_so: bool) -> str:
+    """What to do about a bad row; to leave rows out is no help where all of them are bad."""
+    name, _, mistake = reason.partition(" is ")
+    if mistake == "after the year 2100" and (
+        hint := times.late_hint(row["timestamp"], layout.unit)
+    ):
+        return hint
+    if not all_so:
+        compared = " or data.actions, which compares this column," * (name in layout.numbers)
+        return f"correct the row{compared} or set data.on_bad_row=skip"
+    if reason == _FIELDS:
+        return "all rows are so: is data.delimiter what stands between their fields?"
+    if name == "time":
+        return f"all rows are so: column {layout.time!r} has to have {times.FORMS}"
+    if mistake == "not 0 or 1":
+        return f"all rows are so: data.actions may compare this column, as LABEL={name}>=1"
+    if name == "rating":
+        return "all rows are so: data.rating_column has to name a column of numbers"
+    if name in layout.numbers:
+        return "all rows are so: data.actions compares this column, which has to have numbers"
+    column = layout.user if "user" in reason else layout.item
+    return f"all rows are so: is {column!r} the right column?"

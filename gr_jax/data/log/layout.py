@@ -9,8 +9,8 @@ import polars as pl
 from gr_jax.config import ConfigError
 from gr_jax.data.log.actions import Action
 
-PER_SECOND = {"s": 1, "ms": 1000}
-_YEAR_2100 = 4_102_444_800  # unix seconds; a later event is a mistake, most often of the unit
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+YEAR_2100 = 4_102_444_800  # unix seconds; a later event is a mistake, most often of the unit
 
 
 class BadRow(ConfigError):
@@ -28,7 +28,7 @@ class Layout:
     actions: tuple[Action, ...] = ()  # what can happen at an event, by columns of the file
     names: tuple[str, ...] = ()  # of all columns, for a text file without a header line
     separator: str = ","
-    unit: str = "s"  # of the time column, s or ms
+    unit: str = "s"  # of the time column: s, ms, us or ns
     # the format's ids are integers: parsed faster, anything else is a bad row
     integer_ids: bool = False
     quoted: bool = True  # fields may stand in double quotes
@@ -82,4 +82,4 @@ class Layout:
     @property
     def last_time(self) -> int:
         """The latest time, in the layout's unit, that is taken for one."""
-        return _YEAR_2100 * PER_SECOND[self.unit]
+        return YEAR_2100 * PER_SECOND[self.unit]

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 
 from gr_jax.config import ConfigError
-from gr_jax.data.log import bad_rows, times
+from gr_jax.data.log import bad_rows, values
+from gr_jax.data.log.bad_rows import Origin
 from gr_jax.data.log.layout import Layout
 
 _CHUNK_BYTES = 1 << 22
@@ -39,17 +40,18 @@ def read_text(
     names = layout.names or tuple(header(plain, layout))
     check_columns(names, layout, shown)
     if _lines_have_fields(plain, layout, len(names)):
-        try:
-            events = _parse(plain, layout, names)
-        except pl.exceptions.PolarsError:
-            events = None
+        # Most logs are plain numbers and text, which polars reads as such; others as text.
+        events = _parse(plain, layout, names, layout.types)
         if events is not None and _is_sound(events, layout):
             return events, Counter()
-    rows, quoted = (
-        bad_rows.text_rows(plain, layout, names),
-        {"plain": plain, "shown": shown, "before": before},
-    )
-    return bad_rows.sift(rows, layout, **quoted, expected=len(names), on_bad_row=on_bad_row)
+        texts = _parse(plain, layout, names, dict.fromkeys(layout.types, pl.String))
+        if texts is not None:
+            events, reason = values.typed(texts, layout, shown=shown)
+            if reason.null_count() == len(reason):
+                return events, Counter()
+    origin = Origin(shown, len(names), plain, before)
+    rows = bad_rows.text_rows(plain, layout, names)
+    return bad_rows.sift(rows, layout, origin, on_bad_row=on_bad_row)
 
 
 def read_jsonl(
@@ -57,21 +59,18 @@ def read_jsonl(
 ) -> tuple[pl.DataFrame, Counter]:
     """As `read_text`, of a file with one JSON object a line."""
     columns = layout.columns
-    schema = _types(columns, layout)
+    schema = dict.fromkeys(columns.values(), pl.String)  # which takes numbers as they are written
     try:
-        chosen = [
-            pl.col(name).cast(layout.types[role]).alias(role) for role, name in columns.items()
-        ]
-        events = pl.scan_ndjson(plain, schema=schema).select(chosen).collect()
+        chosen = [pl.col(name).alias(role) for role, name in columns.items()]
+        texts = pl.scan_ndjson(plain, schema=schema).select(chosen).collect()
     except pl.exceptions.PolarsError:
-        events = None
-    if events is not None and _is_sound(events, layout):
-        return events, Counter()
-    rows, quoted = (
-        bad_rows.json_rows(plain, layout),
-        {"plain": plain, "shown": shown, "before": before},
-    )
-    return bad_rows.sift(rows, layout, **quoted, expected=len(columns), on_bad_row=on_bad_row)
+        texts = None
+    if texts is not None:
+        events, reason = values.typed(texts, layout, shown=shown)
+        if reason.null_count() == len(reason):
+            return events, Counter()
+    origin = Origin(shown, len(columns), plain, before)
+    return bad_rows.sift(bad_rows.json_rows(plain, layout), layout, origin, on_bad_row=on_bad_row)
 
 
 def read_parquet(
@@ -89,35 +88,10 @@ def read_parquet(
         raw = pl.scan_parquet(file).select(chosen).slice(before, rows).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ConfigError(f"{file}: not a readable Parquet file ({_first_line(error)})") from None
-    raw = raw.with_columns(times.split(raw["timestamp"], layout))
-    for role in ("user", "item"):
-        if isinstance(raw[role].dtype, (pl.Categorical, pl.Enum)):
-            raw = raw.with_columns(pl.col(role).cast(pl.String))
-        if not (raw[role].dtype.is_integer() or raw[role].dtype == pl.String):
-            raise ConfigError(
-                f"{file}: column {layout.columns[role]!r} is {raw[role].dtype}, not integers or"
-                " strings"
-            )
-    try:
-        id_types = {
-            r: pl.Int64 if raw[r].dtype.is_integer() else pl.String for r in ("user", "item")
-        }
-        events = raw.cast({**layout.types, **id_types})  # type: ignore[arg-type]
-    except pl.exceptions.PolarsError:
-        events = None
-    if events is not None and _is_sound(events, layout):
-        return events, Counter()
     width = len(layout.columns)
-    texts = raw.cast(pl.String).with_row_index("number", offset=1).with_columns(found=pl.lit(width))
-    return bad_rows.sift(
-        [texts],
-        layout,
-        plain=None,
-        shown=file,
-        expected=width,
-        on_bad_row=on_bad_row,
-        before=before,
-    )
+    numbered = raw.with_row_index("number", offset=1).with_columns(found=pl.lit(width))
+    origin = Origin(file, width, before=before)
+    return bad_rows.sift([numbered], layout, origin, on_bad_row=on_bad_row)
 
 
 def header(plain: Path, layout: Layout) -> list[str]:
@@ -173,12 +147,13 @@ def _marks(text: bytes, separator: int, quoted: bool) -> tuple[np.ndarray, int]:
     return np.diff(ends, prepend=-1), int(at[ends[-1]]) + 1 if len(ends) else 0
 
 
-def _parse(plain: Path, layout: Layout, names: tuple[str, ...]) -> pl.DataFrame:
-    """The strict parse of a file whose lines all have the right number of fields."""
+def _parse(plain: Path, layout: Layout, names: tuple[str, ...], types: dict) -> pl.DataFrame | None:
+    """The strict parse of a file whose lines all have the right number of fields, if it has one."""
     width = len(layout.separator)  # of "::" polars sees ":" and an empty column between any two
     at = {role: width * names.index(name) for role, name in layout.columns.items()}
-    types = _types(at, layout)
-    schema = {f"c{i}": types.get(i, pl.String) for i in range(width * (len(names) - 1) + 1)}
+    # The first role decides (a flag may also be compared).
+    of_place = {place: types[role] for role, place in reversed(at.items())}
+    schema = {f"c{i}": of_place.get(i, pl.String) for i in range(width * (len(names) - 1) + 1)}
     frame = pl.scan_csv(
         plain,
         has_header=False,
@@ -188,10 +163,13 @@ def _parse(plain: Path, layout: Layout, names: tuple[str, ...]) -> pl.DataFrame:
         quote_char='"' if layout.quoted else None,
     )
     between = [f"c{i}" for i in range(len(schema)) if i % width]
-    chosen = [pl.col(f"c{i}").cast(layout.types[role]).alias(role) for role, i in at.items()]
-    events = frame.select(chosen + between).collect()
-    if any(events[name].null_count() < events.height for name in between):
-        raise pl.exceptions.ComputeError("single separator")
+    chosen = [pl.col(f"c{i}").cast(types[role]).alias(role) for role, i in at.items()]
+    try:
+        events = frame.select(chosen + between).collect()
+    except pl.exceptions.PolarsError:
+        return None
+    if any(events[name].null_count() < events.height for name in between):  # single separators
+        return None
     return events.drop(between)
 
 
@@ -210,11 +188,6 @@ def _is_sound(events: pl.DataFrame, layout: Layout) -> bool:
         and all(events[name].is_finite().all() for name in layout.optional)
         and all(action.is_between(0, 1).all() for action in actions)
     )
-
-
-def _types(at: dict, layout: Layout) -> dict:
-    """Type of each column of the file; the first role decides (a flag may also be compared)."""
-    return {place: layout.types[role] for role, place in reversed(at.items())}
 
 
 def _first_line(error: Exception) -> str:

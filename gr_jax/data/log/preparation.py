@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import filelock
 import numpy as np
 import polars as pl
 
+from gr_jax import folders
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data import ids
 from gr_jax.data.dataset import Dataset, open_dataset, write
-from gr_jax.data.log import actions, features, filters, formats, provenance, raw_log, times
+from gr_jax.data.log import (
+    actions,
+    duplicates,
+    features,
+    filters,
+    formats,
+    provenance,
+    raw_log,
+    times,
+)
+from gr_jax.data.log.layout import PER_SECOND
 
 # (config, raw files, folder, entries of meta.json) -> the dataset written into the folder
 Build = Callable[[DataConfig, formats.RawFiles | None, Path, dict], Dataset]
+
+_ROOT = 0  # the user whom no check of ours would stop
 
 
 def prepare(config: DataConfig, *, progress: bool = False, build: Build | None = None) -> Dataset:
@@ -45,35 +58,43 @@ def prepare(config: DataConfig, *, progress: bool = False, build: Build | None =
             return dataset
         raw = formats.fetch(config, progress=progress)
 
-    made_from = provenance.made_from(config, raw.files if raw else ())
+    files = raw.files if raw else ()
+    states = [_state(file) for file in files]
+    made_from = provenance.made_from(config, files)
     fingerprint = provenance.fingerprint(made_from)
     folder = folder or Path("data/prepared") / f"{config.source}-{fingerprint}"
     if not (folder / "meta.json").is_file():
         meta = {"source": config.source, "fingerprint": fingerprint, "made_from": made_from}
-        with _only_one(folder):
+        with folders.only_maker(folder):
             if not (folder / "meta.json").is_file():  # no other process made it meanwhile
-                return (build or _build)(config, raw, folder, meta)
+                dataset = (build or _build)(config, raw, folder, meta)
+                for file, state in zip(files, states, strict=True):
+                    if _state(file) != state:
+                        shutil.rmtree(folder)
+                        raise ConfigError(
+                            f"{file}: changed while it was read; copy it, or wait until nothing"
+                            " writes to it"
+                        )
+                return dataset
+    if not config.prepared:
+        _check_owner(folder)
     dataset = open_dataset(folder)
     provenance.check_same(folder, dataset.meta, made_from)
     return dataset
 
 
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold a lock beside `folder`, so that one process at a time makes it."""
-    lock = folder.parent / f".{folder.name}.lock"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(lock).acquire()
-    except OSError as error:
+def _state(file: Path) -> tuple[int, int, int]:
+    """What changes when something writes to a file."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _check_owner(folder: Path) -> None:
+    """Raise a ConfigError if a folder that was found, not named, was made by another user."""
+    if hasattr(os, "getuid") and folder.lstat().st_uid not in (os.getuid(), _ROOT):
         raise ConfigError(
-            f"{folder}: cannot be written ({error.strerror}); choose data.prepared=FOLDER"
-        ) from None
-    with held:
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+            f"{folder}: another user made it; data.prepared={folder} takes it at your word"
+        )
 
 
 def _generate(config: DataConfig) -> raw_log.Log:
@@ -85,13 +106,28 @@ def _generate(config: DataConfig) -> raw_log.Log:
 
 def _build(config: DataConfig, raw: formats.RawFiles | None, folder: Path, meta: dict) -> Dataset:
     """Read, filter and sort the log, number its users and items, and write it."""
-    log = _generate(config) if raw is None else raw_log.read(config, raw)
+    with folders.scratch_folder(folder) as scratch:
+        log = _generate(config) if raw is None else raw_log.read(config, raw, scratch)
     events, log = log.events, dataclasses.replace(log, events=log.events.clear())
     user, raw_users = ids.encode(events["user"])
     item, raw_items = ids.encode(events["item"])
     names = ("timestamp", "rating", "action", times.FRACTION)
     columns = {name: events[name].to_numpy() for name in names if name in events.columns}
     del events
+    if not len(user):
+        raise no_events(config, log)
+
+    # Order and repeats, by full times.
+    order = stable_order(user, columns["timestamp"], columns.get(times.FRACTION))
+    user, item = user[order], item[order]
+    columns = {name: column[order] for name, column in columns.items()}
+    repeats = duplicates.find(user, item, columns)
+    duplicates.check(config.duplicates, repeats.counts)
+    if config.duplicates == "drop":
+        columns = duplicates.without(repeats, columns | {"user": user, "item": item})
+        user, item = columns.pop("user"), columns.pop("item")
+
+    # Users and items that stay.
     if config.filter != "none":
         keep = getattr(filters, config.filter)(user, item, k=config.min_events)
         user, item = user[keep], item[keep]
@@ -100,14 +136,15 @@ def _build(config: DataConfig, raw: formats.RawFiles | None, folder: Path, meta:
         raise no_events(config, log)
     user, kept_users = ids.compact(user, len(raw_users))
     item, kept_items = ids.compact(item, len(raw_items))
-    order = stable_order(user, columns["timestamp"], columns.pop(times.FRACTION, None))
-    columns = {name: column[order] for name, column in columns.items()}
-    if log.unit == "ms":  # only now: milliseconds order events that share a second
-        columns["timestamp"] = columns["timestamp"] // 1000
-    columns["item"] = (item + 1)[order]
+
+    columns.pop(times.FRACTION, None)
+    if log.unit != "s":  # only now: milliseconds order events that share a second
+        columns["timestamp"] = columns["timestamp"] // PER_SECOND[log.unit]
+    columns["item"] = item + 1
     columns["offsets"] = np.concatenate([[0], np.cumsum(np.bincount(user))])
+    told = meta | {"duplicates": {"setting": config.duplicates, **repeats.counts}}
     return write_log(
-        folder, log, columns, raw_users.gather(kept_users), raw_items.gather(kept_items), meta
+        folder, log, columns, raw_users.gather(kept_users), raw_items.gather(kept_items), told
     )
 
 
@@ -138,7 +175,9 @@ def write_log(
             first, on="item", how="left", maintain_order="left"
         )["title"]
     encoded = features.encode(log.attributes, raw_users, raw_items, unit=log.unit)
+    copied = duplicates.copied_users(columns["offsets"], columns["item"], columns["timestamp"])
     meta = {**meta, "actions": list(log.actions), **encoded.meta}
+    meta["duplicates"] = {**meta["duplicates"], "copied_users": copied}
     meta["skipped"] = log.skipped | encoded.meta.get("skipped", {})
     return write(
         folder,

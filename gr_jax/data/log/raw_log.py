@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,31 +26,34 @@ class Log:
     # user, item: Int64 or String; timestamp: Int64; optional rating: Float32, action: Int32,
     # fraction: Float64 (`times`)
     events: pl.DataFrame
-    unit: str = "s"  # of the timestamps, s or ms
+    unit: str = "s"  # of the timestamps: s, ms, us or ns
     titles: pl.DataFrame | None = None  # item: raw id, title; both String
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> bad rows left out
     actions: tuple[str, ...] = ()  # name of each bit of events["action"]
     attributes: Attributes = field(default_factory=Attributes)  # of users and items, and series
 
 
-def read(config: DataConfig, raw: RawFiles) -> Log:
+def read(config: DataConfig, raw: RawFiles, scratch: Path) -> Log:
     """The log in raw files.
+
+    Args:
+      scratch: an empty folder for what is decompressed.
 
     Raises:
       ConfigError: a missing column, a damaged file, no log in an archive, or all times in another
         unit.
       BadRow: a row that cannot be used, unless config.on_bad_row is "skip".
     """
-    with tempfile.TemporaryDirectory(prefix="gr_jax-") as scratch:
-        raw = formats.unpacked(config, raw, Path(scratch))
-        parts, layouts, bad = zip(
-            *(_read_log(config, log, raw.layout, Path(scratch)) for log in raw.logs), strict=True
-        )
-        layout, events = common_layout(layouts, raw), _concat(parts)
-        check_unit(events["timestamp"].max(), layout, raw)  # type: ignore[arg-type]
-        log = with_actions(events, layout.actions, layout.action_columns)
-        log = dataclasses.replace(log, events=_drop_empty_rating(log.events))
-        return described(log, config, raw, layout, sum(bad, Counter()))
+    raw = formats.unpacked(config, raw, scratch)
+    parts, layouts, bad = zip(
+        *(_read_log(config, log, raw.layout, scratch) for log in raw.logs), strict=True
+    )
+    layout, events = common_layout(layouts, raw), _concat(parts)
+    time = events["timestamp"]
+    check_unit(time.min(), time.max(), layout, raw)  # type: ignore[arg-type]
+    log = with_actions(events, layout.actions, layout.action_columns)
+    log = dataclasses.replace(log, events=_drop_empty_rating(log.events))
+    return described(log, config, raw, layout, sum(bad, Counter()))
 
 
 def common_layout(layouts: Sequence[Layout], raw: RawFiles) -> Layout:
@@ -61,14 +63,12 @@ def common_layout(layouts: Sequence[Layout], raw: RawFiles) -> Layout:
     return layouts[0]
 
 
-def check_unit(last: int | None, layout: Layout, raw: RawFiles) -> None:
-    """Raise a ConfigError if the last time of the log shows that its milliseconds are seconds."""
-    # Every time of a log of today, read as milliseconds when it is seconds, falls in the first
-    # weeks of 1970.
-    if layout.unit == "ms" and last is not None and 0 < last < 5_000_000_000:
-        remedy = "data.source=csv reads those with data.time_unit=s"
-        shown = f"{raw.logs[0]}: as milliseconds its last time, {last}, is in 1970"
-        raise ConfigError(f"{shown}: it looks like seconds; {remedy}")
+def check_unit(first: int | None, last: int | None, layout: Layout, raw: RawFiles) -> None:
+    """Raise a ConfigError if the first and last time of the log show that their unit is another."""
+    if first is not None and last is not None:
+        mistake = times.unit_mistake(first, last, layout.unit)
+        if mistake:
+            raise ConfigError(f"{raw.logs[0]}: {mistake}")
 
 
 def described(log: Log, config: DataConfig, raw: RawFiles, layout: Layout, skipped: Counter) -> Log:

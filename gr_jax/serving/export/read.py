@@ -13,9 +13,7 @@ from jaxtyping import Array
 
 from gr_jax.config import ConfigError, files
 from gr_jax.data.batches.tokenizer import token_scheme
-from gr_jax.data.dataset import open_dataset
-from gr_jax.data.dataset_identity import check_dataset
-from gr_jax.data.log.preparation import prepare
+from gr_jax.data.run_dataset import dataset_of
 from gr_jax.serving import index as indices
 from gr_jax.serving.export import (
     FOLDER,
@@ -28,6 +26,7 @@ from gr_jax.serving.export import (
 )
 from gr_jax.serving.history import HistoryReader
 from gr_jax.serving.model import TrainedModel, evaluated_with_repeats
+from gr_jax.serving.newer_log import newer_log
 from gr_jax.serving.query import Answerer
 from gr_jax.serving.ranker import Ranker, SequencePredictor
 from gr_jax.serving.retriever import Encoder, Retriever
@@ -35,9 +34,9 @@ from gr_jax.serving.rows import RowMaker
 
 
 def load_exported(
-    workdir: str | Path, *, prepared: str | Path = "", index: str = "exact"
+    workdir: str | Path, *, data: str | Path = "", index: str = "exact"
 ) -> TrainedModel:
-    """The model of `gr_jax.load`, from the export in the workdir.
+    """The model of `gr_jax.load`, from the export in the workdir. Arguments as there.
 
     Raises:
       ConfigError: there is no export, or it is damaged, from another version, or of another log.
@@ -45,8 +44,7 @@ def load_exported(
     workdir = Path(workdir)
     meta, parameters, call = read(workdir / FOLDER)
     config = files.read(workdir / "config.json")
-    dataset = open_dataset(prepared) if prepared else prepare(config.data)
-    check_dataset(workdir, dataset)
+    dataset = dataset_of(workdir, config.data)
     scheme, max_length = token_scheme(config, dataset), config.data.max_length
     on_device = {name: jax.device_put(parameters[name]) for name in meta["parameters"]}
     leaves, lengths = list(on_device.values()), (meta["row_length"],)
@@ -64,7 +62,8 @@ def load_exported(
         vectors = unit(np.asarray(on_device["embeddings/item_table"]))
         items = indices.build(vectors, num_items=dataset.num_items, backend=index)
         answerer = Retriever(encoder, items)
-    reader = HistoryReader.of(config, dataset)
+    newer = newer_log(config.data, data) if data else None
+    reader = HistoryReader.of(config, dataset, newer)
     return TrainedModel(dataset, reader, answerer, repeats=evaluated_with_repeats(config))
 
 

@@ -29,7 +29,7 @@ from gr_jax.training.sharding import path_name
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export(workdir: str | Path, *, prepared: str = "") -> Path:
+def export(workdir: str | Path) -> Path:
     """Write the export of the best checkpoint into the workdir; the export's folder.
 
     The folder is written whole or not at all. Its program is, in retrieval,
@@ -42,7 +42,7 @@ def export(workdir: str | Path, *, prepared: str = "") -> Path:
         of tokens.
     """
     workdir = Path(workdir)
-    run, params = open_trained(workdir, prepared=prepared, one_device=True)
+    run, params = open_trained(workdir, one_device=True)
     if run.config.model.kind == "dlrm":
         raise ConfigError(
             "only models of token sequences can be exported, not config.model.kind='dlrm'"

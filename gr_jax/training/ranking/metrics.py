@@ -5,7 +5,7 @@ A metric that the labels do not define (all of one class, none at all) is None, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -128,6 +128,42 @@ def summarise(
             metrics |= _of_task(p[here], o[here], u[here], f"{task}/{name}", regression)
     whole = [metrics[f"ne/{task}"] for task in tasks if f"ne/{task}" in metrics]
     return metrics | ({"ne": float(np.mean(whole))} if whole else {})
+
+
+def metric_names(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The metrics of the final table: error, order and calibration of each task."""
+    kinds = {True: ("mse",), False: ("ne", "auc", "user_auc", "log_loss", "calibration")}
+    return tuple(f"{kind}/{task}" for task in tasks for kind in kinds[task == "rating"])
+
+
+def error(metrics: Mapping[str, float], tasks: Sequence[str]) -> float | None:
+    """The mean NE; where the labels leave it undefined, the mean log loss or squared error.
+
+    None without any labels. Which of them it is depends on the labels alone, so the errors of
+    several predictions can be compared.
+    """
+    if "ne" in metrics:
+        return metrics["ne"]
+    names = (f"{kind}/{task}" for task in tasks for kind in ("log_loss", "mse"))
+    found = [metrics[name] for name in names if name in metrics]
+    return float(np.mean(found)) if found else None
+
+
+def one_class(
+    outcome: Float[np.ndarray, "E Y"],
+    weight: Float[np.ndarray, "E Y"],
+    tasks: Sequence[str],
+    is_regression: Sequence[bool],
+) -> dict[str, str]:
+    """The binary tasks whose labels leave NE undefined, and what their labels are, in words."""
+    found = {}
+    for y, (task, regression) in enumerate(zip(tasks, is_regression, strict=True)):
+        labels = outcome[weight[:, y] > 0, y]
+        if not len(labels):
+            found[task] = "there is no label"
+        elif not regression and labels.min() == labels.max():
+            found[task] = f"all {len(labels):,} labels are {labels[0]:g}"
+    return found
 
 
 def _of_task(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,9 +12,12 @@ from gr_jax.config import ConfigError
 from gr_jax.data.batches import impressions, ranking, streaming
 from gr_jax.data.batches.batch import Batch, Impressions
 from gr_jax.data.batches.epochs import TrainBatches
+from gr_jax.data.batches.packing import padded
 from gr_jax.data.batches.sequences import Split, time_bounds
-from gr_jax.models.embeddings import table_rows
-from gr_jax.training.ranking.baseline import constant_rate
+from gr_jax.data.batches.tokenizer import outcomes
+from gr_jax.models.heads import are_regressions
+from gr_jax.training.ranking import metrics
+from gr_jax.training.ranking.baselines import baselines
 from gr_jax.training.ranking.evaluation import make_evaluator
 from gr_jax.training.ranking.step import make_train_step
 from gr_jax.training.run import Run
@@ -33,7 +35,7 @@ class Ranking:
     def __init__(self, run: Run):
         config, times = run.config, run.dataset.events.timestamp
         self.run = run
-        self.shown = metric_names(config.ranking.tasks)
+        self.shown = metrics.metric_names(config.ranking.tasks)
         self.headline = self.shown[: 2 * len(config.ranking.tasks)]
         self._is_stream = config.train.mode == "streaming"
         self._bounds = time_bounds(times, config.ranking)
@@ -61,7 +63,7 @@ class Ranking:
                 run.dataset,
                 run.scheme,
                 tuple(windows),
-                batch_size=impressions.impression_size(config, run.device_multiple),
+                batch_size=config.train.batch_users,
                 max_length=config.data.max_length,
                 shuffled=not self._is_stream,
                 seed=config.seed,
@@ -73,14 +75,14 @@ class Ranking:
                 config,
                 run.scheme,
                 self._edges,
-                device_multiple=run.device_multiple,
+                shards=run.mesh.shape["data"],
             )
         return ranking.training_batches(
             run.dataset,
             config,
             run.scheme,
             int(self._edges[-1]),
-            device_multiple=run.device_multiple,
+            shards=run.mesh.shape["data"],
         )
 
     @functools.cached_property
@@ -89,7 +91,8 @@ class Ranking:
         run, plan = self.run, self.plan
         lengths, steps = self._lengths_and_steps
         if isinstance(plan, impressions.ImpressionBatches):
-            fill = float(lengths.sum()) / (steps * plan.batch_size * plan.max_length)
+            size = padded(plan.batch_size, run.mesh.shape["data"])
+            fill = float(lengths.sum()) / (steps * size * plan.max_length)
         else:
             fill = plan.fill
         return StepCost.mean(
@@ -114,7 +117,8 @@ class Ranking:
         plan, (lengths, _) = self.plan, self._lengths_and_steps
         if isinstance(plan, impressions.ImpressionBatches):
             what = f"{plan.batch_size} impressions"
-            return (f"batch   {what}, each with up to {plan.max_length} events before it",)
+            batch = f"batch   {what}, each with up to {plan.max_length} events before it"
+            return (batch, *self._undefined())
         what = f"{len(lengths):,} sequences"
         if self._is_stream:
             what = f"{self.epochs} windows, {len(lengths):,} examples"
@@ -122,7 +126,21 @@ class Ranking:
         return (
             f"tokens  {self.run.config.ranking.tokens}, {what} of {lengths.mean():.0f} tokens",
             f"batch   {rows}, {self.cost.fill:.1%} of them real",
+            *self._undefined(),
         )
+
+    def _undefined(self) -> tuple[str, ...]:
+        """Lines on the tasks whose labels in a split leave NE undefined."""
+        run, tasks, lines = self.run, self.run.config.ranking.tasks, []
+        dataset = run.dataset
+        for split in ("test",) if self._is_stream else ("valid", "test"):
+            event = impressions.events_between(dataset.events, *self._bounds[split])
+            outcome, known = outcomes(dataset.events, dataset.catalogue, event, tasks)
+            single = metrics.one_class(outcome, known, tasks, are_regressions(tasks))
+            for task, what in single.items():
+                line = f"note    {task}: {what} in the {split} part, so NE and AUC are undefined"
+                lines.append(f"{line} there; log loss is told and picks the best checkpoint")
+        return tuple(lines)
 
     def make_step(
         self,
@@ -154,14 +172,13 @@ class Ranking:
         return self._evaluate(params, self._labelled(low, high)) if low < high else None
 
     def score(self, result: dict[str, float] | None, epochs_done: int) -> float:
-        """Minus the mean NE; in a stream, or without a validation split, the latest is the best."""
-        if self._is_stream or result is None:
-            return float(epochs_done)
-        return -result.get("ne", result.get(self.shown[0], math.inf))
+        """Minus the error of the tasks; the latest is the best in a stream or without labels."""
+        error = None if result is None else metrics.error(result, self.run.config.ranking.tasks)
+        return float(epochs_done) if self._is_stream or error is None else -error
 
-    def baseline(self) -> tuple[str, dict[str, float]]:
-        """The constant that is each task's mean before the test split."""
-        return "constant rate", constant_rate(self.run, self._bounds)
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The constant rate, means of users and items, and a regression on counts."""
+        return baselines(self.run.dataset, self.run.config.ranking.tasks, self._bounds)
 
     def _plan_evaluation(self, low: int, high: int) -> ranking.LabelPlan:
         """The batches of an evaluation on the events with low <= time < high."""
@@ -181,11 +198,4 @@ class Ranking:
 
     def _item_features(self) -> np.ndarray | None:
         """Feature values of every item, with the rows of the item table."""
-        dataset = self.run.dataset
-        return impressions.item_feature_table(dataset, table_rows(dataset.num_items))
-
-
-def metric_names(tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """The metrics of the final table: error, order and calibration of each task."""
-    kinds = {True: ("mse",), False: ("ne", "auc", "user_auc", "calibration")}
-    return tuple(f"{kind}/{task}" for task in tasks for kind in kinds[task == "rating"])
+        return impressions.item_feature_table(self.run.dataset, self.run.item_entries)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from gr_jax.config import Config
 from gr_jax.data.batches.batch import Batch, Queries
@@ -67,7 +67,7 @@ def make_user_ranks(
         return rank(params, encode_on_mesh(params, batch, token), target, seen)
 
     def user_ranks(params: dict, rows: EvaluationBatches) -> UserRanks:
-        def ranked() -> Iterator[tuple[dict, Bool[np.ndarray, " Q"], Int[np.ndarray, " q"]]]:
+        def ranked() -> Iterator[tuple[dict, Array, Int[np.ndarray, " q"]]]:
             for index in range(len(rows)):
                 batch, queries, users = rows.batch(index)
                 yield one_batch(params, batch, queries), queries.is_left_out, users

@@ -47,7 +47,7 @@ def same(tmp_path: Path, **fields) -> dict[str, bytes]:
     assert contents[0].keys() == contents[1].keys()
     for name in contents[0]:
         assert contents[0][name] == contents[1][name], name
-    assert not list(tmp_path.glob(".*")), "what was made on the way is gone"
+    assert all(path.suffix == ".lock" for path in tmp_path.glob(".*")), "no scratch is left"
     return contents[1]
 
 
@@ -111,16 +111,16 @@ def test_filters_leave_the_same_dataset(raw, tmp_path, filter):
     # Chains of users and items that hold each other by one event: the core is reached after more
     # rounds than a run has.
     chain = [f"{100 + i},{1000 + i + j},{i},1" for i in range(14) for j in range(2)]
-    put(raw / "log.csv", [*lines(3, 60), *chain])
+    put(raw / "log.csv", [*lines(3, 60), *chain, *lines(3, 60)[::5]])
     files = same(tmp_path, source="csv", filter=filter, min_events=2)
-    assert 0 < len(files["item.npy"])
+    assert b'"repeats": 12' in files["meta.json"]
 
 
 def test_a_filter_that_leaves_nothing_and_a_bad_row_are_told_in_the_same_words(raw, tmp_path):
     rows = lines(5)
     put(raw / "log.csv", rows)
     told = []
-    for fields in ({"filter": "k_core", "min_events": 1000}, {}):
+    for fields in ({"filter": "k_core", "min_events": 1000}, {"duplicates": "error"}):
         config = DataConfig(source="csv", path=str(raw), prepared=str(tmp_path / "out"), **fields)
         for made in (None, functools.partial(build, piece_bytes=300)):
             with pytest.raises(ConfigError) as error:
@@ -130,6 +130,10 @@ def test_a_filter_that_leaves_nothing_and_a_bad_row_are_told_in_the_same_words(r
         put(raw / "log.csv", rows)
     assert told[0] == told[1] and "no events after" in told[0]
     assert told[2] == told[3] and "log.csv:13" in told[2]
+    put(raw / "log.csv", lines(5))
+    for made in (None, build):
+        with pytest.raises(ConfigError, match="events have the user, item and time of another"):
+            prepare(config, build=made)
     assert not (tmp_path / "out").exists()
 
 
@@ -138,6 +142,7 @@ def test_the_command_takes_options_of_beam(raw, tmp_path):
     put(raw / "log.csv", lines(6))
     options = "--beam-options=--direct_num_workers=2 --direct_running_mode=multi_processing"
     argv = ["--source=csv", f"--path={raw}", f"--out={tmp_path}/out", "--runner=beam", options]
+    argv.append("--duplicates=keep")
     done = subprocess.run(
         [sys.executable, "-m", "gr_jax.prepare", *argv], capture_output=True, text=True
     )

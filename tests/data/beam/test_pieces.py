@@ -13,6 +13,7 @@ from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data.beam import pieces
 from gr_jax.data.log import formats, raw_log
 from gr_jax.data.log.layout import BadRow
+from tests.data.read_log import read_log
 
 SIZES = (30, 1 << 20)
 
@@ -78,11 +79,12 @@ def test_pieces_of_any_size_are_the_file(tmp_path, end, source, size):
             (frame.write_parquet if end == "parquet" else frame.rename(names).write_ndjson)(file)
     config = DataConfig(source=source, path=str(tmp_path), rating_column="stars")
     config = dataclasses.replace(config, actions=(f"good={names.get('stars', 'stars')}>=4",))
-    log = raw_log.read(config, formats.find(config))
+    log = read_log(config)
     events, facts, count = in_pieces(config, tmp_path, size)
     assert same_events(log, events)
     assert facts.items["events"].sum() == log.events.height
-    assert facts.last_time == log.events["timestamp"].max()
+    time = log.events["timestamp"]
+    assert facts.times == (time.min(), time.max())
     assert facts.integers == (False, True)
     assert count == len(formats.find(config).logs) if size == SIZES[-1] else count > 20
 
@@ -91,7 +93,7 @@ def test_lines_may_end_as_on_windows(tmp_path):
     put(tmp_path / "log.csv", rows(0), "\r\n")
     config = DataConfig(source="csv", path=str(tmp_path))
     events, *_ = in_pieces(config, tmp_path, 1)
-    assert same_events(raw_log.read(config, formats.find(config)), events)
+    assert same_events(read_log(config), events)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -103,7 +105,7 @@ def test_a_bad_row_is_told_with_its_line_in_the_file(tmp_path, size):
     put(tmp_path / "c.csv", ["u1,1"])
     config = DataConfig(source="csv", path=str(tmp_path), rating_column="stars")
     with pytest.raises(BadRow) as whole:
-        raw_log.read(config, formats.find(config))
+        read_log(config)
     with pytest.raises(BadRow) as piecewise:
         in_pieces(config, tmp_path, size)
     assert str(piecewise.value) == str(whole.value)
@@ -118,7 +120,7 @@ def test_bad_rows_are_left_out_and_counted_in_every_piece(tmp_path, size):
     cut = put(tmp_path / "b.csv.gz", rows(4))
     cut.write_bytes(cut.read_bytes()[:-30])
     config = DataConfig(source="csv", path=str(tmp_path), rating_column="stars", on_bad_row="skip")
-    log = raw_log.read(config, formats.find(config))
+    log = read_log(config)
     events, facts, _ = in_pieces(config, tmp_path, size)
     assert same_events(log, events)
     assert dict(sorted(facts.skipped.items())) == log.skipped
@@ -129,7 +131,7 @@ def test_a_file_with_quotes_is_one_piece(tmp_path):
     put(tmp_path / "a.csv", ['u1,1,1,"3"', *rows(0)])
     put(tmp_path / "b.csv", ['u1,1,1,"4\n"', "u2,7"])
     config = DataConfig(source="csv", path=str(tmp_path), on_bad_row="skip")
-    log = raw_log.read(config, formats.find(config))
+    log = read_log(config)
     events, _, count = in_pieces(config, tmp_path, 1)
     assert same_events(log, events)
     assert count == 2
@@ -159,7 +161,7 @@ def test_a_mistake_of_the_whole_log_is_told_in_the_same_words(tmp_path, texts, f
         (tmp_path / f"{number}.csv").write_text(text)
     config = DataConfig(source="csv", path=str(tmp_path), **fields)
     with pytest.raises(ConfigError) as whole:
-        raw_log.read(config, formats.find(config))
+        read_log(config)
     with pytest.raises(ConfigError) as piecewise:
         in_pieces(config, tmp_path, 1)
     assert str(piecewise.value) == str(whole.value)

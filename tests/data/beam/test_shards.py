@@ -45,7 +45,7 @@ def write(
         for shard, part in shards.parts(events[i * size : (i + 1) * size], number):
             groups.setdefault(shard, []).append(((int(i), 0), part))
     for shard, some in groups.items():
-        shards.write(folder, shard, some, facts, "ms")
+        shards.write(folder, shard, some, facts, "ms", drop_repeats=False)
     return sorted(folder.glob("shard-*"))
 
 

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.log import formats, raw_log
+from gr_jax.data.log import raw_log
 from gr_jax.data.log.actions import MOST, Action, bits, parse
 from gr_jax.data.log.layout import BadRow
+from tests.data.read_log import read_log
 
 FORMS = {
     "watched=1": Action("watched"),
@@ -96,7 +97,7 @@ def test_bits_are_the_conditions_row_by_row_and_never_true_of_an_absent_value(ro
 
 def read(source, path, *actions, **fields):
     config = DataConfig(source=source, path=str(path), actions=actions, **fields)
-    return raw_log.read(config, formats.find(config))
+    return read_log(config)
 
 
 def test_any_column_of_an_own_log_can_tell_an_action_and_only_the_bits_are_kept(tmp_path):
@@ -149,7 +150,7 @@ def test_a_column_that_cannot_tell_the_action_is_named_in_one_line(tmp_path):
         "big=stores>=4": (ConfigError, "no action column 'stores', only .*did you mean 'stars'"),
         "big=shop>=4": (
             BadRow,
-            "log.csv:2: shop is not a number in .*correct the row or data.actions, which compares",
+            "log.csv:2: shop is not a number in .*all rows are so: data.actions compares this",
         ),
         "in=shop": (BadRow, "log.csv:2: shop is not 0 or 1"),
         "big=stars>=4": (ConfigError, "'big' compares 'stars', which is empty in this log"),

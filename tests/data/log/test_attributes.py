@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import gzip
 import io
-import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,9 +14,10 @@ import pytest
 from gr_jax.config import ConfigError, DataConfig, SyntheticConfig
 from gr_jax.config import files as config_files
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.log import attributes, formats, raw_log
+from gr_jax.data.log import attributes, formats
 from gr_jax.data.log.layout import BadRow
 from gr_jax.data.log.preparation import prepare
+from tests.data.read_log import read_log
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 LOG = "user_id,item_id,timestamp\na,x,10\nb,y,20\n"
@@ -43,7 +43,7 @@ def put(folder: Path, files: dict[str, str]) -> Path:
 def own(folder: Path, files: dict[str, str], **fields) -> attributes.Attributes:
     put(folder, {"log.csv": LOG} | files)
     config = DataConfig(source="csv", path=str(folder / "log.csv"), **fields)
-    return raw_log.read(config, formats.find(config)).attributes
+    return read_log(config).attributes
 
 
 def values(dataset: Dataset, ids) -> list[str]:
@@ -183,7 +183,7 @@ def test_own_files_are_csv_gzip_or_parquet_with_the_columns_of_the_log(tmp_path)
     config = DataConfig(
         source="csv", path=str(tmp_path / "log.csv"), on_bad_row="skip", **fields, **names
     )
-    found = raw_log.read(config, formats.find(config)).attributes
+    found = read_log(config).attributes
     assert found.users is not None and found.users.rows.rows() == [("a", "30")]
     assert found.items is not None and found.items.rows.rows() == [("y", ["p", "q"], ["2.5"])]
     assert found.series[0].rows.rows() == [("a", 60, "x", 0.0)]
@@ -215,7 +215,7 @@ def test_an_own_file_of_attributes_goes_with_a_public_log(tmp_path):
     config = DataConfig(
         source="ml-1m", path=str(tmp_path), item_file="mine.csv", item_features=("tag",)
     )
-    found = raw_log.read(config, formats.find(config)).attributes
+    found = read_log(config).attributes
     assert found.items is not None and found.items.rows.rows() == [("1193", ["deep", "dark"])]
 
 
@@ -417,7 +417,7 @@ def test_a_changed_file_of_features_is_another_dataset_but_an_unused_setting_is_
     assert prepare(DataConfig(source="csv", path=path, **unused)).folder == plain
     with_age = DataConfig(source="csv", path=path, user_file="who.csv", user_features=("age",))
     folders = {plain, prepare(with_age).folder}
-    os.utime(tmp_path / "raw" / "who.csv", ns=(1, 1))
+    put(tmp_path / "raw", {"who.csv": "user_id,age\na,2\n"})
     folders.add(prepare(with_age).folder)
     folders.add(prepare(DataConfig(source="csv", path=path, actions=("seen=1",))).folder)
     assert len(folders) == 4

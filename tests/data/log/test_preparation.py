@@ -1,6 +1,8 @@
 """Preparation by several processes at once."""
 
+import gzip
 import multiprocessing
+import tempfile
 import time
 
 import pytest
@@ -44,4 +46,29 @@ def test_a_second_process_waits_and_opens_the_dataset_of_the_first(tmp_path, pre
         assert process.exitcode == 0
     assert builds.value == 1 - prepared_before
     assert open_dataset(prepared).num_events == 3
-    assert not list(tmp_path.glob(".*")), "neither lock nor half a dataset is left"
+    assert [path.name for path in tmp_path.glob(".*")] == [".prepared.lock"]
+
+
+def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path):
+    raw = tmp_path / "clicks.csv"
+    raw.write_text("user_id,item_id,timestamp\na,x,1\n")
+    left = tmp_path / ".out.building-abcd_123"
+    others = [tmp_path / ".out-2.building-abcd_123", tmp_path / ".out.building-mine"]
+    for folder in (left, *others):
+        folder.mkdir()
+        (folder / "item.npy").write_bytes(b"half")
+    preparation.prepare(DataConfig(path=str(raw), prepared=str(tmp_path / "out")))
+    assert not left.exists() and all(folder.exists() for folder in others)
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_everything_that_preparation_writes_on_the_way_is_beside_the_result(
+    tmp_path, monkeypatch, end
+):
+    raw, out = tmp_path / "raw" / f"clicks.csv{end}", tmp_path / "out"
+    raw.parent.mkdir()
+    text = b"user_id,item_id,timestamp\na,x,1\n"
+    raw.write_bytes(gzip.compress(text) if end else text)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    preparation.prepare(DataConfig(path=str(raw), prepared=str(out)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out", "raw"]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data.log import bad_rows, formats, parse, raw_log
 from gr_jax.data.log.layout import BadRow
+from tests.data.read_log import read_log
 
 KUAIRAND_HEADER = (
     "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
@@ -26,7 +27,7 @@ KUAIRAND_HEADER = (
 
 def read(source: str, path: Path, **fields) -> raw_log.Log:
     config = DataConfig(source=source, path=str(path), **fields)
-    return raw_log.read(config, formats.find(config))
+    return read_log(config)
 
 
 def events(log: raw_log.Log, *names: str) -> list[tuple]:

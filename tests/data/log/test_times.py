@@ -12,8 +12,9 @@ import pytest
 from gr_jax.config import DataConfig
 from gr_jax.data.beam import pieces, shards
 from gr_jax.data.dataset import Dataset
-from gr_jax.data.log import formats, raw_log
+from gr_jax.data.log import formats
 from gr_jax.data.log.preparation import prepare
+from tests.data.read_log import read_log
 
 LATE, EARLY = 1_700_000_000.9, 1_700_000_000.1
 MOMENTS = [datetime.datetime(2023, 11, 14, 22, 13, 20, us) for us in (900_000, 100_000)]
@@ -147,7 +148,7 @@ def test_files_of_which_only_some_have_fractions_are_one_ordered_log_whole_and_i
             blocks, facts = [*blocks, (piece.place, events)], [*facts, fact]
     assert len(blocks) > 9
     whole = pieces.numbered(pieces.together(facts))
-    shards.write(tmp_path, 0, reversed(blocks), whole, "s")
+    shards.write(tmp_path, 0, reversed(blocks), whole, "s", drop_repeats=False)
     columns, _ = shards.merge(
         [tmp_path / "shard-0"], np.arange(1, 76, dtype=np.int32), tmp_path, integers=False
     )
@@ -156,10 +157,16 @@ def test_files_of_which_only_some_have_fractions_are_one_ordered_log_whole_and_i
     assert columns.keys() == {"item", "timestamp", "offsets"}
 
 
+def test_files_of_which_only_some_have_fractions_may_have_ratings(tmp_path):
+    for name, time in (("a", "7"), ("b", "6.5"), ("c", "2024-05-01T12:30:00.5")):
+        put(tmp_path, f"{name}.csv", f"user_id,item_id,timestamp,stars\nA,{name},{time},3\n")
+    assert items(prepared(tmp_path, source="csv", rating_column="stars")) == ["b", "a", "c"]
+
+
 def test_an_integer_log_has_no_fractions(tmp_path):
     put(tmp_path, "log.csv", csv("A,x,7", "A,y,8.0", "A,z,noon"))
     config = DataConfig(source="csv", path=str(tmp_path / "raw"), on_bad_row="skip")
-    assert raw_log.read(config, formats.find(config)).events.columns == [
+    assert read_log(config).events.columns == [
         "user",
         "item",
         "timestamp",

@@ -15,14 +15,17 @@ from gr_jax.config import (
     RankingConfig,
     TrainConfig,
 )
+from gr_jax.data.batches import impressions
 from gr_jax.data.batches.batch import WHOLE
 from gr_jax.data.batches.loader import read_batches
-from gr_jax.data.batches.tokenizer import token_scheme
+from gr_jax.data.batches.tokenizer import outcomes, token_scheme
 from gr_jax.models.flops import train_flops
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
-from gr_jax.training import sharding
+from gr_jax.training import console, sharding
+from gr_jax.training.checkpoint import Progress
 from gr_jax.training.optimizer import make_optimizer
+from gr_jax.training.ranking import metrics
 from gr_jax.training.ranking.objective import Ranking
 from gr_jax.training.run import Run
 from tests.data.batches.ranking_log import random_dataset
@@ -64,7 +67,6 @@ def open_run(kind: str, devices: int, tmp_path, mode: str = "epochs") -> Run:
         graphdef,
         init,
         optimizer,
-        device_multiple=mesh.size,
     )
 
 
@@ -83,14 +85,47 @@ def test_one_and_eight_devices_train_and_judge_alike(kind, tmp_path):
         values = []
         for batch in read_batches(plan, 0, 6):
             batch = sharding.put(batch, sharding.batch_sharding(run.mesh))
-            state, metrics = step(state, batch, jax.random.key(1))
-            values.append(float(metrics["loss"]))
+            state, told = step(state, batch, jax.random.key(1))
+            values.append(float(told["loss"]))
         losses.append(values)
         results.append(objective.evaluate(state.params, "test"))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
         np.testing.assert_allclose(results[1][name], value, rtol=1e-3, err_msg=name)
+
+
+def test_labels_of_one_class_are_told_once_and_another_error_picks_the_best(tmp_path):
+    run = open_run("dlrm", 1, tmp_path)
+    action = run.dataset.events.action
+    assert action is not None
+    action &= ~2  # nobody likes anything
+    run = dataclasses.replace(
+        run, config=dataclasses.replace(run.config, ranking=RankingConfig(tasks=("liked",)))
+    )
+    objective = Ranking(run)
+    notes = [line for line in objective.about if line.startswith("note")]
+    assert len(notes) == 2 and all("liked: all " in line for line in notes), notes
+    assert "labels are 0 in the valid part, so NE and AUC are undefined" in notes[0]
+
+    low, high = objective._bounds["valid"]
+    event = impressions.events_between(run.dataset.events, low, high)
+    outcome, known = outcomes(run.dataset.events, run.dataset.catalogue, event, ("liked",))
+    user, history = np.zeros_like(event), np.zeros_like(event)
+    near, far = (
+        metrics.summarise(
+            np.full(outcome.shape, p), outcome, known, user, history, ("liked",), (False,)
+        )
+        for p in (0.1, 0.4)
+    )
+    assert "ne" not in near and objective.score(near, 1) > objective.score(far, 2)
+    progress = Progress().after_validation(1, objective.score(near, 1))
+    assert progress.after_validation(2, objective.score(far, 2)).best_step == 1
+    line = console.valid_line(2, 1.0, near, objective, is_best=True)
+    assert "log_loss/liked 0.1054  best" in line
+    shown = console.final_table({"valid": near, "test": far}, {"rate": far}, objective.shown)
+    assert len(shown.splitlines()) == 3 and "0.5108" in shown
+    assert "undefined/liked" in near
 
 
 @pytest.mark.parametrize("mode", ["epochs", "streaming"])
