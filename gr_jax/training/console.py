@@ -8,7 +8,7 @@ import jax
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.epochs import TrainBatches, TrainPlan
-from gr_jax.data.log import duplicates
+from gr_jax.data.log.preparation import told
 from gr_jax.models.flops import block_flops
 from gr_jax.training import processes
 from gr_jax.training.objective import Objective, last_step
@@ -52,7 +52,7 @@ def describe(objective: Objective, state: TrainState) -> str:
         [
             f"data    {data.num_users:,} users, {data.num_items:,} items,"
             f" {data.num_events:,} events",
-            *(f"        {line}" for line in duplicates.told(data.meta)),
+            *(f"        {line}" for line in told(data.meta)),
             f"model   {model.kind}, {model.num_blocks} blocks, {parameters:,} parameters",
             *objective.about,
             *shards_lines(objective.plan, model),
