@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     data, model = mesh_shape(config, args.devices)
 
     # The step
-    sizes = sizes_of(config, items=args.items, mean_length=args.mean_length, device_multiple=data)
+    sizes = sizes_of(config, items=args.items, mean_length=args.mean_length, shards=data)
     found = compile_here(config, sizes, data, model) if args.compile or on_cpu else None
     if found and not memory.knows(config):
         fits = found["peak"] <= USABLE * device.memory

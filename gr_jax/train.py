@@ -10,7 +10,6 @@ same command runs on each, with --coordinator=auto under SLURM, or --coordinator
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from gr_jax.config import Config
 from gr_jax.reporting.report import write_after_training
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
-from gr_jax.training.console import describe, say
-from gr_jax.training.loop import Interruption, is_over, train_loop
+from gr_jax.training.console import describe, patience_line, say
+from gr_jax.training.loop import Interruption, train_loop
 from gr_jax.training.metrics_log import MetricsLog
-from gr_jax.training.objective import objective_of
+from gr_jax.training.objective import is_over, objective_of
 from gr_jax.training.result import finish
 from gr_jax.training.run import open_run
 from gr_jax.training.workdir import (
@@ -89,15 +88,9 @@ def train(config: Config, workdir: Path) -> int:
         state, progress = checkpoints.restore(target) or (run.fresh_state()[0], Progress())
         started = start_of_session - progress.wall_seconds
 
-        # Step i stands for the same users on any number of devices: those of the first session set
-        # the size of a batch.
-        multiple = progress.device_multiple or run.device_multiple
-        run = dataclasses.replace(run, device_multiple=multiple)
-        progress = dataclasses.replace(progress, device_multiple=multiple)
-
         # -- Objective: batches, step and metrics of retrieval or ranking -------------------------
         objective = objective_of(run)
-        say(describe(objective, state))
+        say(describe(objective, state, progress))
 
         # -- Loop ---------------------------------------------------------------------------------
         log = MetricsLog(workdir, resume_step=int(state.step))
@@ -112,6 +105,8 @@ def train(config: Config, workdir: Path) -> int:
             interruption=interruption,
         )
         step, again = int(state.step), "the same command goes on"
+        if line := patience_line(objective, step, progress):
+            say(line)
         if not checkpoints.has(step):
             unsaved = f"{workdir}: step {step} is not saved, {checkpoints.last_saved}: make room"
             if not signal:

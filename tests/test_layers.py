@@ -20,6 +20,12 @@ FORBIDDEN = {
     "gr_jax.data.log": ("gr_jax.data.batches", "gr_jax.data.beam"),
     "gr_jax.data.batches": ("gr_jax.data.log", "gr_jax.data.beam"),
     "gr_jax.data": ("gr_jax.models", "gr_jax.training", *(f"gr_jax.{room}" for room in TOP)),
+    "gr_jax.baselines": (
+        "gr_jax.models",
+        "gr_jax.training",
+        "gr_jax.data.log",
+        *(f"gr_jax.{room}" for room in TOP),
+    ),
     "gr_jax.models": ("gr_jax.training", *(f"gr_jax.{room}" for room in TOP)),
     "gr_jax.training": tuple(f"gr_jax.{room}" for room in TOP),
 }

@@ -66,7 +66,7 @@ def test_flops_are_those_that_training_reports(capsys):
     from gr_jax.planning.sizes import sizes_of
 
     config = load(f"{ROOT}/configs/ml_1m.py")
-    sizes = sizes_of(config, items=3706, mean_length=165.0, device_multiple=1)
+    sizes = sizes_of(config, items=3706, mean_length=165.0, shards=1)
     out = planned(capsys, ML_1M, *SIZES, "--devices=1")
     per_user = train_flops(config, sizes.lengths, num_items=3706) / len(sizes.lengths)
     assert out["model_flops"] == pytest.approx(per_user * config.train.batch_users)

@@ -116,7 +116,7 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
     return {
         "hardware": hardware(result.pop("device")),
         **result,
-        "popularity": result["baseline"]["test"],
+        "popularity": result["baselines"]["popularity"],
         "last_epoch": valid[-1]["epoch"],
         "median_step_ms": round(statistics.median(steps), 1),
         "validation": [

@@ -58,7 +58,7 @@ from gr_jax.data.batches import epochs
 from gr_jax.data.log import synthetic_actions
 from gr_jax.data.log.preparation import prepare
 from gr_jax.data.log.synthetic import START
-from gr_jax.models.embeddings import table_rows
+from gr_jax.models.embeddings import table_entries
 from gr_jax.training import sharding
 from gr_jax.training.tables import admission
 
@@ -224,7 +224,7 @@ def step(rounds: int) -> Iterator[dict]:
         "cases": [
             {
                 "case": name,
-                "rows": table_rows(rows.table_ids(ITEMS)),
+                "rows": table_entries(rows.table_ids(ITEMS)),
                 "ms": round(statistics.median(times[name][2:]), 1),
                 "temporary_mib": round(steps[name][2], 1),
             }

@@ -17,9 +17,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from experiments.common.results import RESULTS, arguments, command_line, keep
+from gr_jax.baselines.compare import learn_all
+from gr_jax.baselines.questions import Questions
 from gr_jax.config import SyntheticConfig
+from gr_jax.data.dataset import Events
 from gr_jax.data.log.synthetic import World, ceilings, generate, simulate
-from gr_jax.training.retrieval.baseline import popularity_ranks, training_counts
 
 RESULT = RESULTS / "synthetic_structure.json"
 TOP = 10
@@ -73,8 +75,11 @@ def popularity(config: SyntheticConfig) -> float:
     log = generate(config)
     offsets = np.searchsorted(log["user"].to_numpy(), np.arange(1, config.num_users + 2))
     item = log["item"].to_numpy()
-    count = training_counts(offsets, item, config.num_items)
-    return float((popularity_ranks(count, item, offsets[:-1], offsets[1:] - 1) <= TOP).mean())
+    events = Events(offsets, item.astype(np.int32), log["timestamp"].to_numpy())
+    first, last = offsets[:-1], offsets[1:] - 1
+    asked = Questions(events.item, first, first, last, config.num_items)
+    baseline = next(learn_all(events, config.num_items))
+    return float((baseline.ranks(asked) <= TOP).mean())
 
 
 def days_since_previous(world: World) -> Int[np.ndarray, "B N"]:

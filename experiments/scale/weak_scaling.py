@@ -54,7 +54,7 @@ def planned(devices: int, row_wise: bool) -> dict:
         loss=LossConfig(kind="group", negatives=512, group=128),
         train=TrainConfig(batch_users=USERS * devices),
     )
-    sizes = sizes_of(config, items=ITEMS, mean_length=MEAN_LENGTH, device_multiple=devices)
+    sizes = sizes_of(config, items=ITEMS, mean_length=MEAN_LENGTH, shards=devices)
     config = with_row_wise_tables(config) if row_wise else config
     plan = make_plan(config, sizes, DEVICES["h100"], data=devices, model=1)
     return {

@@ -294,7 +294,7 @@ def sweep_meshes(steps: int = 50, items: int = 300) -> None:
     def losses(*case: Any) -> np.ndarray:
         config = small_config(*case)
         # Eight rows a batch on every mesh, so that all see the same batches.
-        plan = epochs.retrieval_batches(log, config.data, batch_users=24, device_multiple=8)
+        plan = epochs.retrieval_batches(log, config.data, batch_users=24, shards=8)
         training, values = start(config, items), []
         step = sharding.on_mesh(training.mesh, training.step)
         for batch in read_batches(plan, 0, steps):

@@ -75,7 +75,7 @@ def _largest(rows: sparse.csr_array, most: int) -> sparse.csr_array:
     if length.max(initial=0) <= most:
         return rows
     owner = np.repeat(np.arange(len(length)), length)
-    order = np.lexsort((rows.indices, -np.asarray(rows.data), owner))
+    order = np.lexsort((rows.indices, np.negative(rows.data), owner))
     start = np.cumsum(length) - length
     kept = order[np.arange(len(order)) - start[owner] < most]
     data, column = rows.data[kept], rows.indices[kept]

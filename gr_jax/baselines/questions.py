@@ -94,7 +94,7 @@ def sparse_ranks(
         by_both = base[item] + value >= target_score[owner]
         removed_owner, removed_item = part.removed()
         width = len(base)
-        gone = np.isin(owner * width + item, removed_owner * width + removed_item)
+        gone = _is_in(owner * width + item, removed_owner * width + removed_item)
         change = np.where(gone, 0, by_both.astype(np.int64) - by_base)
         rank += np.bincount(owner, change, minlength=len(asked))
         above = base[removed_item] >= target_score[removed_owner]
@@ -126,3 +126,9 @@ def _ranges(
     """Question and flat index of the events begin : end of each."""
     length = end - begin
     return np.repeat(np.arange(len(begin)), length), token_index(begin, length)
+
+
+def _is_in(pair: Int[np.ndarray, " n"], ascending: Int[np.ndarray, " S"]) -> np.ndarray:
+    """[n] bool: faster than `np.isin`, which sorts both."""
+    place = np.minimum(np.searchsorted(ascending, pair), len(ascending) - 1)
+    return ascending[place] == pair if len(ascending) else np.zeros(len(pair), bool)

@@ -8,9 +8,10 @@ from typing import TypedDict
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from gr_jax.models.layers import dropout
+from gr_jax.models.noise import Key
 
 TIME_BUCKETS = 129  # pallas_kernels.time_bucket gives 0 to 128
 MASKED = -1e30  # finite, so that a padding row, where every key is masked, stays free of NaN
@@ -60,7 +61,7 @@ def softmax_attention(
     segments: Int[Array, "R L"],
     *,
     rate: float = 0.0,
-    key: PRNGKeyArray | None = None,
+    key: Key | None = None,
 ) -> Float[Array, "R L H V"]:
     """Causal softmax attention inside each segment; with `key`, dropout of its weights."""
     wide = jnp.promote_types(q.dtype, jnp.float32)

@@ -13,7 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Impressions
@@ -22,6 +22,7 @@ from gr_jax.models.embeddings import ContentEmbeddings
 from gr_jax.models.heads import predictions
 from gr_jax.models.layers import Linear, dropout, split_key, widen
 from gr_jax.models.lookup import take_entries
+from gr_jax.models.noise import Key
 from gr_jax.models.sizes import ModelSizes
 from pallas_kernels import time_bucket
 
@@ -87,9 +88,7 @@ class Dlrm(nnx.Module):
         self.hidden = nnx.List([linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
         self.output = linear(width + widths[-1], sizes.num_tasks)
 
-    def rank(
-        self, impressions: Impressions, *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "B Y"]:
+    def rank(self, impressions: Impressions, *, key: Key | None = None) -> Float[Array, "B Y"]:
         """Logits in float32; with a `key`, dropout on the input and in the perceptron."""
         config = self.config
         key_input, *keys = split_key(key, 1 + len(self.hidden))

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from gr_jax.data.batches.batch import Batch
+from gr_jax.data.batches.packing import padded
 from gr_jax.models.layers import dropout, widen
 from gr_jax.models.lookup import take_entries
+from gr_jax.models.noise import Key
 from gr_jax.models.sizes import ModelSizes
 
-# entries of a table are padded to this, so that the same checkpoint shards over any usual mesh
-ROW_MULTIPLE = 128
+# Entries of a table are a multiple of this, and of the devices that share them: so most meshes have
+# tables of one size. A checkpoint of another size is cut or filled up when it is read.
+ENTRY_MULTIPLE = 128
 
 
-def table_rows(num_ids: int) -> int:
-    """Entries of a table: ids 0 (padding) to num_ids, rounded up for even sharding."""
-    return -(-(num_ids + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
+def table_entries(num_ids: int, devices: int = 1) -> int:
+    """Entries of a table that devices share evenly: ids 0 (padding) to num_ids, and unused ones.
+
+    >>> [table_entries(300, devices) for devices in (1, 8, 3)]
+    [384, 384, 384]
+    >>> [table_entries(400, devices) for devices in (1, 8, 3)]
+    [512, 512, 768]
+    """
+    return padded(num_ids + 1, math.lcm(ENTRY_MULTIPLE, devices))
 
 
 class ContentEmbeddings(nnx.Module):
@@ -38,13 +48,14 @@ class ContentEmbeddings(nnx.Module):
     """
 
     def __init__(self, sizes: ModelSizes, width: int, *, rngs: nnx.Rngs):
+        entries = functools.partial(table_entries, devices=sizes.devices)
         item_init = jax.nn.initializers.truncated_normal(0.02)
         # as large as a scaled item
         other_init = jax.nn.initializers.truncated_normal(0.02 * math.sqrt(width))
-        self.item_table = nnx.Param(item_init(rngs.params(), (table_rows(sizes.num_items), width)))
+        self.item_table = nnx.Param(item_init(rngs.params(), (entries(sizes.num_items), width)))
         values, actions = sizes.num_feature_values, sizes.num_actions
         table = lambda entries: nnx.Param(other_init(rngs.params(), (entries, width)))
-        self.feature_table = table(table_rows(values)) if values else None
+        self.feature_table = table(entries(values)) if values else None
         self.action_table = table(actions + 1) if actions else None
 
     def content(
@@ -117,7 +128,7 @@ class InputEmbeddings(ContentEmbeddings):
         self.position_table = nnx.Param(position_init(rngs.params(), (sizes.max_length, width)))
 
     def __call__(
-        self, batch: Batch, *, rate: float, dtype: jnp.dtype, key: PRNGKeyArray | None
+        self, batch: Batch, *, rate: float, dtype: jnp.dtype, key: Key | None
     ) -> Float[Array, "R L D"]:
         """Input vectors in `dtype`; with `key`, dropout at `rate`.
 

@@ -11,12 +11,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.attention import RelativeBias, softmax_attention
 from gr_jax.models.layers import NORM_EPS, Linear, Swiglu, dropout, split_key
+from gr_jax.models.noise import Key
 from pallas_kernels import hstu_attention
 from pallas_kernels.elementwise import normalised_gate, normalised_projection
 
@@ -45,7 +46,7 @@ class HstuBlock(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None
+        self, x: Float[Array, "R L D"], batch: Batch, *, key: Key | None
     ) -> Float[Array, "R L D"]:
         """x plus the layer's output; dropout before the second projection when `key` is given."""
         return self.with_attention(x, lambda q, k, v: self.attend(q, k, v, batch), key=key)
@@ -55,7 +56,7 @@ class HstuBlock(nnx.Module):
         x: Float[Array, "R L D"],
         attend: Callable[..., Array],
         *,
-        key: PRNGKeyArray | None = None,
+        key: Key | None = None,
     ) -> Float[Array, "R L D"]:
         """The layer with `attend(q, k, v)`, from and to [R, L, H, width], as its attention."""
         config = self.config

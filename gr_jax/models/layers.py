@@ -7,7 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
+
+from gr_jax.models.noise import Key, random_bits, split
 
 NORM_EPS = 1e-6  # of HSTU and SwiGLU
 
@@ -38,7 +40,7 @@ def l2_normalise(x: Float[Array, "*T D"], eps: float = 1e-6) -> Float[Array, "*T
     return wide * jax.lax.rsqrt(jnp.maximum(squared, eps * eps))
 
 
-def dropout(x: Float[Array, "*T"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*T"]:
+def dropout(x: Float[Array, "*T"], rate: float, key: Key | None) -> Float[Array, "*T"]:
     """Zero elements with probability `rate` and rescale the rest; the identity without `key`.
 
     One random byte decides an element, a quarter of the bits of a float threshold; so `rate` is
@@ -47,13 +49,13 @@ def dropout(x: Float[Array, "*T"], rate: float, key: PRNGKeyArray | None) -> Flo
     kept = 256 - round(rate * 256)
     if key is None or kept == 256:
         return x
-    keep = jax.random.bits(key, x.shape, jnp.uint8) < kept
+    keep = random_bits(key, x.shape, jnp.uint8) < kept
     return jnp.where(keep, x * (256 / kept), jnp.zeros_like(x))
 
 
-def split_key(key: PRNGKeyArray | None, n: int) -> list[PRNGKeyArray] | list[None]:
+def split_key(key: Key | None, n: int) -> list[Key] | list[None]:
     """`n` keys from one, or `n` times None without a key."""
-    return [None] * n if key is None else list(jax.random.split(key, n))
+    return [None] * n if key is None else split(key, n)
 
 
 class Linear(nnx.Module):
@@ -90,7 +92,7 @@ class Swiglu(nnx.Module):
         self.down = nnx.Param(xavier(rngs.params(), (hidden, width)))
 
     def __call__(
-        self, x: Float[Array, "R L D"], *, rate: float = 0.0, key: PRNGKeyArray | None = None
+        self, x: Float[Array, "R L D"], *, rate: float = 0.0, key: Key | None = None
     ) -> Float[Array, "R L D"]:
         """x plus the layer's output, in the dtype of x; with `key`, dropout of hidden values."""
         gate, up, down = (weight.astype(x.dtype) for weight in (self.gate, self.up, self.down))

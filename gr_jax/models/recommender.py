@@ -20,6 +20,7 @@ from gr_jax.models.embeddings import InputEmbeddings
 from gr_jax.models.heads import RankingHead, predictions
 from gr_jax.models.hstu import HstuBlock
 from gr_jax.models.layers import NORM_EPS, l2_normalise, layer_norm, split_key
+from gr_jax.models.noise import Key
 from gr_jax.models.sasrec import SasrecBlock
 from gr_jax.models.sizes import ModelSizes
 
@@ -52,7 +53,7 @@ class Recommender(nnx.Module):
             else None
         )
 
-    def encode(self, batch: Batch, *, key: PRNGKeyArray | None = None) -> Float[Array, "R L D"]:
+    def encode(self, batch: Batch, *, key: Key | None = None) -> Float[Array, "R L D"]:
         """Unit vectors, 0 at padding; vector i answers "what comes after token i?".
 
         Args:
@@ -61,7 +62,7 @@ class Recommender(nnx.Module):
         """
         return jnp.where(batch.segment[..., None] != 0, self.vectors(self.hidden(batch, key)), 0)
 
-    def rank(self, batch: Batch, *, key: PRNGKeyArray | None = None) -> Float[Array, "R L Y"]:
+    def rank(self, batch: Batch, *, key: Key | None = None) -> Float[Array, "R L Y"]:
         """Logits of each task at each token; only those of items and candidates have a meaning.
 
         A token sees itself and the tokens of its sequence before it, but no candidate: candidates
@@ -100,7 +101,7 @@ class Recommender(nnx.Module):
         """Ranking: the probability of each task, or the number where the task is a regression."""
         return predictions(logits, self.sizes.tasks)
 
-    def hidden(self, batch: Batch, key: PRNGKeyArray | None = None) -> Float[Array, "R L D"]:
+    def hidden(self, batch: Batch, key: Key | None = None) -> Float[Array, "R L D"]:
         """Last hidden states, in the dtype that the model computes in."""
         config = self.config
         key_input, *keys = split_key(key, 1 + config.num_blocks)
@@ -126,7 +127,7 @@ class Recommender(nnx.Module):
         call = self._call_of(nnx.split(self.blocks[0])[0], batch)
         params = [nnx.split(block)[1] for block in self.blocks]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-        stacked_keys = None if keys[0] is None else jnp.stack(keys)
+        stacked_keys = None if keys[0] is None else jax.tree.map(lambda *k: jnp.stack(k), *keys)
 
         def step(x, inputs):
             block_params, key = inputs

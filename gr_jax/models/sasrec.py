@@ -7,12 +7,13 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.attention import softmax_attention
 from gr_jax.models.layers import Linear, dropout, layer_norm, split_key
+from gr_jax.models.noise import Key
 
 NORM_EPS = 1e-8
 
@@ -34,7 +35,7 @@ class SasrecBlock(nnx.Module):
         self.ffn_out = linear(config.ffn_width, config.width)
 
     def __call__(
-        self, x: Float[Array, "R L D"], batch: Batch, *, key: PRNGKeyArray | None
+        self, x: Float[Array, "R L D"], batch: Batch, *, key: Key | None
     ) -> Float[Array, "R L D"]:
         """The layer's output, 0 at padding.
 

@@ -21,6 +21,7 @@ class ModelSizes:
     num_actions: int = 0
     num_feature_values: int = 0
     tasks: tuple[str, ...] = ()  # Y labels that ranking predicts; () makes no ranking head
+    devices: int = 1  # that share the entries of tables
 
     @property
     def num_tasks(self) -> int:
@@ -28,12 +29,15 @@ class ModelSizes:
         return len(self.tasks)
 
     @classmethod
-    def of(cls, config: Config, dataset: Dataset, scheme: TokenScheme) -> ModelSizes:
-        """The sizes of the model of a run."""
+    def of(
+        cls, config: Config, dataset: Dataset, scheme: TokenScheme, *, devices: int = 1
+    ) -> ModelSizes:
+        """The sizes of the model of a run on this number of devices."""
         return cls(
             num_items=config.vocabulary.table_ids(dataset.num_items),
             max_length=scheme.max_tokens(config.data.max_length),
             num_actions=len(dataset.catalogue.actions) if scheme.with_actions else 0,
             num_feature_values=dataset.catalogue.num_feature_values,
             tasks=scheme.tasks,
+            devices=devices,
         )

@@ -65,9 +65,9 @@ def _lookups(config: Config, sizes: Sizes, data: int, model: int, total: str) ->
     width, loss, tokens = config.model.width, config.loss, sizes.tokens
     devices = data * model
     found = [("input entries", tokens, "T", 1)]
-    if sizes.item_values:
-        found.append(("feature entries of items", tokens * sizes.item_values, "T F", 1))
-    if sizes.contexts or sizes.max_series:
+    if sizes.item_features:
+        found.append(("feature entries of items", tokens * sizes.item_features, "T F", 1))
+    if sizes.user_features or sizes.max_series:
         found.append(("feature entries of users", tokens, "T", 1))
     made = []
     if not sizes.num_tasks and loss.kind == "full":
@@ -121,9 +121,9 @@ def entries_named(config: Config, sizes: Sizes) -> float:
     loss, tokens = config.loss, sizes.tokens
     of_item = 1 if config.vocabulary.kind == "catalogue" else config.vocabulary.hashes
     if sizes.num_tasks:
-        return tokens * (of_item + sizes.item_values)
+        return tokens * (of_item + sizes.item_features)
     group = loss.group if loss.kind == "group" else 1
-    return tokens * (of_item * (2 + loss.negatives / group) + sizes.item_values)
+    return tokens * (of_item * (2 + loss.negatives / group) + sizes.item_features)
 
 
 def _blocks(config: Config, sizes: Sizes, data: int, model: int) -> list[Exchange]:

@@ -44,20 +44,24 @@ def abstract_batch(sizes: Sizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         fields["label"] = of(jnp.int32)
     if sizes.num_actions:
         fields["action"] = of(jnp.int32)
-    if sizes.item_values:
-        fields["item_features"] = of(jnp.int32, sizes.item_values)
-    if sizes.contexts or sizes.max_series:
+    if sizes.item_features:
+        fields["item_features"] = of(jnp.int32, sizes.item_features)
+    if sizes.user_features or sizes.max_series:
         fields["user_feature"] = of(jnp.int32)
+    if mesh.shape["data"] > 1:
+        fields["row"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=placement)
     return fields
 
 
 def abstract_state(config: Config, sizes: Sizes, mesh: Mesh | AbstractMesh) -> state.TrainState:
     """Shapes, dtypes and shardings of the training state."""
     table_ids = config.vocabulary.table_ids(sizes.num_items)
-    model_sizes = dataclasses.replace(sizes.model(config.ranking.tasks), num_items=table_ids)
+    model_sizes = sizes.model(config.ranking.tasks, devices=mesh.size)
+    model_sizes = dataclasses.replace(model_sizes, num_items=table_ids)
     shapes = _shapes(config.model, config.optimizer, model_sizes)
     shapes = dataclasses.replace(
-        shapes, vocabulary=admission.shapes(config.vocabulary, sizes.num_items)
+        shapes,
+        vocabulary=admission.shapes(config.vocabulary, sizes.num_items, devices=mesh.size),
     )
     return state.placed(shapes, mesh=mesh, rules=config.mesh.rules)
 

@@ -162,7 +162,7 @@ def activation_traffic(config: Config, sizes: Sizes) -> float:
     if model.kind == "sasrec":
         block = 12 * model.width + 4 * model.ffn_width
     blocks = (4 if model.remat else 3) * size * tokens * model.num_blocks * block
-    entries = 16.0 * model.width * tokens * (1 + sizes.item_values)
+    entries = 16.0 * model.width * tokens * (1 + sizes.item_features)
     return blocks + entries + _loss_traffic(config, sizes)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import jax
 
 from gr_jax.config import Config, ConfigError
-from gr_jax.models.embeddings import table_rows
+from gr_jax.models.embeddings import table_entries
 from gr_jax.planning.collectives import entries_named, is_row_wise, is_table
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training.sharding import path_name
@@ -107,9 +107,9 @@ def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 
 def batch_bytes(sizes: Sizes) -> float:
     """Bytes of a global batch; see `data.batches.batch.Batch`."""
-    fields = 5 + sizes.item_values + bool(sizes.num_actions)
+    fields = 5 + sizes.item_features + bool(sizes.num_actions)
     fields += 2 * sizes.num_tasks if sizes.num_tasks else 1
-    fields += bool(sizes.contexts or sizes.max_series)
+    fields += bool(sizes.user_features or sizes.max_series)
     return 4.0 * sizes.tokens * fields
 
 
@@ -220,7 +220,7 @@ def _loss(config: Config, sizes: Sizes, state: TrainState) -> Part:
 
 def _chunk(config: Config, sizes: Sizes, devices: int) -> tuple[float, str]:
     """Bytes of the logits of a chunk of tokens and of the entries that they need."""
-    loss, width, entries = config.loss, config.model.width, table_rows(sizes.num_items)
+    loss, width, entries = config.loss, config.model.width, table_entries(sizes.num_items, devices)
     if loss.kind == "full":
         return 4.0 * entries / devices * loss.chunk_tokens, "4 X (tokens of a chunk)"
     group = loss.group if loss.kind == "group" else 1
@@ -239,7 +239,8 @@ def _vectors_of_all_items(config: Config, sizes: Sizes, state: TrainState) -> tu
     """With hashes and a dense rule the vectors of all items are made, one hash at a time."""
     if state.vocabulary is None or is_row_wise(config):
         return ()
-    entries = table_rows(sizes.num_items) / mesh_of(state).size
+    devices = mesh_of(state).size
+    entries = table_entries(sizes.num_items, devices) / devices
     size = 4.0 * (config.vocabulary.hashes + 1) * entries * config.model.width
     return (Part("vectors of all items", size, "4 (k + 1) D (items / n)"),)
 

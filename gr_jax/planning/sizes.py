@@ -35,8 +35,8 @@ class Sizes:
     num_users: int = 0  # sequences of an epoch
     num_actions: int = 0
     num_feature_values: int = 0
-    item_values: int = 0  # F: feature values of an item
-    contexts: int = 0  # C: user features, a token each
+    item_features: int = 0  # F: feature values of an item
+    user_features: int = 0  # C: user features, a token each
     max_series: int = 0  # max entries of slow series in a sequence
     num_tasks: int = 0  # Y; 0 = retrieval
     source: str = "given"  # where the numbers are from, in words
@@ -57,24 +57,25 @@ class Sizes:
         n = self.lengths.astype(np.float64)
         return self.users_per_batch * float((n * (n + 1) / 2).mean())
 
-    def model(self, tasks: tuple[str, ...]) -> ModelSizes:
-        """The sizes of the model, whose ranking predicts `tasks`."""
+    def model(self, tasks: tuple[str, ...], *, devices: int = 1) -> ModelSizes:
+        """The sizes of the model on `devices` devices, whose ranking predicts `tasks`."""
         return ModelSizes(
             num_items=self.num_items,
             max_length=self.max_tokens,
             num_actions=self.num_actions,
             num_feature_values=self.num_feature_values,
             tasks=tasks,
+            devices=devices,
         )
 
 
-def sizes_of(config: Config, *, items: int, mean_length: float, device_multiple: int) -> Sizes:
-    """The sizes of a run whose batches are shared by `device_multiple` shards.
+def sizes_of(config: Config, *, items: int, mean_length: float, shards: int) -> Sizes:
+    """The sizes of a run whose batches are shared by this number of shards.
 
     Args:
       config: of the run; source="synthetic" gives the sizes itself and generates nothing.
       items, mean_length: of the catalogue and of a history in events; 0 = from config or data.
-      device_multiple: divides the rows of a batch.
+      shards: divides the rows of a batch.
 
     Raises:
       ConfigError: neither given nor to be found.
@@ -93,7 +94,7 @@ def sizes_of(config: Config, *, items: int, mean_length: float, device_multiple:
             items=items,
             mean_length=mean_length,
             num_users=users,
-            device_multiple=device_multiple,
+            shards=shards,
         )
 
     meta = Path(config.data.prepared).expanduser() / "meta.json"
@@ -103,24 +104,22 @@ def sizes_of(config: Config, *, items: int, mean_length: float, device_multiple:
             "no prepared dataset and no raw log: give the sizes by --items=N --mean_length=EVENTS,"
             " or set --config.data.path"
         )
-    return measured(config, prepare(config.data), device_multiple=device_multiple)
+    return measured(config, prepare(config.data), shards=shards)
 
 
-def measured(config: Config, dataset: Dataset, *, device_multiple: int) -> Sizes:
+def measured(config: Config, dataset: Dataset, *, shards: int) -> Sizes:
     """The sizes of training on `dataset`, by its first epoch; also those of streaming."""
     scheme, catalogue = token_scheme(config, dataset), dataset.catalogue
     if config.ranking.tasks:
         before = time_bounds(dataset.events.timestamp, config.ranking)["valid"][0]
-        rows = ranking.training_batches(
-            dataset, config, scheme, before, device_multiple=device_multiple
-        )
+        rows = ranking.training_batches(dataset, config, scheme, before, shards=shards)
     else:
         rows = epochs.retrieval_batches(
             dataset,
             config.data,
             scheme,
             batch_users=config.train.batch_users,
-            device_multiple=device_multiple,
+            shards=shards,
             seed=config.seed,
         )
     lengths = rows.count(rows.epoch(0).spans)
@@ -128,15 +127,15 @@ def measured(config: Config, dataset: Dataset, *, device_multiple: int) -> Sizes
     return Sizes(
         num_items=dataset.num_items,
         max_tokens=scheme.max_tokens(config.data.max_length),
-        batch_rows=rows.batch_rows,
+        batch_rows=rows.rows_computed,
         row_length=rows.row_length,
         users_per_batch=len(lengths) / rows.steps(0),
         lengths=lengths,
         num_users=len(lengths),
         num_actions=len(catalogue.actions) if scheme.with_actions else 0,
         num_feature_values=catalogue.num_feature_values,
-        item_values=0 if features is None else features.shape[1],
-        contexts=scheme.num_user_features,
+        item_features=0 if features is None else features.shape[1],
+        user_features=scheme.num_user_features,
         max_series=scheme.max_series,
         num_tasks=len(scheme.tasks),
         source=f"the dataset {dataset.folder}",
@@ -144,7 +143,7 @@ def measured(config: Config, dataset: Dataset, *, device_multiple: int) -> Sizes
 
 
 def assumed(
-    config: Config, *, items: int, mean_length: float, num_users: int, device_multiple: int
+    config: Config, *, items: int, mean_length: float, num_users: int, shards: int
 ) -> Sizes:
     """The sizes of training on log-normal histories, as of `data/log/synthetic.py`; no features."""
     per_event = 2 if config.ranking.tasks and config.ranking.tokens != "sum" else 1
@@ -162,7 +161,7 @@ def assumed(
     return Sizes(
         num_items=items,
         max_tokens=per_event * max_length,
-        batch_rows=max(1, -(-rows // device_multiple)) * device_multiple,
+        batch_rows=packing.padded(max(1, rows), shards),
         row_length=row_length,
         users_per_batch=float(users),
         lengths=lengths,

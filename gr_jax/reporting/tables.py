@@ -106,22 +106,17 @@ def _baselines(records: Sequence[Record]) -> list[tuple[str, str, Mapping[str, A
     """Name, split and metrics of the baselines; equal ones once, with the runs they belong to."""
     found: list[tuple[str, Mapping[str, Any], list[str]]] = []
     for record in records:
-        baseline = (record.result or {}).get("baseline")  # runs of older versions have none
-        if not baseline:
-            continue
-        same = (
-            runs
-            for name, values, runs in found
-            if (name, values) == (baseline["name"], baseline["test"])
-        )
-        runs = next(same, None)
-        if runs is None:
-            found.append((baseline["name"], baseline["test"], [record.name]))
-        else:
-            runs.append(record.name)
-    alone = len(found) == 1
+        baselines = (record.result or {}).get("baselines", {})  # runs of older versions have none
+        for name, values in baselines.items():
+            same = (runs for *known, runs in found if known == [name, values])
+            runs = next(same, None)
+            if runs is None:
+                found.append((name, values, [record.name]))
+            else:
+                runs.append(record.name)
+    names = [name for name, *_ in found]
     return [
-        (name if alone else f"{name} ({', '.join(runs)})", "test", values)
+        (name if names.count(name) == 1 else f"{name} ({', '.join(runs)})", "test", values)
         for name, values, runs in found
     ]
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from gr_jax.data.batches.batch import Batch, Impressions
 from gr_jax.data.dataset import Dataset
-from gr_jax.models.embeddings import table_rows
+from gr_jax.models.embeddings import table_entries
 from gr_jax.serving import CACHE_MB, index, ranker
 from gr_jax.serving.cache import CachedEncoder, CachedPredictor
 from gr_jax.serving.history import HistoryReader
@@ -105,7 +105,7 @@ def _ranker(run: Run, params: dict, max_bytes: int) -> ranker.Ranker:
             functools.partial(sharding.on_mesh(run.mesh, predict), params),
             RowMaker(run.dataset, run.scheme, max_length),
             block=block,
-            table_rows=table_rows(num_items),
+            entries=table_entries(num_items),
         )
     else:
         sizes = tuple(sorted({min(size, block) for size in MICRO_BATCHES}))

@@ -29,6 +29,8 @@ def block_size(num_items: int) -> int:
 class Predictor(Protocol):
     """Histories and candidates -> predictions; with a cache or without."""
 
+    maker: RowMaker  # of the rows of histories
+
     @property
     def cache(self) -> Cache | None:
         """The cache of histories, if there is one."""
@@ -65,6 +67,12 @@ class Ranker:
     def can_answer(self, query: Query) -> bool:
         """True if the history holds an event, or there are candidates to predict without one."""
         return len(query.history) > 0 or query.candidates is not None
+
+    def work(self, query: Query) -> float:
+        """Tokens of the history, and one for each candidate."""
+        candidates = query.allowed if query.candidates is None else query.candidates
+        count = len(self._items if candidates is None else candidates)
+        return 1.0 + self.predictor.maker.max_tokens(query.history) + count
 
     def answer(self, queries: Sequence[Query]) -> list[Scored]:
         """The answers, computed together; each is what it would be alone."""
@@ -201,11 +209,11 @@ class ImpressionPredictor:
         maker: RowMaker,
         *,
         block: int,
-        table_rows: int,
+        entries: int,
     ):
-        """`predict`: impressions -> [B, Y]; `table_rows`: entries of the model's item table."""
+        """`predict`: impressions -> [B, Y]; `entries`: entries of the model's item table."""
         self._predict, self.maker, self.block = predict, maker, block
-        features = impressions.item_feature_table(maker.dataset, table_rows)
+        features = impressions.item_feature_table(maker.dataset, entries)
         self._item_features = None if features is None else jax.device_put(features)
 
     def __call__(

@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,7 @@ class Progress:
     best_value: float = -math.inf  # its score, such as NDCG@10
     stale: int = 0  # validations since then
     wall_seconds: float = 0.0  # of training, validation included, over all sessions of the run
-    # Rows of a training batch are a multiple of this, from the first session on; 0 = not known.
-    device_multiple: int = 0
+    losses: tuple[float, ...] = ()  # of the steps since the last line of the metrics
 
     def after_validation(self, step: int, value: float) -> Progress:
         """Progress with the validation at `step`; of equal values the later is the best."""
@@ -160,16 +159,17 @@ class Checkpoints:
         return restored, ""
 
     def _read(self, step: int, target: PyTree) -> tuple[Any, Progress]:
+        # Not strict: tables have as many unused entries as the devices need (`table_entries`).
         wanted: dict[str, Any] = (
-            {} if target is None else {"state": ocp.args.StandardRestore(target)}
+            {} if target is None else {"state": ocp.args.StandardRestore(target, strict=False)}
         )
         args = ocp.args.Composite(progress=ocp.args.JsonRestore(), **wanted)
         restored: Any = self._manager.restore(step, args=args)
         state = None if target is None else jax.block_until_ready(restored.state)
-        progress = dict(restored.progress)
-        if "batch_multiple" in progress:  # its name in older checkpoints
-            progress["device_multiple"] = progress.pop("batch_multiple")
-        return state, Progress(**progress)
+        known = {field.name for field in fields(Progress)}
+        progress = {name: value for name, value in restored.progress.items() if name in known}
+        losses = tuple(progress.pop("losses", ()))
+        return state, Progress(**progress, losses=losses)
 
     def _move_aside(self, damaged: Sequence[int]) -> None:
         """Rename damaged steps, so that the repeated steps do not count as older than them."""

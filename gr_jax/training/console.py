@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
 from gr_jax.config import ModelConfig
-from gr_jax.data.batches.epochs import TrainBatches, TrainPlan
+from gr_jax.data.batches.epochs import TrainBatches
+from gr_jax.data.batches.impressions import ImpressionBatches
+from gr_jax.data.batches.packing import padded
+from gr_jax.data.batches.streaming import StreamBatches
 from gr_jax.data.log.preparation import told
 from gr_jax.models.flops import block_flops
 from gr_jax.training import processes
-from gr_jax.training.objective import Objective, last_step
+from gr_jax.training.checkpoint import Progress
+from gr_jax.training.objective import Objective, is_out_of_patience, is_over, last_step
 from gr_jax.training.state import TrainState
 from gr_jax.training.tables.admission import Revision
 
@@ -37,7 +41,7 @@ def table(rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0,)) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def describe(objective: Objective, state: TrainState) -> str:
+def describe(objective: Objective, state: TrainState, progress: Progress) -> str:
     """Lines on the data, the model, the batches, the devices and the steps of a run."""
     run, model = objective.run, objective.run.config.model
     data = run.dataset
@@ -46,7 +50,7 @@ def describe(objective: Objective, state: TrainState) -> str:
     if jax.process_count() > 1:
         mesh += f", {jax.process_count()} processes"
     step, last = int(state.step), last_step(objective)
-    resuming = ": resuming" if 0 < step < last else ""
+    resuming = ": resuming" if step and not is_over(objective, step, progress) else ""
 
     return "\n".join(
         [
@@ -55,7 +59,7 @@ def describe(objective: Objective, state: TrainState) -> str:
             *(f"        {line}" for line in told(data.meta)),
             f"model   {model.kind}, {model.num_blocks} blocks, {parameters:,} parameters",
             *objective.about,
-            *shards_lines(objective.plan, model),
+            *shards_lines(objective.plan, model, run.mesh.shape["data"]),
             f"devices {run.mesh.size} {jax.devices()[0].device_kind} ({mesh})",
             f"steps   {objective.plan.first_step(1)} in the first epoch,"
             f" {step} of {last} done{resuming}",
@@ -63,20 +67,36 @@ def describe(objective: Objective, state: TrainState) -> str:
     )
 
 
-def shards_lines(plan: TrainPlan, model: ModelConfig) -> tuple[str, ...]:
-    """How even the work of data shards is; nothing for one shard or a stream.
+def patience_line(objective: Objective, step: int, progress: Progress) -> str:
+    """Console line of a run that patience ended before its last step; "" for others."""
+    last = last_step(objective)
+    if step >= last or not is_out_of_patience(objective, progress):
+        return ""
+    return (
+        f"patience ended the run after step {step} of {last}: {progress.stale} validations without"
+        " a better one; to go on raise --config.train.patience, or set it to 0"
+    )
+
+
+def shards_lines(
+    plan: TrainBatches | StreamBatches | ImpressionBatches, model: ModelConfig, shards: int
+) -> tuple[str, ...]:
+    """What the empty rows of data shards cost, and how even their work is; nothing for one shard.
 
     Work as of `block_flops`: padding costs as much as a token in the linear layers, and nothing in
     attention.
     """
-    if not isinstance(plan, TrainBatches) or plan.shards == 1:
+    if shards == 1:
         return ()
-    per_token, per_pair = block_flops(model)
-    before, after = plan.imbalance(token_cost=per_token, pair_cost=per_pair)
-    return (
-        f"shards  {plan.shards}, the busiest with {after:.3f} of the mean work"
-        f" ({before:.3f} before balancing)",
-    )
+    real = plan.batch_size if isinstance(plan, ImpressionBatches) else plan.batch_rows
+    empty = padded(real, shards) - real
+    line = f"shards  {shards}; empty rows added to a batch: {empty} of {real + empty}"
+    line += f" ({empty / real:.1%} more is computed than on one device)" if empty else ""
+    if isinstance(plan, TrainBatches):
+        per_token, per_pair = block_flops(model)
+        before, after = plan.imbalance(token_cost=per_token, pair_cost=per_pair)
+        line += f"; the busiest has {after:.3f} of the mean work ({before:.3f} before balancing)"
+    return (line,)
 
 
 def train_line(step: int, epoch: float, values: dict[str, float]) -> str:
@@ -118,14 +138,42 @@ def repeats_line(result: dict[str, float], split: str) -> str:
 
 def final_table(
     results: dict[str, dict[str, float]],
-    baseline: tuple[str, dict[str, float]],
+    baselines: Mapping[str, Mapping[str, float]],
     shown: Sequence[str],
 ) -> str:
-    """Table of the metrics of both splits, and of the baseline on the test split."""
-    columns = (results["valid"], results["test"], baseline[1])
+    """Table of the metrics of both splits, and of the baselines on the test split."""
+    columns = (results["valid"], results["test"], *baselines.values())
     rows = [
-        (name, *(f"{column[name]:.4f}" if name in column else "" for column in columns))
+        (name, *(_value(column, name) for column in columns))
         for name in shown
         if any(name in column for column in columns)
     ]
-    return table([("metric", "valid", "test", f"{baseline[0]} (test)"), *rows])
+    head = ("metric", "valid", "test", *(f"{name} (test)" for name in baselines))
+    return table([head, *rows])
+
+
+def _value(metrics: Mapping[str, float], name: str) -> str:
+    """A metric, with its standard error where that is known."""
+    if name not in metrics:
+        return ""
+    error = f" ±{metrics[f'{name}/se']:.4f}" if f"{name}/se" in metrics else ""
+    return f"{metrics[name]:.4f}{error}"
+
+
+def not_beaten_line(test: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> str:
+    """Console line of a run that does not beat its best baseline; "" for others.
+
+    Retrieval has to be above it by a standard error of NDCG@10, ranking to have a lower NE.
+    """
+    metric, sign = ("ndcg@10", 1) if "ndcg@10" in test else ("ne", -1)
+    having = {name: values[metric] for name, values in baselines.items() if metric in values}
+    if metric not in test or not having:
+        return ""
+    name = max(having, key=lambda name: sign * having[name])
+    ours, error = test[metric], test.get(f"{metric}/se", 0.0)
+    if sign * (ours - having[name]) > error:
+        return ""
+    return (
+        f"the model does not beat {name}: {metric} {_value(test, metric)} against"
+        f" {having[name]:.4f}; what to try is in docs/own_log.md"
+    )

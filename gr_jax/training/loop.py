@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import types
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from gr_jax.training import processes, sharding
 from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
 from gr_jax.training.console import say, train_line, valid_line, vocabulary_line
 from gr_jax.training.metrics_log import MetricsLog
-from gr_jax.training.objective import Objective, last_step
+from gr_jax.training.objective import Objective, is_over, last_step
 from gr_jax.training.speed import SpeedMeter
 from gr_jax.training.state import TrainState, shardings_of
 from gr_jax.training.tables.admission import catalogue_maker, make_update
@@ -69,7 +70,7 @@ def train_loop(
     batches = read_batches(plan, step, last, sharding.share_of_process(run.mesh))
     batch_sharding = sharding.batch_sharding(run.mesh)
     key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
-    meter = SpeedMeter(objective.cost, run.config.model.compute_dtype)
+    meter = SpeedMeter(objective.cost, run.config.model.compute_dtype, progress.losses)
     pending: list[tuple[int, dict]] = []
 
     for batch in batches:
@@ -85,12 +86,8 @@ def train_loop(
         # signal of all, so they stop after the same step.
         pending.append((step, values | {"signal": max_over_processes(interruption.signal)}))
         losses, stop = fetch(pending, leave=1)
-        meter.add(losses)
+        report(objective, losses, meter, log)
         epoch, step_of_epoch = plan.locate(step)
-        if step % train.log_every == 0 and meter.has_news:
-            values = meter.report() | {"fill": objective.cost.fill}
-            log.write(step, epoch, "train", values)
-            say(train_line(step, epochs_at(objective, step), values))
 
         # A stream that stops inside a window has trained on a part of it: no test on it then.
         ends_epoch = step_of_epoch == 0 and epoch % train.validate_every == 0
@@ -100,7 +97,7 @@ def train_loop(
 
         losses, late_stop = fetch(pending, leave=0)
         stop = stop or late_stop
-        meter.add(losses)
+        report(objective, losses, meter, log)
         meter.pause()
         check_finite(step, state.params)
         before = progress
@@ -108,18 +105,14 @@ def train_loop(
             progress = validate(objective, step, state, progress, log)
         if is_stream:  # its newest parameters are its best, validated or not
             progress = dataclasses.replace(progress, best_step=step)
-        progress = dataclasses.replace(progress, wall_seconds=time.monotonic() - started)
+        progress = dataclasses.replace(
+            progress, wall_seconds=time.monotonic() - started, losses=meter.unreported
+        )
         progress = save(checkpoints, step, state, progress, before)
         meter.resume()
         if stop or is_over(objective, step, progress):
             break
     return state, progress, stop
-
-
-def is_over(objective: Objective, step: int, progress: Progress) -> bool:
-    """True if all steps are done, or validation has not improved for `patience` validations."""
-    out_of_patience = 0 < objective.run.config.train.patience <= progress.stale
-    return step >= last_step(objective) or out_of_patience
 
 
 def epochs_at(objective: Objective, step: int) -> float:
@@ -129,21 +122,33 @@ def epochs_at(objective: Objective, step: int) -> float:
     return epoch + (k / (plan.first_step(epoch + 1) - plan.first_step(epoch)) if k else 0.0)
 
 
-def fetch(pending: list[tuple[int, dict]], *, leave: int) -> tuple[list[float], int]:
+def report(
+    objective: Objective, losses: Mapping[int, float], meter: SpeedMeter, log: MetricsLog
+) -> None:
+    """Count the losses of these steps, and tell the means after every `log_every` steps."""
+    for step, loss in losses.items():
+        meter.add(loss)
+        if step % objective.run.config.train.log_every == 0:
+            values = meter.report() | {"fill": objective.cost.fill}
+            log.write(step, objective.plan.locate(step)[0], "train", values)
+            say(train_line(step, epochs_at(objective, step), values))
+
+
+def fetch(pending: list[tuple[int, dict]], *, leave: int) -> tuple[dict[int, float], int]:
     """Take all but the newest `leave` entries off `pending`.
 
     Returns:
-      Their losses, and the first signal among them or 0.
+      Their losses by step, and the first signal among them or 0.
 
     Raises:
       Diverged: a loss is not finite.
     """
-    losses, stop = [], 0
+    losses, stop = {}, 0
     while len(pending) > leave:
         step, values = pending.pop(0)
-        losses.append(float(values["loss"]))
-        if not math.isfinite(losses[-1]):
-            raise Diverged(step, f"loss={losses[-1]}")
+        losses[step] = float(values["loss"])
+        if not math.isfinite(losses[step]):
+            raise Diverged(step, f"loss={losses[step]}")
         stop = stop or int(values["signal"])
     return losses, stop
 

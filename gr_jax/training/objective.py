@@ -8,12 +8,13 @@ Both have the members that the training loop works with:
     validate(params, epochs_done)   metrics while training; None if there is nothing to validate on
     score(metrics, epochs_done)     one number for them; the checkpoint with the highest is the best
     evaluate(params, split)         metrics of a split
-    baseline()                      a name and its metrics on the test split, to compare with
+    baselines()                     name -> metrics on the test split, to compare with
     about, shown, headline          console lines, and the metrics of the final table and of a line
 """
 
 from __future__ import annotations
 
+from gr_jax.training.checkpoint import Progress
 from gr_jax.training.ranking.objective import Ranking
 from gr_jax.training.retrieval.objective import Retrieval
 from gr_jax.training.run import Run
@@ -24,6 +25,16 @@ Objective = Retrieval | Ranking
 def objective_of(run: Run) -> Objective:
     """Ranking if the config names tasks to predict, else retrieval."""
     return Ranking(run) if run.config.ranking.tasks else Retrieval(run)
+
+
+def is_over(objective: Objective, step: int, progress: Progress) -> bool:
+    """True if all steps are done, or validation has not improved for `patience` validations."""
+    return step >= last_step(objective) or is_out_of_patience(objective, progress)
+
+
+def is_out_of_patience(objective: Objective, progress: Progress) -> bool:
+    """True if validation has not improved for `patience` validations."""
+    return 0 < objective.run.config.train.patience <= progress.stale
 
 
 def last_step(objective: Objective) -> int:

@@ -15,7 +15,7 @@ import gr_jax
 from gr_jax.files import write_whole
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Checkpoints, Progress
-from gr_jax.training.console import final_table, repeats_line, say
+from gr_jax.training.console import final_table, not_beaten_line, repeats_line, say
 from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import Objective
 from gr_jax.training.state import TrainState, abstract, free
@@ -65,11 +65,11 @@ def report(
         epoch = objective.plan.locate(best_step)[0]
         log.write(best_step, epoch, "test", results["test"])
 
-    baseline = objective.baseline()
+    baselines = objective.baselines()
     counts = {name: getattr(run.dataset, name) for name in ("num_users", "num_items", "num_events")}
     result = {
         **results,
-        "baseline": {"name": baseline[0], "test": baseline[1]},
+        "baselines": baselines,
         "best_step": best_step,
         "seed": run.config.seed,
         "wall_seconds": time.monotonic() - started,
@@ -79,7 +79,9 @@ def report(
     }
     write_whole(path, json.dumps(result, indent=2) + "\n")
 
-    say(final_table(results, baseline, objective.shown))
+    say(final_table(results, baselines, objective.shown))
+    if line := not_beaten_line(results["test"], baselines):
+        say(line)
     if line := repeats_line(results["test"], "test"):
         say(line)
     folder, seconds = run.workdir / "checkpoints", time.monotonic() - started

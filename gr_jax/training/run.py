@@ -16,6 +16,7 @@ from gr_jax.config import Config, ConfigError, DataConfig, MeshConfig, files
 from gr_jax.data.batches.tokenizer import TokenScheme, token_scheme
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.run_dataset import dataset_of
+from gr_jax.models.embeddings import table_entries
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
 from gr_jax.training import processes, sharding, state
@@ -37,11 +38,13 @@ class Run:
     graphdef: nnx.GraphDef  # structure of the model
     init_params: Callable[[PRNGKeyArray], dict]  # key -> fresh parameters
     optimizer: Optimizer
-    # Rows of a training batch are a multiple of this: the `data` axis of the mesh that the run
-    # began on.
-    device_multiple: int
     # Entries of the items before the first step; None: entry = item id.
     vocabulary: admission.Vocabulary | None = None
+
+    @property
+    def item_entries(self) -> int:
+        """Entries of a table that has one for each item of the catalogue."""
+        return table_entries(self.dataset.num_items, self.mesh.size)
 
     def planned_state(self) -> state.TrainState:
         """Shapes, dtypes and shardings of the state: the target of restoring a checkpoint."""
@@ -78,7 +81,8 @@ def open_run(config: Config, workdir: Path, dataset: Dataset) -> Run:
     processes.connect(mesh)
 
     # Model.
-    graphdef, init_params = make_model(config.model, ModelSizes.of(config, dataset, scheme))
+    sizes = ModelSizes.of(config, dataset, scheme, devices=mesh.size)
+    graphdef, init_params = make_model(config.model, sizes)
     return Run(
         config,
         workdir,
@@ -88,8 +92,7 @@ def open_run(config: Config, workdir: Path, dataset: Dataset) -> Run:
         graphdef,
         init_params=lambda key: cast_tables(init_params(key), config.optimizer.table_dtype),
         optimizer=make_optimizer(config.optimizer),
-        device_multiple=mesh.shape["data"],
-        vocabulary=admission.initial(config, dataset),
+        vocabulary=admission.initial(config, dataset, devices=mesh.size),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -46,28 +47,29 @@ def peak_flops(compute_dtype: str) -> float:
 class SpeedMeter:
     """Mean loss and speed between two reports, without compilation, validation and saving."""
 
-    def __init__(self, cost: StepCost, compute_dtype: str):
+    def __init__(self, cost: StepCost, compute_dtype: str, losses: Sequence[float] = ()):
+        """`losses`: of the steps that a session before this one did not report."""
         self._cost = cost
         self._peak = peak_flops(compute_dtype)
         self._compiled = False
-        self._restart()
+        self._restart(losses)
 
-    def _restart(self) -> None:
-        self._losses: list[float] = []
+    def _restart(self, losses: Sequence[float] = ()) -> None:
+        self._losses = list(losses)
         self._steps, self._seconds, self._resumed = 0, 0.0, time.perf_counter()
 
-    def add(self, losses: list[float]) -> None:
-        """Count steps whose losses have arrived."""
-        self._losses += losses
-        self._steps += len(losses)
-        if losses and not self._compiled:
+    def add(self, loss: float) -> None:
+        """Count a step whose loss has arrived."""
+        self._losses.append(loss)
+        self._steps += 1
+        if not self._compiled:
             self._compiled = True
             self._steps, self._resumed = 0, time.perf_counter()
 
     @property
-    def has_news(self) -> bool:
-        """True if a loss has arrived since the last report."""
-        return bool(self._losses)
+    def unreported(self) -> tuple[float, ...]:
+        """Losses of the steps since the last report."""
+        return tuple(self._losses)
 
     def pause(self) -> None:
         """Stop the clock."""

@@ -10,7 +10,7 @@ from flax import nnx
 from gr_jax.config import ModelConfig
 from gr_jax.data.batches.batch import Impressions
 from gr_jax.models.dlrm import Dlrm
-from gr_jax.models.embeddings import table_rows
+from gr_jax.models.embeddings import table_entries
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
 from tests.models.ranking_batch import ACTIONS, ITEM_FEATURES, ITEMS, TASK_NAMES, TASKS, VALUES
@@ -54,7 +54,7 @@ def impressions(lengths=(0, 1, 4, 7), columns=N, seed=0) -> Impressions:
             fields[name] = np.pad(array, [(0, 0), (0, columns - N)] + [(0, 0)] * (array.ndim - 2))
     nothing = np.zeros((B, TASKS), np.float32)
     fields["catalogue_features"] = np.random.default_rng(9).integers(
-        0, VALUES + 1, (table_rows(ITEMS), ITEM_FEATURES)
+        0, VALUES + 1, (table_entries(ITEMS), ITEM_FEATURES)
     )
     return Impressions(
         **{name: jnp.asarray(a, jnp.int32) for name, a in fields.items()},

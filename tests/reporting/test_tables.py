@@ -8,11 +8,10 @@ from gr_jax.reporting.records import Record
 
 
 def record(name: str, config: Config | None = None, **test: float) -> Record:
-    baseline = {"name": "popularity", "test": {"hr@10": 0.1}}
     result = {
         "valid": {},
         "test": {key.replace("at", "@"): v for key, v in test.items()},
-        "baseline": baseline,
+        "baselines": {"popularity": {"hr@10": 0.1}},
     }
     return Record(Path(name), name, config or Config(), (), result)
 

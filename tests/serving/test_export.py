@@ -22,11 +22,21 @@ WITHOUT = """
 import sys
 for name in ("flax", "optax", "orbax", "gr_jax.models", "gr_jax.training"):
     sys.modules[name] = None
+import time
 import uvicorn
+from fastapi.testclient import TestClient
 from gr_jax import serve
 from gr_jax.serving.export.read import load_exported
-uvicorn.run = lambda app, **_: None
-assert serve.main([f"--workdir={sys.argv[1]}", "--exported"]) == 0
+
+def run(server, sockets):
+    with TestClient(server.config.app, base_url="http://localhost") as client:
+        while client.get("/healthz").json()["status"] in ("loading", "warming up"):
+            time.sleep(0.1)
+
+uvicorn.Server.run = run
+flags = ["--exported", "--port=0", "--max-batch=1", "--max-k=10", "--max-candidates=10"]
+assert serve.main([f"--workdir={sys.argv[1]}", *flags]) == 0
+print("answer")
 loaded = load_exported(sys.argv[1])
 history = loaded.history("u3")[:9]
 items = loaded.recommend([history, history[:2]], k=4)[1]
@@ -69,10 +79,9 @@ def test_an_export_is_served_where_the_code_of_the_model_cannot_be_imported(expo
     assert done.returncode == 0, done.stderr
     loaded = gr_jax.load(exported)
     expected = loaded.recommend(loaded.history("u3")[:2], k=4)
-    served, answer = done.stdout.rsplit("serving  http://127.0.0.1:8000/\n", 1)
-    assert "retrieval  40 items" in served and answer.split() == [
-        word for i in expected for word in (i.item, f"{i.score:.5f}")
-    ]
+    served, answer = done.stdout.rsplit("answer\n", 1)
+    assert "retrieval  40 items" in served and "serving  http://127.0.0.1:" in served
+    assert answer.split() == [word for i in expected for word in (i.item, f"{i.score:.5f}")]
 
 
 def test_an_export_of_a_ranking_run_predicts_the_same(ranking):

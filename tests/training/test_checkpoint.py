@@ -200,11 +200,19 @@ def test_progress_keeps_the_best_and_counts_stale_validations():
     assert progress.after_validation(5, 0.4).stale == 0
 
 
-def test_progress_of_an_older_checkpoint_keeps_the_size_of_its_batches(checkpoints):
-    checkpoints.save(3, a_state(3), Progress(best_step=3, device_multiple=4))
+def test_a_field_of_an_older_progress_that_is_gone_is_left_out(checkpoints):
+    checkpoints.save(3, a_state(3), Progress(best_step=3, losses=(0.1, 0.2)))
     (file,) = (Path(checkpoints.folder) / "3" / "progress").glob("metadata")
-    file.write_text(file.read_text().replace("device_multiple", "batch_multiple"))
+    file.write_text(file.read_text().replace("stale", "batch_multiple"))
     for sums in (Path(checkpoints.folder) / "3").glob("checksums.*"):
         sums.unlink()
-    progress = checkpoints.newest_progress()
-    assert progress == Progress(best_step=3, device_multiple=4)
+    assert checkpoints.newest_progress() == Progress(best_step=3, losses=(0.1, 0.2))
+
+
+@pytest.mark.parametrize("entries", [12, 24])
+def test_a_table_is_cut_or_filled_up_to_the_entries_of_another_mesh(checkpoints, entries):
+    table = jnp.arange(64.0).reshape(16, 4).at[10:].set(0)
+    checkpoints.save(1, {"item_table": table}, Progress())
+    restored, _ = checkpoints.restore({"item_table": jnp.zeros((entries, 4))})
+    np.testing.assert_array_equal(restored["item_table"][:10], table[:10])
+    assert restored["item_table"].shape == (entries, 4) and not restored["item_table"][10:].any()

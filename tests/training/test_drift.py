@@ -15,11 +15,14 @@ import jax
 import numpy as np
 import pytest
 
+from gr_jax.config import Config
+from gr_jax.data.batches import epochs, packing
+from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.loader import read_batches
 from gr_jax.training import sharding
 from gr_jax.training.ranking.objective import Ranking
 from tests.training.ranking.test_objective import open_run
-from tests.training.test_sharding import losses_of, make_config
+from tests.training.test_sharding import losses_of, make_config, make_log
 
 STORED = Path(__file__).with_name("drift.json")
 STEPS = 5
@@ -28,7 +31,14 @@ STEPS = 5
 def retrieval_losses(loss: str, table: str) -> list[float]:
     config = make_config(loss, 1, 1, table=table)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_blocks=1))
-    return losses_of(config, STEPS)[0].tolist()
+    return losses_of(config, batches=stored_batches(config))[0].tolist()
+
+
+def stored_batches(config: Config) -> list[Batch]:
+    """Batches of 16 rows, in an order made for eight devices and taken as it is."""
+    rows = epochs.retrieval_batches(make_log(), config.data, batch_users=24, shards=8)
+    rows = dataclasses.replace(rows, batch_rows=packing.padded(rows.batch_rows, 8))
+    return [dataclasses.replace(rows.batch(step), row=None) for step in range(STEPS)]
 
 
 def ranking_losses(kind: str) -> list[float]:

@@ -21,7 +21,7 @@ from gr_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 240  # seconds for any one wait: a busy machine is slow, a deadlock is a failure
-LAST_STEP = 60
+LAST_STEP = 40
 
 CONFIG = """
 from gr_jax.config import *
@@ -35,7 +35,7 @@ def get_config(variant=""):
         model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8),
         loss=LossConfig(kind="group", negatives=8, group=8),
         train=TrainConfig(
-            epochs=15, batch_users=16, log_every=1, patience=0, checkpoint_every=7,
+            epochs=10, batch_users=16, log_every=1, patience=0, checkpoint_every=7,
             validate_every=10,
         ),
     )
@@ -55,9 +55,8 @@ class Job:
     def __init__(self, folder: Path, workdir: Path, *, count: int, devices: int):
         command = [sys.executable, "-m", "gr_jax.train"]
         command += [f"--config={folder / 'tiny.py'}", f"--workdir={workdir}"]
-        flags = (
-            f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        )
+        # The last of two equal flags counts.
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -145,11 +144,6 @@ def test_stopped_and_killed_processes_resume_to_the_uninterrupted_run(folder, wh
         assert code not in (0, 128 + signal.SIGTERM), job.output()
         assert f"{saved} of {LAST_STEP} done: resuming" in job.logs[0].read_text()
         assert "another process ended" in job.output() or "another task died" in job.output()
-    with Job(folder, workdir, count=2, devices=2) as job:
-        job.wait_for_step(32)
-        for process in job.processes:
-            process.kill()
-        job.codes()
     shutil.copytree(workdir, folder / "alone")
     with Job(folder, workdir, count=2, devices=2) as job:
         assert job.codes() == [0, 0], job.output()

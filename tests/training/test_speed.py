@@ -20,20 +20,20 @@ def test_the_meter_leaves_out_compilation_and_pauses(monkeypatch):
     monkeypatch.setattr(speed, "peak_flops", {"float32": 1000.0}.__getitem__)
     cost = speed.StepCost(users=4.0, tokens=40.0, fill=0.5, flops=100.0)
     meter = speed.SpeedMeter(cost, "float32")
-    assert not meter.has_news
+    assert not meter.unreported
     now[0] = 60.0  # compiling
-    meter.add([3.0])
+    meter.add(3.0)
     now[0] = 61.0
-    meter.add([2.0])
+    meter.add(2.0)
     meter.pause()
     now[0] = 100.0  # validating
     meter.resume()
     now[0] = 101.0
-    meter.add([1.0])
+    meter.add(1.0)
     values = meter.report()
     assert values["loss"] == 2.0
     assert values["step_ms"] == pytest.approx(1000)
     assert values["users_per_second"] == pytest.approx(4)
     assert values["tokens_per_second"] == pytest.approx(40)
     assert values["mfu"] == pytest.approx(0.1)
-    assert not meter.has_news
+    assert not meter.unreported

@@ -12,10 +12,15 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
+from gr_jax.data.batches.packing import padded
+
 if TYPE_CHECKING:
     from jax import Array
 else:
     Array = jax.Array | np.ndarray  # numpy on the host, until `training.sharding.put`
+
+
+ADDED_ROW = 2**31 - 1  # number of an empty row that one device would not have
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +48,9 @@ class Batch:
     outcome: Float[Array, "R L Y"] | None = None  # ranking: what happened at the event, by task
     # 1 = the outcome is a label, 0 = it is not
     outcome_weight: Float[Array, "R L Y"] | None = None
+    # number of each row in the batch of one device, where rows are in an order of their own for
+    # several, or ADDED_ROW; noise follows it (`models.noise`)
+    row: Int[Array, " R"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -102,7 +110,7 @@ class Share:
 
     def of(self, batch_rows: int) -> tuple[int, int, int]:
         """First row of the part, the row after its last real one, and its size with empty rows."""
-        size = -(-batch_rows // self.device_multiple) * self.device_multiple // self.count
+        size = padded(batch_rows, self.device_multiple) // self.count
         first = min(self.index * size, batch_rows)
         return first, min(first + size, batch_rows), size
 

@@ -1,6 +1,7 @@
 """Training batches of packed rows, shuffled epoch after epoch.
 
-Batch i is a pure function of (seed, i), the same on any number of processes.
+Batch i is a pure function of (seed, i). On any number of processes and devices it has the same
+rows; for several devices in another order and with empty ones between them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jaxtyping import Int
 
 from gr_jax.config import DataConfig
 from gr_jax.data.batches import packing, sequences, stochastic_length, tokenizer
-from gr_jax.data.batches.batch import WHOLE, Batch, Impressions, Share
+from gr_jax.data.batches.batch import ADDED_ROW, WHOLE, Batch, Impressions, Share
 from gr_jax.data.batches.packing import Slots
 from gr_jax.data.batches.sequences import Spans
 from gr_jax.data.dataset import Dataset
@@ -46,11 +47,8 @@ class Epoch:
 
     spans: Spans
     rows: packing.RowIndex
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that the pass fills."""
-        return self.rows.packing.num_rows
+    num_rows: int  # that the pass fills
+    number: Int[np.ndarray, "batches R"] | None = None  # of rows, as of `packing.balance`
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +60,7 @@ class TrainBatches:
     scheme: tokenizer.TokenScheme
     config: DataConfig
     packing: packing.Packing  # of the uncut sequences
-    batch_rows: int  # R, rows of a global batch
+    batch_rows: int  # rows of a global batch, without the empty ones that several shards add
     seed: int
     shards: int = 1  # equal parts of a batch, on different devices, whose costs are evened out
     _first_steps: list[int] = field(default_factory=lambda: [0])
@@ -73,6 +71,11 @@ class TrainBatches:
     def row_length(self) -> int:
         """L."""
         return self.config.row_length
+
+    @property
+    def rows_computed(self) -> int:
+        """R, rows of a global batch with the empty ones that make the shards equal."""
+        return packing.padded(self.batch_rows, self.shards)
 
     @property
     def is_cut(self) -> bool:
@@ -87,15 +90,17 @@ class TrainBatches:
     def fill(self) -> float:
         """Real tokens per token computed, in the first epoch."""
         real = float(self.count(self.epoch(0).spans).sum())
-        return real / (self.steps(0) * self.batch_rows * self.row_length)
+        return real / (self.steps(0) * self.rows_computed * self.row_length)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  two epochs: prefetch reaches into the next one
     def epoch(self, epoch: int) -> Epoch:
         """The sequences of an epoch and their places."""
         spans, lengths, shuffled = self._shuffled(epoch)
+        if self.shards == 1:
+            return Epoch(spans, packing.RowIndex(shuffled), shuffled.num_rows)
         cost = causal_pairs(lengths)
-        balanced = packing.balance(shuffled, cost, self.batch_rows, self.shards)
-        return Epoch(spans, packing.RowIndex(balanced))
+        balanced, number = packing.balance(shuffled, cost, self.batch_rows, self.shards)
+        return Epoch(spans, packing.RowIndex(balanced), shuffled.num_rows, number)
 
     def _shuffled(self, epoch: int) -> tuple[Spans, Int[np.ndarray, " B"], packing.Packing]:
         spans = self._cut(epoch) if self.is_cut else self.spans
@@ -127,9 +132,13 @@ class TrainBatches:
         """
         _, lengths, shuffled = self._shuffled(0)
         cost, row_cost = pair_cost * causal_pairs(lengths), token_cost * self.row_length
+        laid_out = (
+            (shuffled, self.batch_rows),
+            (self.epoch(0).rows.packing, self.rows_computed),
+        )
         before, after = (
-            packing.imbalance(order, cost, self.batch_rows, self.shards, row_cost=row_cost)
-            for order in (shuffled, self.epoch(0).rows.packing)
+            packing.imbalance(order, cost, rows, self.shards, row_cost=row_cost)
+            for order, rows in laid_out
         )
         return before, after
 
@@ -160,12 +169,23 @@ class TrainBatches:
     def batch(self, index: int, share: Share = WHOLE) -> Batch:
         """A share of batch `index` of the run, [R / count, L]."""
         number, k = self.locate(index)
-        epoch, (first, last, size) = self.epoch(number), share.of(self.batch_rows)
-        first, last = k * self.batch_rows + first, k * self.batch_rows + last
-        chosen, row, column = epoch.rows.between(first, last)
+        epoch, (first, last, size) = self.epoch(number), share.of(self.rows_computed)
+        before = k * self.rows_computed
+        chosen, row, column = epoch.rows.between(before + first, before + last)
         slots = Slots(row, column, size, self.row_length)
         events, catalogue = self.dataset.events, self.dataset.catalogue
-        return tokenizer.fill_rows(events, catalogue, epoch.spans.take(chosen), self.scheme, slots)
+        spans = epoch.spans.take(chosen)
+        batch = tokenizer.fill_rows(events, catalogue, spans, self.scheme, slots)
+        if epoch.number is None:
+            return batch
+        return numbered(batch, epoch.number[k, first:last], self.batch_rows)
+
+
+def numbered(batch: Batch, number: Int[np.ndarray, " r"], batch_rows: int) -> Batch:
+    """The batch with these numbers of its first rows; from `batch_rows` on they are added rows."""
+    row = np.full(len(batch.item), ADDED_ROW, np.int32)
+    row[: len(number)] = np.where(number < batch_rows, number, ADDED_ROW)
+    return dataclasses.replace(batch, row=row)
 
 
 def causal_pairs(lengths: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
@@ -180,7 +200,7 @@ def plan_batches(
     scheme: tokenizer.TokenScheme,
     *,
     batch_users: int,
-    device_multiple: int,
+    shards: int,
     seed: int,
 ) -> TrainBatches:
     """Training batches of `spans` with `batch_users` sequences on average.
@@ -191,15 +211,16 @@ def plan_batches(
       config: max_length N, row_length L and Stochastic Length.
       scheme: how events become tokens.
       batch_users: mean sequences in a global batch.
-      device_multiple: devices that share the rows: R is a multiple, and each gets about equal work.
+      shards: equal parts of a batch, each with about equal work; the sequences of batch i are the
+        same for any number of them.
       seed: of the shuffles and cuts.
     """
     counts = tokenizer.token_counts(dataset.events, spans, scheme)
     whole = packing.pack(counts, config.row_length)
     plan = TrainBatches(dataset, spans, scheme, config, whole, batch_rows=1, seed=seed)
     first = plan.epoch(0).rows.packing
-    batch_rows = packing.rows_per_batch(first, len(spans), batch_users, device_multiple)
-    return dataclasses.replace(plan, batch_rows=batch_rows, shards=device_multiple)
+    batch_rows = packing.rows_per_batch(first, len(spans), batch_users)
+    return dataclasses.replace(plan, batch_rows=batch_rows, shards=shards)
 
 
 def retrieval_batches(
@@ -208,7 +229,7 @@ def retrieval_batches(
     scheme: tokenizer.TokenScheme = tokenizer.ITEMS,
     *,
     batch_users: int,
-    device_multiple: int = 1,
+    shards: int = 1,
     seed: int = 0,
 ) -> TrainBatches:
     """Training batches of retrieval: the training part of every user. Arguments: `plan_batches`."""
@@ -219,6 +240,6 @@ def retrieval_batches(
         config,
         scheme,
         batch_users=batch_users,
-        device_multiple=device_multiple,
+        shards=shards,
         seed=seed,
     )

@@ -15,7 +15,7 @@ class Packing:
 
     row: Int[np.ndarray, " B"]  # row of the sequence
     column: Int[np.ndarray, " B"]  # column of its first token
-    num_rows: int  # rows used; of balanced batches the last may hold its empty rows among them
+    num_rows: int  # rows used; of balanced batches all, with the empty ones among them
 
 
 @dataclass(frozen=True)
@@ -86,24 +86,37 @@ def shuffle(packing: Packing, lengths: Int[np.ndarray, " B"], rng: np.random.Gen
     return Packing(rng.permutation(packing.num_rows)[row], column, packing.num_rows)
 
 
-def balance(packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shards: int) -> Packing:
+def padded(rows: int, multiple: int) -> int:
+    """`rows`, and as many empty ones as make a multiple.
+
+    >>> padded(20, 8)
+    24
+    """
+    return -(-rows // multiple) * multiple
+
+
+def balance(
+    packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shards: int
+) -> tuple[Packing, Int[np.ndarray, "batches R"]]:
     """The rows of each batch in an order in which equal parts of the batch cost about the same.
 
     A device that has less to do than the others waits for them. Of the rows of a batch the
-    costliest goes first, each to the part with the least so far that still has room. One shard
-    changes nothing.
+    costliest goes first, each to the part with the least so far that still has room.
 
     Args:
-      packing: rows 0 to num_rows - 1; batch b is rows b * batch_rows to (b + 1) * batch_rows - 1,
-        the last one filled up with empty rows, which this may put between the others.
+      packing: rows 0 to num_rows - 1; batch b is rows b * batch_rows to (b + 1) * batch_rows - 1.
       cost: of each sequence; that of a row is the sum. A cost common to all rows can be left out.
-      batch_rows: R, a multiple of `shards`.
-      shards: S; part s of a batch is its rows s * R / S to (s + 1) * R / S - 1.
+      batch_rows: rows of a batch in `packing`.
+      shards: S, equal parts of a batch.
+
+    Returns:
+      The packing with R = `padded(batch_rows, S)` rows a batch, the empty ones among the others.
+      The number that each row of a batch had in `packing`; those of empty rows are the last.
     """
-    if shards == 1 or packing.num_rows == 0:
-        return packing
     costs = _row_costs(packing, cost, batch_rows)
-    batches, room = np.arange(len(costs)), batch_rows // shards
+    rows = padded(batch_rows, shards)
+    costs = np.pad(costs, [(0, 0), (0, rows - batch_rows)])
+    batches, room = np.arange(len(costs)), rows // shards
     load, count = np.zeros((len(costs), shards)), np.zeros((len(costs), shards), np.int64)
     place = np.empty(costs.shape, np.int64)
     costliest_first = np.argsort(-costs, axis=1, kind="stable")
@@ -113,7 +126,8 @@ def balance(packing: Packing, cost: Num[np.ndarray, " B"], batch_rows: int, shar
         load[batches, shard] += costs[batches, row]
         count[batches, shard] += 1
     batch, row = np.divmod(packing.row, batch_rows)
-    return Packing(batch * batch_rows + place[batch, row], packing.column, packing.num_rows)
+    balanced = Packing(batch * rows + place[batch, row], packing.column, len(costs) * rows)
+    return balanced, np.argsort(place, axis=1).astype(np.int32)
 
 
 def imbalance(
@@ -123,9 +137,9 @@ def imbalance(
 
     Arguments as of `balance`; row_cost: of any row, empty ones too, besides that of its sequences.
     """
-    parts = row_cost * (batch_rows // shards) + _row_costs(packing, cost, batch_rows).reshape(
-        -1, shards, batch_rows // shards
-    ).sum(axis=2)
+    costs, rows = _row_costs(packing, cost, batch_rows), padded(batch_rows, shards)
+    costs = np.pad(costs, [(0, 0), (0, rows - batch_rows)])
+    parts = row_cost * (rows // shards) + costs.reshape(-1, shards, rows // shards).sum(axis=2)
     return float(parts.max(axis=1).sum() / parts.mean(axis=1).sum())
 
 
@@ -168,8 +182,7 @@ def rows_per_batch(
 ) -> int:
     """R, a multiple of `device_multiple`: R rows hold `batch_sequences` sequences on average."""
     batches = max(1, round(sequences / batch_sequences))
-    rows = -(-packing.num_rows // batches)
-    return -(-rows // device_multiple) * device_multiple
+    return padded(-(-packing.num_rows // batches), device_multiple)
 
 
 def token_index(

@@ -33,7 +33,7 @@ def training_batches(
     scheme: tokenizer.TokenScheme,
     before: int,
     *,
-    device_multiple: int,
+    shards: int,
 ) -> TrainBatches:
     """Training batches in which every event before the time `before` is a label once an epoch."""
     begin = int(dataset.events.timestamp.min())
@@ -43,7 +43,7 @@ def training_batches(
         config.data,
         scheme,
         batch_users=config.train.batch_users,
-        device_multiple=device_multiple,
+        shards=shards,
         seed=config.seed,
     )
 

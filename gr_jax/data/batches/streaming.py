@@ -17,7 +17,7 @@ from jaxtyping import Int
 from gr_jax.config import Config, ConfigError
 from gr_jax.data.batches import packing, tokenizer
 from gr_jax.data.batches.batch import WHOLE, Batch, Share
-from gr_jax.data.batches.epochs import causal_pairs
+from gr_jax.data.batches.epochs import causal_pairs, numbered
 from gr_jax.data.batches.packing import Slots
 from gr_jax.data.batches.sequences import Spans, labels_between, windows
 from gr_jax.data.dataset import Dataset, Events
@@ -88,13 +88,19 @@ class StreamBatches:
     first_batch: tuple[int, ...]  # number of the first batch of each window, and after the last
     lengths: Int[np.ndarray, " B"]  # tokens of each example
     row_length: int  # L
-    batch_rows: int  # R
+    batch_rows: int  # rows of a global batch, without the empty ones that several shards add
     shards: int = 1  # equal parts of a batch, on different devices, whose costs are evened out
 
     @property
     def fill(self) -> float:
         """Real tokens per token computed."""
-        return float(self.lengths.sum()) / (len(self.groups) * self.batch_rows * self.row_length)
+        computed = len(self.groups) * self.rows_computed * self.row_length
+        return float(self.lengths.sum()) / computed
+
+    @property
+    def rows_computed(self) -> int:
+        """R, rows of a global batch with the empty ones that make the shards equal."""
+        return packing.padded(self.batch_rows, self.shards)
 
     def first_step(self, epoch: int) -> int:
         """Number of the first batch of a window."""
@@ -109,14 +115,18 @@ class StreamBatches:
         """A share of batch `index` of the run, [R / count, L]."""
         first, last = self.groups[index]
         lengths = self.lengths[first:last]
-        packed = packing.pack(lengths, self.row_length)
-        cost = causal_pairs(lengths)
-        rows = packing.RowIndex(packing.balance(packed, cost, self.batch_rows, self.shards))
-        first_row, last_row, size = share.of(self.batch_rows)
-        chosen, row, column = rows.between(first_row, last_row)
+        packed, number = packing.pack(lengths, self.row_length), None
+        if self.shards > 1:
+            cost = causal_pairs(lengths)
+            packed, number = packing.balance(packed, cost, self.batch_rows, self.shards)
+        first_row, last_row, size = share.of(self.rows_computed)
+        chosen, row, column = packing.RowIndex(packed).between(first_row, last_row)
         spans, slots = self.spans.take(first + chosen), Slots(row, column, size, self.row_length)
         events, catalogue = self.dataset.events, self.dataset.catalogue
-        return tokenizer.fill_rows(events, catalogue, spans, self.scheme, slots)
+        batch = tokenizer.fill_rows(events, catalogue, spans, self.scheme, slots)
+        if number is None:
+            return batch
+        return numbered(batch, number[0, first_row:last_row], self.batch_rows)
 
 
 def stream_batches(
@@ -125,7 +135,7 @@ def stream_batches(
     scheme: tokenizer.TokenScheme,
     edges: Int[np.ndarray, " W1"],
     *,
-    device_multiple: int,
+    shards: int,
 ) -> StreamBatches:
     """One pass over the windows between `edges`.
 
@@ -151,7 +161,6 @@ def stream_batches(
     lengths = tokenizer.token_counts(dataset.events, spans, scheme)
     length = config.data.row_length
     batch_rows = max(1, round(train.batch_users * float(lengths.mean()) / length))
-    batch_rows = -(-batch_rows // device_multiple) * device_multiple
     groups, first_batch = [], [0]
     for window in np.split(np.arange(len(spans)), np.searchsorted(emitted, edges[1:-1])):
         if len(window):
@@ -167,7 +176,7 @@ def stream_batches(
         lengths,
         length,
         batch_rows,
-        device_multiple,
+        shards,
     )
 
 

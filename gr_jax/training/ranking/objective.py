@@ -12,12 +12,12 @@ from gr_jax.config import ConfigError
 from gr_jax.data.batches import impressions, ranking, streaming
 from gr_jax.data.batches.batch import Batch, Impressions
 from gr_jax.data.batches.epochs import TrainBatches
+from gr_jax.data.batches.packing import padded
 from gr_jax.data.batches.sequences import Split, time_bounds
 from gr_jax.data.batches.tokenizer import outcomes
-from gr_jax.models.embeddings import table_rows
 from gr_jax.models.heads import are_regressions
 from gr_jax.training.ranking import metrics
-from gr_jax.training.ranking.baseline import constant_rate
+from gr_jax.training.ranking.baselines import baselines
 from gr_jax.training.ranking.evaluation import make_evaluator
 from gr_jax.training.ranking.step import make_train_step
 from gr_jax.training.run import Run
@@ -63,7 +63,7 @@ class Ranking:
                 run.dataset,
                 run.scheme,
                 tuple(windows),
-                batch_size=impressions.impression_size(config, run.device_multiple),
+                batch_size=config.train.batch_users,
                 max_length=config.data.max_length,
                 shuffled=not self._is_stream,
                 seed=config.seed,
@@ -75,14 +75,14 @@ class Ranking:
                 config,
                 run.scheme,
                 self._edges,
-                device_multiple=run.device_multiple,
+                shards=run.mesh.shape["data"],
             )
         return ranking.training_batches(
             run.dataset,
             config,
             run.scheme,
             int(self._edges[-1]),
-            device_multiple=run.device_multiple,
+            shards=run.mesh.shape["data"],
         )
 
     @functools.cached_property
@@ -91,7 +91,8 @@ class Ranking:
         run, plan = self.run, self.plan
         lengths, steps = self._lengths_and_steps
         if isinstance(plan, impressions.ImpressionBatches):
-            fill = float(lengths.sum()) / (steps * plan.batch_size * plan.max_length)
+            size = padded(plan.batch_size, run.mesh.shape["data"])
+            fill = float(lengths.sum()) / (steps * size * plan.max_length)
         else:
             fill = plan.fill
         return StepCost.mean(
@@ -175,9 +176,9 @@ class Ranking:
         error = None if result is None else metrics.error(result, self.run.config.ranking.tasks)
         return float(epochs_done) if self._is_stream or error is None else -error
 
-    def baseline(self) -> tuple[str, dict[str, float]]:
-        """The constant that is each task's mean before the test split."""
-        return "constant rate", constant_rate(self.run, self._bounds)
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The constant rate, means of users and items, and a regression on counts."""
+        return baselines(self.run.dataset, self.run.config.ranking.tasks, self._bounds)
 
     def _plan_evaluation(self, low: int, high: int) -> ranking.LabelPlan:
         """The batches of an evaluation on the events with low <= time < high."""
@@ -197,5 +198,4 @@ class Ranking:
 
     def _item_features(self) -> np.ndarray | None:
         """Feature values of every item, with the rows of the item table."""
-        dataset = self.run.dataset
-        return impressions.item_feature_table(dataset, table_rows(dataset.num_items))
+        return impressions.item_feature_table(self.run.dataset, self.run.item_entries)

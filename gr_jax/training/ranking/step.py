@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 from gr_jax.config import Config
 from gr_jax.data.batches.batch import Batch, Impressions
 from gr_jax.models.heads import are_regressions
+from gr_jax.models.noise import Key, key_of_rows
 from gr_jax.training.ranking.losses import ranking_loss
 from gr_jax.training.state import TrainState
 from gr_jax.training.tables.rowwise import Optimizer
@@ -29,7 +30,7 @@ def make_train_step(
     weights = tuple(float(w) for w in config.ranking.weights) or (1.0,) * len(tasks)
     tables = make_tables(optimizer, config.mesh.exchange)
 
-    def loss_fn(params: dict, inputs: Batch | Impressions, key: PRNGKeyArray) -> tuple[Array, dict]:
+    def loss_fn(params: dict, inputs: Batch | Impressions, key: Key) -> tuple[Array, dict]:
         logits = nnx.merge(graphdef, params).rank(inputs, key=key)
         assert inputs.outcome is not None and inputs.outcome_weight is not None
         loss, parts = ranking_loss(
@@ -49,7 +50,8 @@ def make_train_step(
         key_rounding = jax.random.fold_in(key, 1)
 
         view, inputs = tables.look_up(state, batch)
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(view.params, inputs, key)
+        key_dropout = key_of_rows(key, batch.row) if isinstance(batch, Batch) else key
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(view.params, inputs, key_dropout)
         state = tables.apply(state, view, grads, key_rounding)
         return state, metrics
 

@@ -166,10 +166,25 @@ def bucket_name(starts: Sequence[int], index: int) -> str:
 
 
 def rank_means(ranks: Ranks) -> dict[str, float]:
-    """The metrics that depend on the ranks alone; `repeats` is the share of inf."""
+    """The metrics that depend on the ranks alone; `repeats` is the share of inf.
+
+    `hr@10/se` and `ndcg@10/se` are standard errors over the queries.
+    """
     metrics = {f"hr@{k}": hit_rate(ranks, k) for k in (1, 10, 50, 200)}
     metrics |= {f"ndcg@{k}": ndcg(ranks, k) for k in (10, 50, 200)}
+    metrics |= {f"{name}/se": _standard_error(gains) for name, gains in _gains_at_10(ranks).items()}
     return metrics | {"mrr": float(np.mean(1 / ranks)), "repeats": float(np.mean(np.isinf(ranks)))}
+
+
+def _gains_at_10(ranks: Ranks) -> dict[str, Float[np.ndarray, " Q"]]:
+    """What each query adds to hr@10 and ndcg@10."""
+    hit = (ranks <= 10).astype(np.float64)
+    return {"hr@10": hit, "ndcg@10": hit / np.log2(np.where(hit > 0, ranks, 1) + 1.0)}
+
+
+def _standard_error(values: Float[np.ndarray, " Q"]) -> float:
+    """Standard error of the mean over the queries."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def hit_rate(ranks: Ranks, k: int) -> float:

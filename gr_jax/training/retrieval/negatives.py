@@ -1,15 +1,16 @@
 """Negatives of the sampled losses, drawn on the device."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from gr_jax.config import LossConfig
+from gr_jax.data.batches.batch import ADDED_ROW
+from gr_jax.models.noise import Key, RowKey, random_bits
 
 
 def draw_negatives(
-    key: PRNGKeyArray,
+    key: Key,
     labels: Int[Array, "R L"],
     weights: Float[Array, "R L"],
     *,
@@ -17,6 +18,8 @@ def draw_negatives(
     num_items: int,
 ) -> Int[Array, "R G K"] | None:
     """Item ids of the negatives that the loss of `config` needs; None for kind="full".
+
+    Empty rows that one device would not have get 0, no item.
 
     Raises:
       ValueError: `config.group` does not divide L.
@@ -27,7 +30,7 @@ def draw_negatives(
     group = config.group if config.kind == "group" else 1
     if length % group:
         raise ValueError(f"loss.group={group} must divide the row length {length}")
-    return sample_negatives(
+    negatives = sample_negatives(
         key,
         labels,
         weights,
@@ -36,10 +39,13 @@ def draw_negatives(
         sampler=config.sampler,
         num_items=num_items,
     )
+    if isinstance(key, RowKey):  # what no row of one device names is not updated either
+        negatives = jnp.where((key.row != ADDED_ROW)[:, None, None], negatives, 0)
+    return negatives
 
 
 def sample_negatives(
-    key: PRNGKeyArray,
+    key: Key,
     labels: Int[Array, "R L"],
     weights: Float[Array, "R L"],
     *,
@@ -62,6 +68,9 @@ def sample_negatives(
     if sampler == "uniform":
         return 1 + _integers_below(key, shape, np.uint32(num_items))
     if sampler == "in_batch":
+        if isinstance(key, RowKey):
+            in_order = jnp.argsort(key.row)
+            labels, weights = labels[in_order], weights[in_order]
         counted = (weights > 0).reshape(-1) & (labels > 0).reshape(-1)
         counted_first = jnp.argsort(~counted, stable=True)
         draw = _integers_below(key, shape, jnp.maximum(jnp.sum(counted), 1).astype(jnp.uint32))
@@ -76,4 +85,4 @@ def _integers_below(key, shape, bound):
     That is 0.02 % for a million items.
     """
     # One remainder of 32 random bits: half the cost of jax.random.randint.
-    return (jax.random.bits(key, shape, jnp.uint32) % bound).astype(jnp.int32)
+    return (random_bits(key, shape, jnp.uint32) % bound).astype(jnp.int32)

@@ -13,9 +13,8 @@ from gr_jax.data.batches import epochs, tokenizer
 from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.evaluation import EvaluationBatches, evaluation_batches
 from gr_jax.data.batches.sequences import Split
-from gr_jax.models.embeddings import table_rows
-from gr_jax.training.retrieval import evaluation, metrics
-from gr_jax.training.retrieval.baseline import popularity_ranks, training_counts
+from gr_jax.training.retrieval import evaluation
+from gr_jax.training.retrieval.baselines import baselines
 from gr_jax.training.retrieval.step import make_train_step
 from gr_jax.training.run import Run
 from gr_jax.training.speed import StepCost
@@ -48,7 +47,7 @@ class Retrieval:
             config.data,
             run.scheme,
             batch_users=config.train.batch_users,
-            device_multiple=run.device_multiple,
+            shards=run.mesh.shape["data"],
             seed=config.seed,
         )
 
@@ -98,13 +97,9 @@ class Retrieval:
         """NDCG@10."""
         return (result or {})[BEST]
 
-    def baseline(self) -> tuple[str, dict[str, float]]:
-        """Ranking by popularity, for the users and by the rule of exclusion of the model's test."""
-        batches, dataset = self._held_out("test"), self.run.dataset
-        events = dataset.events
-        count = training_counts(events.offsets, events.item, dataset.num_items)
-        ranks = popularity_ranks(count, events.item, *batches.seen(batches.spans))
-        return "popularity", metrics.rank_means(ranks)
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Popularity, a Markov chain, item-kNN and EASE, as `baselines.baselines`."""
+        return baselines(self._held_out("valid"), self._held_out("test"))
 
     def _plan_evaluation(self, split: Split) -> EvaluationBatches:
         run, evaluate = self.run, self.run.config.evaluate
@@ -123,6 +118,6 @@ class Retrieval:
 def item_log_q(run: Run, plan: epochs.TrainBatches) -> Float[Array, " rows"]:
     """Log of each item's share of the training labels: the probability of an in-batch negative."""
     labels = tokenizer.labels(run.dataset.events, plan.spans.following(), run.scheme)
-    counts = np.bincount(labels[labels > 0], minlength=table_rows(run.dataset.num_items))
+    counts = np.bincount(labels[labels > 0], minlength=run.item_entries)
     counts = counts.astype(np.float32)
     return jnp.log(np.maximum(counts, 1) / counts.sum())

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gr_jax.config import Config
 from gr_jax.data.batches.batch import Batch
+from gr_jax.models.noise import Key, key_of_rows, split
 from gr_jax.training.retrieval.losses import next_item_loss
 from gr_jax.training.retrieval.negatives import draw_negatives
 from gr_jax.training.state import TrainState
@@ -46,7 +47,7 @@ def make_train_step(
     """
     tables = make_tables(optimizer, config.mesh.exchange)
 
-    def loss_fn(params: dict, inputs: RetrievalInputs, key: PRNGKeyArray) -> tuple[Array, dict]:
+    def loss_fn(params: dict, inputs: RetrievalInputs, key: Key) -> tuple[Array, dict]:
         model = nnx.merge(graphdef, params)
         hidden = model.encode(inputs, key=key)
         assert inputs.label is not None
@@ -65,7 +66,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(key, state.step)
-        key_dropout, key_negatives = jax.random.split(key)
+        key_dropout, key_negatives = split(key_of_rows(key, batch.row), 2)
         key_rounding = jax.random.fold_in(key, 1)
 
         assert batch.label is not None

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, Int32
 
 from gr_jax.config import Config, VocabularyConfig
 from gr_jax.data.batches.batch import Batch, Impressions
-from gr_jax.models.embeddings import table_rows
+from gr_jax.models.embeddings import table_entries
 from gr_jax.models.lookup import ambient_devices
 from gr_jax.models.vocabulary import catalogue_table, item_vectors
 from gr_jax.training import sharding
@@ -41,14 +41,15 @@ if TYPE_CHECKING:
     from gr_jax.training.state import TrainState
 
 # rows [X1, k]: entries of each item, 0 = none; seen [X1]: steps that named it; last [X1]: the
-# number of the last of them, from 1. The last two for kind="admitted" alone. X1 as of `table_rows`.
+# number of the last of them, from 1. The last two for kind="admitted" alone. X1 as of
+# `table_entries`.
 Vocabulary = dict[str, Any]
 
 # Fields of a batch whose items are counted: what users took, and no negatives.
 COUNTED = ("item", "label", "history_item")
 
 
-def initial(config: Config, dataset: Dataset) -> Vocabulary | None:
+def initial(config: Config, dataset: Dataset, *, devices: int = 1) -> Vocabulary | None:
     """The map before the first step, on the host.
 
     None for kind="catalogue", where the entry of an item is its id.
@@ -58,7 +59,8 @@ def initial(config: Config, dataset: Dataset) -> Vocabulary | None:
         return None
     from gr_jax.data import hashing  # with polars, which a step does without
 
-    rows = np.zeros((table_rows(dataset.num_items), vocabulary.hashes), np.int32)
+    items = table_entries(dataset.num_items, devices)
+    rows = np.zeros((items, vocabulary.hashes), np.int32)
     row, _ = hashing.rows_of_items(dataset.catalogue.items["raw"], vocabulary, seed=config.seed)
     rows[1 : dataset.num_items + 1] = row
     if vocabulary.kind == "hashed":
@@ -70,11 +72,11 @@ def initial(config: Config, dataset: Dataset) -> Vocabulary | None:
     }
 
 
-def shapes(config: VocabularyConfig, num_items: int) -> Vocabulary | None:
+def shapes(config: VocabularyConfig, num_items: int, *, devices: int = 1) -> Vocabulary | None:
     """Shapes and dtypes of `initial` for a catalogue of `num_items` items."""
     if config.kind == "catalogue":
         return None
-    items = table_rows(num_items)
+    items = table_entries(num_items, devices)
     names = ("seen", "last") if config.kind == "admitted" else ()
     counts = {name: jax.ShapeDtypeStruct((items,), jnp.int32) for name in names}
     return {"rows": jax.ShapeDtypeStruct((items, config.hashes), jnp.int32)} | counts

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gr_jax.config import ConfigError, DataConfig
 from gr_jax.data.batches import epochs, sequences, tokenizer
-from gr_jax.data.batches.batch import Share
+from gr_jax.data.batches.batch import ADDED_ROW, Share
 from gr_jax.data.batches.evaluation import evaluation_batches
 from gr_jax.data.batches.loader import read_batches
 from gr_jax.data.dataset import Catalogue, Dataset, Events
@@ -159,30 +159,32 @@ def test_batches_depend_on_seed_and_epoch_only():
     assert not np.array_equal(first.item, later.item)
 
 
+@pytest.mark.parametrize("shards", [2, 3, 4, 6])
+def test_a_batch_for_several_devices_has_the_rows_of_one_device_and_empty_ones(shards):
+    dataset = make_log([10] * 40)
+    one = epochs.retrieval_batches(dataset, CONFIG, batch_users=8)
+    several = epochs.retrieval_batches(dataset, CONFIG, batch_users=8, shards=shards)
+    assert several.rows_computed % shards == 0 and several.steps(0) == one.steps(0)
+    for step in (0, 1, one.steps(0) + 1):
+        whole, parted = one.batch(step), several.batch(step)
+        assert parted.row is not None and whole.row is None
+        real = np.flatnonzero(parted.row != ADDED_ROW)
+        in_order = real[np.argsort(parted.row[real])]
+        for name in ("item", "time", "query_time", "position", "segment", "label"):
+            values = np.asarray(getattr(parted, name))
+            np.testing.assert_array_equal(values[in_order], getattr(whole, name))
+            assert not values[parted.row == ADDED_ROW].any()
+
+
 def test_processes_share_the_rows_of_the_same_global_batch():
     dataset = make_log([10] * 40)
-    rows = epochs.retrieval_batches(dataset, CONFIG, batch_users=8, device_multiple=4)
-    assert rows.batch_rows % 4 == 0
+    rows = epochs.retrieval_batches(dataset, CONFIG, batch_users=8, shards=4)
     whole = rows.batch(2)
-    parts = [rows.batch(2, Share(p, 4)) for p in range(4)]
-    for name in ("item", "time", "query_time", "position", "segment", "label"):
+    parts = [rows.batch(2, Share(p, 2, device_multiple=4)) for p in range(2)]
+    for name in ("item", "time", "query_time", "position", "segment", "label", "row"):
         np.testing.assert_array_equal(
             np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)
         )
-
-
-def test_a_batch_filled_up_to_more_devices_has_the_same_rows_and_empty_ones_after_them():
-    dataset = make_log([10] * 40)
-    rows = epochs.retrieval_batches(dataset, CONFIG, batch_users=8, device_multiple=3)
-    assert rows.batch_rows % 4
-    for step in range(rows.steps(0)):
-        whole = rows.batch(step)
-        parts = [rows.batch(step, Share(p, 2, device_multiple=4)) for p in range(2)]
-        assert len({len(part.item) for part in parts}) == 1 and 2 * len(parts[0].item) % 4 == 0
-        for name in ("item", "time", "query_time", "position", "segment", "label"):
-            filled = np.concatenate([getattr(part, name) for part in parts])
-            np.testing.assert_array_equal(filled[: rows.batch_rows], getattr(whole, name))
-            assert not filled[rows.batch_rows :].any()
 
 
 def test_the_iterator_resumes_at_any_batch():
@@ -264,8 +266,8 @@ def test_the_shards_of_a_batch_do_equal_work_on_the_rows_that_one_device_has():
     rng = np.random.default_rng(0)
     dataset = make_log(np.clip(rng.lognormal(2.5, 1.0, 800), 4, 60).astype(int).tolist())
     config = DataConfig(max_length=48, row_length=64)
-    one = epochs.retrieval_batches(dataset, config, batch_users=200, device_multiple=1, seed=1)
-    four = epochs.retrieval_batches(dataset, config, batch_users=200, device_multiple=4, seed=1)
+    one = epochs.retrieval_batches(dataset, config, batch_users=200, shards=1, seed=1)
+    four = epochs.retrieval_batches(dataset, config, batch_users=200, shards=4, seed=1)
     one = dataclasses.replace(one, batch_rows=four.batch_rows)
     for step in (0, 1, four.steps(0)):
         rows = [{tuple(row) for row in plan.batch(step).item.tolist()} for plan in (one, four)]
@@ -278,8 +280,7 @@ def test_the_shards_of_a_batch_do_equal_work_on_the_rows_that_one_device_has():
 def test_balanced_batches_depend_on_seed_and_step_only():
     dataset = make_log([*range(4, 40)])
     plans = [
-        epochs.retrieval_batches(dataset, CONFIG, batch_users=8, device_multiple=2, seed=3)
-        for _ in range(2)
+        epochs.retrieval_batches(dataset, CONFIG, batch_users=8, shards=2, seed=3) for _ in range(2)
     ]
     plans[0].batch(1)
     np.testing.assert_array_equal(plans[0].batch(5).item, plans[1].batch(5).item)

@@ -106,8 +106,8 @@ def test_batches_hold_each_example_once_in_the_order_of_time_window_by_window(se
         int(dataset.events.timestamp.max()) + 1,
         3,
     )
-    rows = streaming.stream_batches(dataset, config, STREAM, edges, device_multiple=2)
-    assert rows.batch_rows % 2 == 0 and 0 < rows.fill <= 1
+    rows = streaming.stream_batches(dataset, config, STREAM, edges, shards=2)
+    assert rows.rows_computed % 2 == 0 and 0 < rows.fill <= 1
     assert [g[0] for g in rows.groups[1:]] == [g[1] for g in rows.groups[:-1]] and rows.groups[-1][
         1
     ] == len(rows.spans)

@@ -50,7 +50,6 @@ def run_of(dataset: Dataset, loss: LossConfig) -> Run:
         graphdef,
         init,
         make_optimizer(config.optimizer),
-        1,
     )
 
 
@@ -120,4 +119,6 @@ def test_popularity_is_judged_on_the_users_and_by_the_protocol_of_the_model(loss
             run.config, evaluate=EvaluateConfig(exclude=exclude, batch_users=8)
         ),
     )
-    assert retrieval.Retrieval(run).baseline() == ("popularity", popularity_by_user(run))
+    found = retrieval.Retrieval(run).baselines()
+    assert list(found) == ["popularity", "Markov", "item-kNN", "EASE"]
+    assert found["popularity"] == popularity_by_user(run)

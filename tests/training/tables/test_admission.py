@@ -18,7 +18,7 @@ from gr_jax.config import Config, VocabularyConfig
 from gr_jax.data.batches import epochs
 from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.loader import read_batches
-from gr_jax.models.embeddings import table_rows
+from gr_jax.models.embeddings import table_entries
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
 from gr_jax.models.vocabulary import item_vectors
@@ -72,7 +72,7 @@ def train(config: Config, first: Any, *, steps: int, init_table: Any = None, opt
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     step = sharding.on_mesh(mesh, step)
     update = admission.make_update(config.vocabulary, first, shardings, mesh)
-    rows = epochs.retrieval_batches(make_log(), config.data, batch_users=24, device_multiple=8)
+    rows = epochs.retrieval_batches(make_log(), config.data, batch_users=24, shards=8)
     losses, revisions = [], []
     for number, batch in enumerate(read_batches(rows, 0, steps)):
         batch = sharding.put(batch, sharding.batch_sharding(mesh))
@@ -103,9 +103,9 @@ def item_table(train_state: state.TrainState) -> np.ndarray:
 def test_one_hash_without_collisions_trains_as_an_entry_for_each_item():
     config = small(make_config("full", 1, 1))
     order = 1 + np.random.default_rng(0).permutation(ITEMS).astype(np.int32)
-    start = np.random.default_rng(1).normal(0, 0.02, (table_rows(ITEMS), 16)).astype(np.float32)
+    start = np.random.default_rng(1).normal(0, 0.02, (table_entries(ITEMS), 16)).astype(np.float32)
     losses, catalogue, _ = train(config, None, steps=4, init_table=start)
-    rows = np.zeros((table_rows(ITEMS), 1), np.int32)
+    rows = np.zeros((table_entries(ITEMS), 1), np.int32)
     rows[1 : ITEMS + 1, 0] = order
     permuted = start.copy()
     permuted[order] = start[1 : ITEMS + 1]
@@ -123,7 +123,7 @@ def test_one_hash_without_collisions_trains_as_an_entry_for_each_item():
 def test_a_rowwise_step_on_shared_entries_has_the_gradient_of_the_dense_one():
     config = small(make_config("group", 1, 1), kind="hashed", rows=60, hashes=2)
     first = first_of(config)
-    start = np.random.default_rng(1).normal(0, 0.02, (table_rows(60), 16)).astype(np.float32)
+    start = np.random.default_rng(1).normal(0, 0.02, (table_entries(60), 16)).astype(np.float32)
     results = [
         train(config, first, steps=2, init_table=start, optimizer=o)
         for o in (DENSE_SGD, SPARSE_SGD)

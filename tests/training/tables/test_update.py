@@ -61,7 +61,7 @@ def test_retrieval_has_the_gradient_of_the_dense_step(loss, log_q):
     graphdef, init = make_model(
         config.model, ModelSizes(num_items=ITEMS, max_length=config.data.max_length)
     )
-    rows = epochs.retrieval_batches(make_log(), config.data, batch_users=6, device_multiple=2)
+    rows = epochs.retrieval_batches(make_log(), config.data, batch_users=6, shards=2)
     frequency = jnp.linspace(-6, -2, len(init(jax.random.key(0))["embeddings"]["item_table"]))
 
     def make_step(optimizer):
@@ -96,9 +96,7 @@ def compiled_step(items: int, data: int, model: int, **optimizer):
     shapes = jax.eval_shape(fresh, jax.random.key(0))
     placements = sharding.by_path(shapes, config.mesh.rules, mesh)
     place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
-    batch = epochs.retrieval_batches(
-        make_log(), config.data, batch_users=24, device_multiple=8
-    ).batch(0)
+    batch = epochs.retrieval_batches(make_log(), config.data, batch_users=24, shards=8).batch(0)
     batch = sharding.put(batch, sharding.batch_sharding(mesh))
     train_step = make_train_step(graphdef, optimizer, config, num_items=items, item_log_q=None)
     fields, structure = jax.tree.flatten(batch)  # a batch of shapes is none to the type checker
@@ -134,7 +132,7 @@ def test_a_sparse_state_is_saved_and_resumed_on_another_mesh(tmp_path):
     optimizer = {"table": "rowwise_adamw", "table_dtype": "bfloat16"}
     whole, _ = losses_of(make_config("group", 8, 1, **optimizer), steps=6)
     rows = epochs.retrieval_batches(
-        make_log(), make_config("group", 1, 1).data, batch_users=24, device_multiple=8
+        make_log(), make_config("group", 1, 1).data, batch_users=24, shards=8
     )
     losses, saved = [], 0
     for data, model, exchange in ((4, 2, "gather"), (2, 1, "all_to_all")):
