@@ -1,4 +1,4 @@
-"""Damage to every file of a workdir, a prepared dataset and an export: one line, or the same answer.
+"""Damage to the files of a workdir, a dataset and an export: one line, or the same answer.
 
     python -m experiments.faults.tamper --out=FILE
 

@@ -27,9 +27,8 @@ def random_log(rng: np.random.Generator, folder: Path) -> dict[str, list[tuple[s
     for user in range(USERS):
         count = int(rng.integers(3, 15))
         times = 10**12 + 1000 * rng.integers(0, 4, count) + rng.integers(0, 5, count) * 250
-        drawn = {
-            (int(i), int(t)) for i, t in zip(rng.integers(0, ITEMS, count), times, strict=True)
-        }
+        items = rng.integers(0, ITEMS, count)
+        drawn = set(zip(items.tolist(), times.tolist(), strict=True))
         # No exact repeats, which are dropped, and at least three events.
         drawn |= {(item, 10**12 + 5000 + item // 2) for item in rng.permutation(ITEMS)[:3].tolist()}
         lines += [f"u{user},i{item},{time}" for item, time in sorted(drawn)]
