@@ -11,7 +11,7 @@ from gr_jax.data.batches.epochs import TrainBatches
 from gr_jax.data.batches.impressions import ImpressionBatches
 from gr_jax.data.batches.packing import padded
 from gr_jax.data.batches.streaming import StreamBatches
-from gr_jax.data.log import duplicates
+from gr_jax.data.log.preparation import told
 from gr_jax.models.flops import block_flops
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Progress
@@ -56,7 +56,7 @@ def describe(objective: Objective, state: TrainState, progress: Progress) -> str
         [
             f"data    {data.num_users:,} users, {data.num_items:,} items,"
             f" {data.num_events:,} events",
-            *(f"        {line}" for line in duplicates.told(data.meta)),
+            *(f"        {line}" for line in told(data.meta)),
             f"model   {model.kind}, {model.num_blocks} blocks, {parameters:,} parameters",
             *objective.about,
             *shards_lines(objective.plan, model, run.mesh.shape["data"]),
