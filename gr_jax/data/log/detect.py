@@ -72,7 +72,7 @@ def _fields(config: DataConfig, plain: Path, layout: Layout, shown: Path) -> lis
         return [text for row in itertools.islice(rows, 1, 1 + _LINES) for text in row[at : at + 1]]
 
 
-def _number(field: str | float | None) -> float:
+def _number(field: str | int | float | None) -> float:
     try:
         return math.nan if field is None else float(field)
     except ValueError:  # a date-time
