@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import importlib.util
 import os
+import re
 import signal
 import socket
 import sys
@@ -83,9 +84,10 @@ def main(argv: list[str]) -> int:
         if not importlib.util.find_spec(package):
             raise ConfigError(f"serving needs the package {package}: pip install 'gr-jax[serve]'")
     limits = limits_of(args)
+    hosts = allowed_hosts(args)
     listener, url = bind(args.host, args.port)
     print(f"loading  {args.workdir}; {url}healthz answers 503 until it is served", flush=True)
-    return serve(lambda: _load(args), limits, listener, url, allowed_hosts(args))
+    return serve(lambda: _load(args), limits, listener, url, hosts)
 
 
 def _load(args: argparse.Namespace) -> TrainedModel:
@@ -177,7 +179,17 @@ def bind(host: str, port: int) -> tuple[socket.socket, str]:
 
 
 def allowed_hosts(args: argparse.Namespace) -> frozenset[str] | None:
-    """Names that the server answers to; None = any."""
+    """Names that the server answers to; None = any.
+
+    Raises:
+      ConfigError: what no client can send as a name.
+    """
+    for name in args.allowed_hosts or ():
+        if not re.fullmatch(r"[\w.-]+(:\d+)?|\[[\da-fA-F:.]+\](:\d+)?", name):
+            raise ConfigError(
+                f"--allowed_hosts={shown(name)}: expected a name, without http:// and commas;"
+                " several are given as --allowed-hosts=A --allowed-hosts=B"
+            )
     told = frozenset(name_of(name) for name in args.allowed_hosts or ())
     if not told and not is_loopback(args.host):
         return None

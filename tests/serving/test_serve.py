@@ -125,6 +125,11 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
         (["--max-wait-ms=nan"], "--max_wait_ms: expected a finite number"),
         (["--max-queue-ms=0"], "--max_queue_ms=0.0: must be at least 1"),
         (["--max-connections=0"], "--max_connections=0: must be at least 1"),
+        (
+            ["--allowed-hosts=a.example,b.example"],
+            "--allowed_hosts='a.example,b.example': expected",
+        ),
+        (["--allowed-hosts=http://a.example/"], "--allowed_hosts='http://a.example/': expected"),
         (["--port=1", "--port=2"], "--port is given twice"),
         (["--index=annoy"], "--index='annoy': must be one of exact, faiss"),
     ],
