@@ -64,7 +64,7 @@ def _fields(config: DataConfig, plain: Path, layout: Layout, shown: Path) -> lis
         lines = pl.scan_ndjson(plain, schema={column: pl.String}).head(_LINES).collect()
         return lines[column].drop_nulls().to_list()
     layout = raw_log.resolved(config, plain, layout)
-    names = parse.header(plain, layout)
+    names = parse.header(plain, layout.separator)
     parse.check_columns(tuple(names), layout, shown)
     at = names.index(column)
     with open(plain, encoding="utf-8", errors="replace", newline="") as lines:
