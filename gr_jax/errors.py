@@ -40,7 +40,8 @@ def line_of(error: BaseException) -> str:
     """What an error tells the user, in one line; "" for a fault of the program.
 
     Not a fault of the program: our own errors, what the system refuses (files, disks, sockets,
-    memory), numbers beyond the range of a type, text that is not UTF-8, and a missing device.
+    memory), numbers beyond the range of a type, text that is not UTF-8 or no JSON, and a missing
+    device.
     """
     if isinstance(error, OSError):
         reason = error.strerror or str(error).strip("<>") or type(error).__name__
@@ -56,6 +57,8 @@ def line_of(error: BaseException) -> str:
         return f"out of memory: {text}"
     if isinstance(error, OverflowError):
         return f"a number is out of range: {text}"
+    if _raised_in(error).partition(".")[0] == "json":
+        return f"a JSON file is damaged: {text}"
     if isinstance(error, UnicodeError):
         return f"text cannot be read or written in this encoding: {text}"
     if _raised_in(error) == "jax._src.xla_bridge":  # which looks for devices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -37,9 +38,16 @@ def read_json(path: Path, *, remedy: str) -> dict:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+      OSError: it cannot be read; names it, as the system does not where reading fails.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def checksums(paths: Iterable[Path]) -> list[str]:
@@ -102,14 +110,21 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` for what its maker needs meanwhile; removed at the end.
 
     Raises:
-      OSError: it cannot be written.
+      ConfigError: it cannot be written, or the disk is full.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = _scratch_prefix(folder)
-    with tempfile.TemporaryDirectory(
-        prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True
-    ) as name:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        name = tempfile.mkdtemp(prefix=_scratch_prefix(folder), dir=folder.parent)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
         yield Path(name)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise unwritable(folder, error) from None
+        raise
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -129,9 +144,11 @@ def only_maker(folder: Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from None
-    lock = filelock.FileLock(folder.parent / f".{folder.name}.lock", fallback_to_soft=False)
+    path = folder.parent / f".{folder.name}.lock"
+    lock = filelock.FileLock(path, fallback_to_soft=False)
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
+            path.touch()  # where that fails, filelock would try for ever
             held.enter_context(lock.acquire())
         if lock.is_locked:
             for path in folder.parent.iterdir():

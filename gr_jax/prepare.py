@@ -40,6 +40,7 @@ _FIELDS = {  # flag -> type; each sets the field of DataConfig with this name
     "item_column": str,
     "time_column": str,
     "rating_column": str,
+    "delimiter": str,
     "time_unit": str,
     "filter": str,
     "min_events": int,
@@ -99,6 +100,7 @@ def summary(dataset: Dataset, config: Config, *, seconds: float) -> str:
     length = f"mean {mean}, median {median}, max {meta['max_length']:,}"
     skipped = ", ".join(f"{count:,} ({reason})" for reason, count in meta["skipped"].items())
     twice = duplicates.told(meta)
+    missing = ", ".join(f"{count:,} {what}" for what, count in meta["missing"].items())
     rows = {
         "source": meta["source"],
         "users": f"{dataset.num_users:,}",
@@ -110,6 +112,7 @@ def summary(dataset: Dataset, config: Config, *, seconds: float) -> str:
         **_collisions(dataset, config),
         "bad rows skipped": skipped or "0",
         **({"duplicates": "; ".join(twice)} if twice else {}),
+        **({"missing": missing} if missing else {}),
         "seconds": f"{seconds:.1f}",
         "folder": str(dataset.folder),
     }

@@ -243,6 +243,8 @@ LONG = "x" * 5000
         ("raise MemoryError('Unable to allocate 3 PiB')", "out of memory: Unable to allocate"),
         ("import numpy; numpy.int32(2**40)", "a number is out of range: "),
         ("b'\\xff'.decode()", "text cannot be read"),
+        ("import json; json.loads('[' * 10**5)", "a JSON file is damaged: "),
+        ("import json; json.loads('9' * 5000)", "a JSON file is damaged: "),
     ],
 )
 def test_what_the_system_refuses_is_one_line(tmp_path, body, message):

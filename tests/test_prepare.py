@@ -71,6 +71,7 @@ def test_the_summary_tells_actions_with_their_rate_and_features_with_their_value
         "item features": "tag (2 values)",
         "series": "country (2 values): 2 entries",
         "bad rows skipped": "1 (user without events in who.csv)",
+        "missing": "1 users not in moves.csv",
     }
     assert {name: shown[name] for name in expected} == expected
 

@@ -19,12 +19,11 @@ from pathlib import Path
 
 from experiments.common.markdown import figure, spread
 from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep, metrics_lines
-from experiments.quality import count_baseline
 from gr_jax.config import files
 from gr_jax.config.overrides import override_all
 from gr_jax.data.batches.sequences import time_bounds
 from gr_jax.data.log.preparation import prepare
-from gr_jax.training.ranking import metrics
+from gr_jax.training.ranking.baselines import baselines
 
 RESULT = RESULTS / "ranking_quality.json"
 METRICS = ("ne", "auc", "user_auc", "calibration")
@@ -57,28 +56,16 @@ def outcome(workdir: Path) -> dict:
     }
 
 
-def baselines(path: str) -> dict[str, dict[str, float]]:
-    """Test metrics of the constant rate and of a logistic regression on counts of the past."""
+def baselines_of(path: str) -> dict[str, dict[str, float]]:
+    """Test metrics of the constant rate, of means, and of a regression on counts of the past."""
     config = files.load(str(ROOT / "configs/ml_1m.py:ranking"))
     config = override_all(config, {"data.path": path} if path else {})
-    dataset = prepare(config.data)
-    test_from = time_bounds(dataset.events.timestamp, config.ranking)["test"][0]
-    found: dict[str, dict[str, float]] = {"constant rate": {}, "regression on counts": {}}
-    for task in ("liked", "loved"):
-        made = count_baseline.constant_rate(dataset, task, test_from=test_from)
-        for name, p in zip(
-            found,
-            (made, count_baseline.count_regression(dataset, task, test_from=test_from)),
-            strict=True,
-        ):
-            user = dataset.events.users_of(p.event)
-            found[name] |= {
-                f"ne/{task}": metrics.ne(p.probability, p.outcome) or 0.0,
-                f"auc/{task}": metrics.auc(p.probability, p.outcome) or 0.0,
-                f"user_auc/{task}": metrics.per_user_auc(p.probability, p.outcome, user) or 0.0,
-                f"calibration/{task}": metrics.calibration(p.probability, p.outcome) or 0.0,
-            }
-    return found
+    dataset, ranking = prepare(config.data), config.ranking
+    bounds = time_bounds(dataset.events.timestamp, ranking)
+    return {
+        name: {metric: value for metric, value in values.items() if metric in SHOWN}
+        for name, values in baselines(dataset, ranking.tasks, bounds).items()
+    }
 
 
 def table(models: dict[str, list[dict]], others: dict[str, dict[str, float]]) -> str:
@@ -127,7 +114,7 @@ def main() -> None:
             if (workdir / "result.json").exists():
                 others = [run for run in models.get(variant, []) if run["seed"] != int(seed)]
                 models[variant] = sorted([*others, outcome(workdir)], key=lambda run: run["seed"])
-    rates = baselines(path)
+    rates = baselines_of(path)
     print(table(models, rates))
     said = ["--path=ml-1m" if word.startswith("--path") else word for word in sys.argv[1:]]
     made = {

@@ -53,6 +53,9 @@ class DataConfig:
     item_column: str = "item_id"  # csv and parquet only: name of the item column
     time_column: str = "timestamp"  # csv and parquet only: name of the time column
     rating_column: str = ""  # csv and parquet only: name of the rating column; "" = none
+    # csv only: what stands between the fields, one character or tab; "" = the one of , tab ; | by
+    # which the header line has the columns
+    delimiter: str = ""
     # csv and parquet only: unit of the numbers in the time column, s, ms, us or ns; date-times and
     # their text have their own
     time_unit: str = "s"
@@ -91,6 +94,9 @@ class DataConfig:
         # The log
         check_choice("data.source", self.source, SOURCES)
         check_choice("data.time_unit", self.time_unit, ("s", "ms", "us", "ns"))
+        mark, rule = self.delimiter, "one character that is no letter, digit or quote, or tab"
+        one = len(mark) == 1 and not mark.isalnum() and mark not in '"\r\n'
+        check(one or mark in ("", "tab", "\\t"), "data.delimiter", mark, rule)
         check_choice("data.filter", self.filter, ("none", "k_core", "one_pass"))
         check_choice("data.on_bad_row", self.on_bad_row, ("error", "skip"))
         check_choice("data.duplicates", self.duplicates, ("drop", "keep", "error"))

@@ -10,8 +10,9 @@ first, ties in file order:
     action.npy     int32 [E]     only when the log has actions; bit i = meta["actions"][i] happened
     items.parquet  item_id, raw, title (null = unknown)
     users.parquet  user, raw
-    meta.json      counts, time range, skipped rows, what the dataset was made from, `hash` of its
-                   contents, `files` with size and SHA-256, and `checksum` of meta.json itself
+    meta.json      counts, time range, rows that were skipped, repeated or missing, what the
+                   dataset was made from, `hash` of its contents, `files` with size and SHA-256, and
+                   `checksum` of meta.json itself
 
 and, where the config names features, whose values 1..V have one vocabulary (0 = unknown):
 
@@ -348,6 +349,8 @@ def _counts(columns: Mapping[str, np.ndarray], items: int) -> dict:
         "median_length": float(np.median(lengths)),
         "max_length": int(lengths.max()),
         "skipped": {},
+        "duplicates": {},
+        "missing": {},
         "actions": [],
         "series_entries": len(columns.get("series_value", ())),
     }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from gr_jax.config import ConfigError
 from gr_jax.data.batches.batch import Batch, Impressions
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.embeddings import table_entries
@@ -59,6 +60,8 @@ def trained_model(
     cache_mb: int | float = CACHE_MB,
 ) -> TrainedModel:
     """As `load`, of an open run and its parameters."""
+    if not 0 <= cache_mb < 2**40:  # nor NaN
+        raise ConfigError(f"cache_mb={cache_mb}: must be at least 0, and finite")
     max_bytes = int(cache_mb * 2**20)
     if run.scheme.tasks:
         answerer = _ranker(run, params, max_bytes)

@@ -80,6 +80,10 @@ class Answerer(Protocol):
         """True if the history holds enough for an answer by the model."""
         ...
 
+    def work(self, query: Query) -> float:
+        """Tokens that an answer computes at most, or as many as take its time; at least 1."""
+        ...
+
     def answer(self, queries: Sequence[Query]) -> list[Scored]:
         """The answers, computed together; each is what it would be alone."""
         ...

@@ -29,6 +29,8 @@ def block_size(num_items: int) -> int:
 class Predictor(Protocol):
     """Histories and candidates -> predictions; with a cache or without."""
 
+    maker: RowMaker  # of the rows of histories
+
     @property
     def cache(self) -> Cache | None:
         """The cache of histories, if there is one."""
@@ -65,6 +67,12 @@ class Ranker:
     def can_answer(self, query: Query) -> bool:
         """True if the history holds an event, or there are candidates to predict without one."""
         return len(query.history) > 0 or query.candidates is not None
+
+    def work(self, query: Query) -> float:
+        """Tokens of the history, and one for each candidate."""
+        candidates = query.allowed if query.candidates is None else query.candidates
+        count = len(self._items if candidates is None else candidates)
+        return 1.0 + self.predictor.maker.max_tokens(query.history) + count
 
     def answer(self, queries: Sequence[Query]) -> list[Scored]:
         """The answers, computed together; each is what it would be alone."""

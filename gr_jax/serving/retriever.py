@@ -24,6 +24,8 @@ Encode = Callable[[Batch, Int[np.ndarray, " R"]], Array]
 class HistoryEncoder(Protocol):
     """Histories -> unit vectors that ask what comes next; with a cache or without."""
 
+    maker: RowMaker  # of the rows of histories
+
     @property
     def cache(self) -> Cache | None:
         """The cache of histories, if there is one."""
@@ -117,6 +119,11 @@ class Retriever:
     def can_answer(self, query: Query) -> bool:
         """True if the history holds an event: without one there is no vector."""
         return len(query.history) > 0
+
+    def work(self, query: Query) -> float:
+        """Tokens of the history, and a fiftieth for each candidate, which is one product."""
+        candidates = () if query.candidates is None else query.candidates
+        return 1.0 + self.encoder.maker.max_tokens(query.history) + len(candidates) / 50
 
     def answer(self, queries: Sequence[Query]) -> list[Scored]:
         """The answers, computed together; each is what it would be alone."""

@@ -46,6 +46,10 @@ class RowMaker:
     scheme: TokenScheme
     max_events: int  # of a history that the model sees
 
+    def max_tokens(self, history: History) -> int:
+        """Tokens of a history that the model sees, at most."""
+        return self.scheme.max_tokens(min(len(history), self.max_events))
+
     def padded(
         self,
         histories: Sequence[History],

@@ -34,7 +34,7 @@ def first_damage(folder: Path, index: int = 0, count: int = 1) -> str:
     for path in sorted(folder.glob(f"{_PREFIX}*.json")):
         try:
             sums |= json.loads(path.read_bytes())
-        except ValueError:
+        except (OSError, ValueError, RecursionError):
             return f"{path.name} is damaged"
     for name in sorted(sums)[index::count]:
         try:

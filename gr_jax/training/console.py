@@ -11,7 +11,7 @@ from gr_jax.data.batches.epochs import TrainBatches
 from gr_jax.data.batches.impressions import ImpressionBatches
 from gr_jax.data.batches.packing import padded
 from gr_jax.data.batches.streaming import StreamBatches
-from gr_jax.data.log import duplicates
+from gr_jax.data.log.preparation import told
 from gr_jax.models.flops import block_flops
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Progress
@@ -56,7 +56,7 @@ def describe(objective: Objective, state: TrainState, progress: Progress) -> str
         [
             f"data    {data.num_users:,} users, {data.num_items:,} items,"
             f" {data.num_events:,} events",
-            *(f"        {line}" for line in duplicates.told(data.meta)),
+            *(f"        {line}" for line in told(data.meta)),
             f"model   {model.kind}, {model.num_blocks} blocks, {parameters:,} parameters",
             *objective.about,
             *shards_lines(objective.plan, model, run.mesh.shape["data"]),
@@ -160,18 +160,20 @@ def _value(metrics: Mapping[str, float], name: str) -> str:
     return f"{metrics[name]:.4f}{error}"
 
 
-def not_beaten_line(
-    objective: Objective, test: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]
-) -> str:
-    """Console line of a run that is not above its best baseline by a standard error; else ""."""
-    metric = "ndcg@10"
-    if metric not in test:
+def not_beaten_line(test: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]]) -> str:
+    """Console line of a run that does not beat its best baseline; "" for others.
+
+    Retrieval has to be above it by a standard error of NDCG@10, ranking to have a lower NE.
+    """
+    metric, sign = ("ndcg@10", 1) if "ndcg@10" in test else ("ne", -1)
+    having = {name: values[metric] for name, values in baselines.items() if metric in values}
+    if metric not in test or not having:
         return ""
-    name = max(baselines, key=lambda name: baselines[name][metric])
-    ours, best, error = test[metric], baselines[name][metric], test[f"{metric}/se"]
-    if ours > best + error:
+    name = max(having, key=lambda name: sign * having[name])
+    ours, error = test[metric], test.get(f"{metric}/se", 0.0)
+    if sign * (ours - having[name]) > error:
         return ""
     return (
-        f"the model does not beat {name}: NDCG@10 {ours:.4f} ±{error:.4f} against {best:.4f}; what"
-        " to try is in docs/own_log.md"
+        f"the model does not beat {name}: {metric} {_value(test, metric)} against"
+        f" {having[name]:.4f}; what to try is in docs/own_log.md"
     )

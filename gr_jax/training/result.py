@@ -80,7 +80,7 @@ def report(
     write_whole(path, json.dumps(result, indent=2) + "\n")
 
     say(final_table(results, baselines, objective.shown))
-    if line := not_beaten_line(objective, results["test"], baselines):
+    if line := not_beaten_line(results["test"], baselines):
         say(line)
     if line := repeats_line(results["test"], "test"):
         say(line)

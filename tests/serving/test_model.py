@@ -443,6 +443,12 @@ def test_a_damaged_workdir_is_refused_with_the_reason(retrieval, tmp_path, damag
     assert (copy / "checkpoints").exists() == had_checkpoints, "a look makes no folder"
 
 
+@pytest.mark.parametrize("cache_mb", [float("nan"), float("inf"), -1, 1e300])
+def test_a_size_of_the_cache_that_cannot_be_is_told(retrieval, cache_mb):
+    with pytest.raises(ConfigError, match="cache_mb=.*: must be at least 0"):
+        gr_jax.load(retrieval, cache_mb=cache_mb)
+
+
 def test_a_folder_that_does_not_exist_is_refused_and_not_made(tmp_path):
     with pytest.raises(ConfigError, match="holds no run"):
         gr_jax.load(tmp_path / "nothing")

@@ -77,10 +77,20 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
     clients = [threading.Thread(target=keep_asking, args=(url, told)) for told in asked]
     for client in clients:
         client.start()
+    lines = []
     while status == 200 and not all(asked):
         time.sleep(0.01)
+    if status == 200:  # the model is exchanged under the requests, none of which is lost
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(("reload: done", "reload: the")):
+                break
+    before_the_end = [len(told) for told in asked]
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=60)
+    output = "".join(lines) + rest
     for client in clients:
         client.join(timeout=60)
     assert status == 200 and answer[0] == 200 and len(answer[1]["items"]) == 3, output
@@ -90,7 +100,10 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
         and "index built in" in output
         and "Traceback" not in output
     )
-    for told in asked:
+    assert "reload: done" in output and "warmed up in" in output
+    assert output.index("loading  ") < output.index("warming up:") < output.index("serving  ")
+    for told, count in zip(asked, before_the_end, strict=True):
+        assert set(told[:count]) == {200}, told[:count]
         assert set(told[:-1]) <= {200, 503} and told[-1] in (
             ConnectionRefusedError,
             ConnectionResetError,
@@ -107,6 +120,17 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
         (["--max-batch=0"], "--max_batch=0: must be at least 1"),
         (["--max-batch=64"], "--max_batch=64: must be at most 32"),
         (["--max-wait-ms=-1"], "--max_wait_ms=-1.0: must be in"),
+        (["--cache-mb=nan"], "--cache_mb: expected a finite number, got 'nan'"),
+        (["--cache-mb=inf"], "--cache_mb: expected a finite number, got 'inf'"),
+        (["--max-wait-ms=nan"], "--max_wait_ms: expected a finite number"),
+        (["--max-queue-ms=0"], "--max_queue_ms=0.0: must be at least 1"),
+        (["--max-connections=0"], "--max_connections=0: must be at least 1"),
+        (
+            ["--allowed-hosts=a.example,b.example"],
+            "--allowed_hosts='a.example,b.example': expected",
+        ),
+        (["--allowed-hosts=http://a.example/"], "--allowed_hosts='http://a.example/': expected"),
+        (["--port=1", "--port=2"], "--port is given twice"),
         (["--index=annoy"], "--index='annoy': must be one of exact, faiss"),
     ],
 )
@@ -117,16 +141,53 @@ def test_a_setting_that_cannot_be_is_one_line(retrieval, flags, told):
 
 def test_a_folder_without_a_run_is_refused_at_the_start(tmp_path):
     with pytest.raises(ConfigError, match="holds no run"):
-        serve.main([f"--workdir={tmp_path}"])
+        serve.main([f"--workdir={tmp_path}", "--port=0"])
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port={port}: another program listens there"):
+            serve.main([f"--workdir={tmp_path}", f"--port={port}"])
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_here_is_one_line(tmp_path, host):
+    with pytest.raises(ConfigError, match=f"--host='{host}' --port=0: "):
+        serve.main([f"--workdir={tmp_path}", "--port=0", f"--host={host}"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "served", "refused"),
+    [
+        ([], {"localhost", "127.0.0.1", "[::1]"}, "evil.example"),
+        (["--host=127.0.0.5"], {"localhost", "127.0.0.5"}, "evil.example"),
+        (["--host=::1"], {"localhost", "[::1]"}, "::1"),
+        (["--allowed-hosts=recs.example"], {"localhost", "recs.example"}, "evil.example"),
+        (
+            ["--host=0.0.0.0", "--allowed-hosts=A.example:80", "--allowed-hosts=b.example"],
+            {"a.example", "b.example"},
+            "localhost",
+        ),
+    ],
+)
+def test_names_that_are_served_are_local_ones_unless_told(monkeypatch, flags, served, refused):
+    found = []
+    monkeypatch.setattr(serve, "bind", lambda host, port: (None, "http://x/"))
+    monkeypatch.setattr(serve, "serve", lambda *settings: found.append(settings[-1]) or 0)
+    assert serve.main(["--workdir=x", *flags]) == 0
+    assert served <= found[0] and refused not in found[0]
+    assert serve.main(["--workdir=x", "--host=0.0.0.0"]) == 0
+    assert found[1] is None, "all names, for all addresses"
 
 
 def test_a_half_written_run_is_refused_at_the_start_by_the_command(retrieval, tmp_path):
     (tmp_path / "config.json").write_text((retrieval / "config.json").read_text()[:200])
-    command = [sys.executable, "-m", "gr_jax.serve", f"--workdir={tmp_path}"]
+    command = [sys.executable, "-m", "gr_jax.serve", f"--workdir={tmp_path}", "--port=0"]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
-    assert done.returncode != 0 and done.stdout == ""
+    assert done.returncode == 2 and "serving" not in done.stdout
     assert (
         "config.json" in done.stderr
         and "not JSON" in done.stderr

@@ -92,10 +92,8 @@ def build(
             raise preparation.no_events(config, log)
         item_id = np.cumsum(counts > 0, dtype=np.int32)
         columns, users = shards.merge(_shards(made), item_id, scratch, integers=facts.integers[0])
-        told = meta | {"duplicates": {"setting": config.duplicates, **repeats}}
-        return preparation.write_log(
-            folder, log, columns, users, facts.items["raw"].filter(counts > 0), told
-        )
+        items = facts.items["raw"].filter(counts > 0)
+        return preparation.write_log(folder, log, columns, users, items, repeats, meta)
 
 
 def _read(

@@ -102,7 +102,7 @@ def split(
             pieces, skipped = _split_rows(piece, size // _ROW_BYTES), Counter()
         else:
             folder = Path(tempfile.mkdtemp(dir=scratch))  # a worker may have to begin again
-            plain, skipped = raw_log.decompressed(config, file, folder)
+            plain, skipped = raw_log.plain_text(config, file, folder)
             layout = raw_log.resolved(config, plain, raw.layout)
             piece = dataclasses.replace(piece, plain=plain, layout=layout)
             pieces = _split_lines(piece, size)

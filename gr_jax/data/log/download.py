@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ from gr_jax.config import ConfigError
 
 _TIMEOUT = 30  # seconds without an answer
 _BLOCK = 1 << 18
+_MOST = 1 << 38  # bytes of a download: a quarter of a terabyte
 
 
 def download(url: str, file: Path, *, checksum_url: str = "", progress: bool = False) -> Path:
@@ -63,15 +65,29 @@ def _fetch(url: str, part: Path, *, progress: bool) -> str:
     """Write the content of `url` and return its MD5."""
     md5, written = hashlib.md5(usedforsecurity=False), 0
     with _open(url) as answer, open(part, "wb") as out, _bar(progress) as advance:
-        total = int(answer.headers.get("Content-Length") or 0)
+        total = _length(answer.headers.get("Content-Length"), part)
         while block := answer.read(_BLOCK):
             md5.update(block)
             out.write(block)
             written += len(block)
+            if written > _MOST:
+                raise OSError(f"it has more than {_MOST:,} bytes, which no log of ours has")
             advance(part.name.split(".")[0], written, total)
     if total and written != total:
         raise OSError(f"the connection ended after {written} of {total} bytes")
     return md5.hexdigest()
+
+
+def _length(told: str | None, part: Path) -> int:
+    """Bytes that a site says it sends; 0 = it does not say."""
+    if told is None:
+        return 0
+    if not told.strip().isascii() or not told.strip().isdigit() or len(told) > 18:
+        raise OSError(f"the site tells the length {told[:40]!r}")
+    total, free = int(told), shutil.disk_usage(part.parent).free
+    if total > min(free, _MOST):
+        raise OSError(f"it has {total:,} bytes, the disk has {free:,} left")
+    return total
 
 
 @contextlib.contextmanager

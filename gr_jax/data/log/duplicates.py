@@ -119,23 +119,16 @@ def copied_users(
 
 
 def told(meta: Mapping) -> list[str]:
-    """What the entry `duplicates` of a dataset's meta.json says, in words; empty if nothing."""
-    counts = meta.get("duplicates", {})
-    dropped = counts.get("setting") == "drop"
-    done = "left out" if dropped else "kept (data.duplicates=keep)"
-    lines = []
-    if counts.get("repeats"):
-        lines.append(
-            f"{counts['repeats']:,} events repeat the user, item and time of another: {done}"
-        )
-    if counts.get("changes"):
-        taken = "the last one counts" if dropped else done
-        lines.append(
-            f"{counts['changes']:,} events differ from another only in rating or actions: {taken}"
-        )
-    if counts.get("copied_users"):
-        lines.append(
-            f"{counts['copied_users']:,} users have the items and times of another user: kept; were"
-            " sessions exported twice?"
-        )
-    return lines
+    """What meta.json says of events and users that are there twice, in words; empty if nothing."""
+    counts = meta["duplicates"]
+    setting = meta.get("made_from", {}).get("settings", {}).get("duplicates", "drop")
+    done = "left out" if setting == "drop" else "kept (data.duplicates=keep)"
+    last = "the last one counts" if setting == "drop" else done
+    lines = {
+        "repeats": f"events repeat the user, item and time of another: {done}",
+        "changes": f"events differ from another only in rating or actions: {last}",
+        "copied_users": (
+            "users have the items and times of another user: kept; were sessions exported twice?"
+        ),
+    }
+    return [f"{counts[name]:,} {line}" for name, line in lines.items() if counts.get(name)]

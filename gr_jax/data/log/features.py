@@ -40,15 +40,15 @@ def encode(attributes: Attributes, users: pl.Series, items: pl.Series, *, unit: 
     Raises:
       ConfigError: a file in which no user or no item is known.
     """
-    skipped = Counter(attributes.skipped)
+    skipped, missing = Counter(attributes.skipped), Counter()
     parts: list[
         pl.DataFrame
     ] = []  # code, feature, value: of all users, of all items, of each series
     for kind, table, raw in (("user", attributes.users, users), ("item", attributes.items, items)):
         if table is not None:
-            parts.append(_pairs(table.names, _known(table, table.rows, raw, kind, skipped)))
+            parts.append(_pairs(table.names, _known(table, raw, kind, skipped, missing)))
     for series in attributes.series:
-        known = _known(series, series.rows, users, "user", skipped)
+        known = _known(series, users, "user", skipped, missing)
         parts.append(
             known.select("code", "time", times.FRACTION, "value", feature=pl.lit(series.name))
         )
@@ -73,14 +73,19 @@ def encode(attributes: Attributes, users: pl.Series, items: pl.Series, *, unit: 
         "series": [series.name for series in attributes.series],
         "series_entries": len(columns.get("series_value", ())),
         "skipped": dict(sorted(skipped.items())),
+        "missing": dict(sorted(missing.items())),
     }
     return Encoded(columns, table, meta)
 
 
 def _known(
-    table: Table | Series, rows: pl.DataFrame, raw: pl.Series, kind: str, skipped: Counter
+    table: Table | Series, raw: pl.Series, kind: str, skipped: Counter, missing: Counter
 ) -> pl.DataFrame:
-    """The rows of known users or items, with their code from 0; the others are counted."""
+    """The rows of known users or items, with their code from 0.
+
+    The others are counted, and so are users or items that have no row.
+    """
+    rows = table.rows
     codes = pl.DataFrame({"raw": raw, "code": np.arange(len(raw), dtype=np.int32)})
     known = rows.join(codes, on="raw", how="inner", maintain_order="left")
     if not known.height:
@@ -88,7 +93,10 @@ def _known(
         raise ConfigError(
             f"{table.file}: no {kind} of the log in it; it has {there}, ..., the log has {log}, ..."
         )
-    unknown = rows["raw"].n_unique() - known["raw"].n_unique()
+    found = known["raw"].n_unique()
+    if found < len(raw):
+        missing[f"{kind}s not in {table.file.name}"] = len(raw) - found
+    unknown = rows["raw"].n_unique() - found
     if unknown:
         skipped[f"{kind} without events in {table.file.name}"] += unknown
     return known

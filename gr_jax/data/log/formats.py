@@ -222,8 +222,10 @@ def fetch(config: DataConfig, *, progress: bool = False) -> RawFiles:
     place, format = _place(config), _format(config)
     if not format.site:
         what = " or ".join(format.logs)
+        there = sorted({file.suffix for file in place.glob("*.*")} & {".csv", ".tsv", ".parquet"})
+        hint = f", but {' and '.join(there)} files: name one, or data.source" * bool(there)
         raise ConfigError(
-            f"data.path={config.path!r}: no such file, and no {what} in such a folder;"
+            f"data.path={config.path!r}: no such file, and no {what} in such a folder{hint};"
             " set data.path"
         )
     url, target = f"{format.site}/{format.file}", place / format.file

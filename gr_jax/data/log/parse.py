@@ -87,7 +87,11 @@ def read_parquet(
         chosen = [pl.col(name).alias(role) for role, name in layout.columns.items()]
         raw = pl.scan_parquet(file).select(chosen).slice(before, rows).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ConfigError(f"{file}: not a readable Parquet file ({_first_line(error)})") from None
+        with open(file, "rb") as content:
+            other = content.read(4) != b"PAR1"
+        text = "; data.source=csv reads text" * other
+        what = f"not a readable Parquet file ({_first_line(error)}){text}"
+        raise ConfigError(f"{file}: {what}") from None
     width = len(layout.columns)
     numbered = raw.with_row_index("number", offset=1).with_columns(found=pl.lit(width))
     origin = Origin(file, width, before=before)
@@ -97,22 +101,33 @@ def read_parquet(
 def header(plain: Path, layout: Layout) -> list[str]:
     """Fields of the first line."""
     with open(plain, encoding="utf-8-sig", errors="replace") as lines:
-        first = lines.readline().rstrip("\r\n")
-    return next(csv.reader([first], delimiter=layout.separator)) if first else []
+        first = lines.readline(_CHUNK_BYTES).rstrip("\r\n")
+    try:
+        return next(csv.reader([first], delimiter=layout.separator)) if first else []
+    except csv.Error:  # a field of 131,072 characters: not what stands between the fields
+        return [first[:100]]
 
 
 def check_columns(names: tuple[str, ...], layout: Layout, shown: Path) -> None:
-    """Raise a ConfigError with the nearest name where a file lacks a column of the layout."""
+    """Raise a ConfigError where a file lacks a column of the layout, or has it twice."""
     if not names:
         raise ConfigError(f"{shown}: empty file")
     for role, name in layout.columns.items():
+        # user, item, timestamp, rating or action
+        kind = role.partition(":")[0].replace("number", "action")
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
+            near = difflib.get_close_matches(name, names[:1000], 1)
             did_you_mean = f"; did you mean {near[0]!r}?" if near else ""
-            # user, item, timestamp, rating or action
-            kind = role.partition(":")[0].replace("number", "action")
-            there = ", ".join(map(repr, names))
-            raise ConfigError(f"{shown}: no {kind} column {name!r}, only {there}{did_you_mean}")
+            there = ", ".join(map(repr, names[:20])) + ", ..." * (len(names) > 20)
+            looks = "; it looks like JSON lines: call it .jsonl" * names[0].startswith("{")
+            raise ConfigError(
+                f"{shown}: no {kind} column {name!r}, only {there[:500]}{did_you_mean}{looks}"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"{shown}: the {kind} column {name!r} is there {names.count(name)} times; rename"
+                " the others"
+            )
 
 
 def _lines_have_fields(plain: Path, layout: Layout, fields: int) -> bool:

@@ -142,10 +142,8 @@ def _build(config: DataConfig, raw: formats.RawFiles | None, folder: Path, meta:
         columns["timestamp"] = columns["timestamp"] // PER_SECOND[log.unit]
     columns["item"] = item + 1
     columns["offsets"] = np.concatenate([[0], np.cumsum(np.bincount(user))])
-    told = meta | {"duplicates": {"setting": config.duplicates, **repeats.counts}}
-    return write_log(
-        folder, log, columns, raw_users.gather(kept_users), raw_items.gather(kept_items), told
-    )
+    users, items = raw_users.gather(kept_users), raw_items.gather(kept_items)
+    return write_log(folder, log, columns, users, items, repeats.counts, meta)
 
 
 def no_events(config: DataConfig, log: raw_log.Log) -> ConfigError:
@@ -165,20 +163,30 @@ def write_log(
     columns: Mapping[str, np.ndarray],
     raw_users: pl.Series,
     raw_items: pl.Series,
+    repeats: Mapping[str, int],
     meta: Mapping,
 ) -> Dataset:
-    """Write `columns` with the titles and features of `log`, whose events are not read."""
-    titles = None
+    """Write `columns` with the titles and features of `log`, whose events are not read.
+
+    Args:
+      repeats: the counts of `duplicates.find`.
+      meta: entries of meta.json.
+    """
+    titles, missing = None, {}
     if log.titles is not None:
         first = log.titles.unique("item", keep="first")
         titles = raw_items.to_frame("item").join(
             first, on="item", how="left", maintain_order="left"
         )["title"]
+        missing = {"items without a title": titles.null_count()} if titles.null_count() else {}
     encoded = features.encode(log.attributes, raw_users, raw_items, unit=log.unit)
     copied = duplicates.copied_users(columns["offsets"], columns["item"], columns["timestamp"])
     meta = {**meta, "actions": list(log.actions), **encoded.meta}
-    meta["duplicates"] = {**meta["duplicates"], "copied_users": copied}
-    meta["skipped"] = log.skipped | encoded.meta.get("skipped", {})
+    meta |= {
+        "skipped": log.skipped | encoded.meta.get("skipped", {}),
+        "missing": missing | encoded.meta.get("missing", {}),
+        "duplicates": {**repeats, "copied_users": copied},
+    }
     return write(
         folder,
         columns={**columns, **encoded.columns},
@@ -188,6 +196,13 @@ def write_log(
         feature_table=encoded.table,
         meta=meta,
     )
+
+
+def told(meta: Mapping) -> list[str]:
+    """What meta.json says of rows that were left out, are there twice or are missing, in words."""
+    skipped = [f"{count:,} bad rows skipped: {why}" for why, count in meta["skipped"].items()]
+    missing = [f"{count:,} {what}" for what, count in meta["missing"].items()]
+    return [*skipped, *duplicates.told(meta), *missing]
 
 
 def stable_order(

@@ -35,7 +35,8 @@ def made_from(config: DataConfig, files: Sequence[Path]) -> dict:
     for name in _NOT_ON_DISK:
         del settings[name]
     if config.source not in ("csv", "parquet"):
-        for name in ("user_column", "item_column", "time_column", "rating_column", "time_unit"):
+        columns = ("user_column", "item_column", "time_column", "rating_column")
+        for name in (*columns, "time_unit", "delimiter"):
             del settings[name]
     if config.source != "synthetic":
         del settings["synthetic"]
@@ -43,8 +44,9 @@ def made_from(config: DataConfig, files: Sequence[Path]) -> dict:
         del settings["synthetic"]["actions"]
     if config.filter == "none":
         del settings["min_events"]
-    if config.duplicates == "drop":
-        del settings["duplicates"]
+    for name, default in (("duplicates", "drop"), ("delimiter", "")):
+        if settings.get(name) == default:
+            del settings[name]
     for name, file in (("user_features", "user_file"), ("item_features", "item_file")):
         # An item file may be there for its titles alone.
         if not settings[file] or not (settings[name] or file == "item_file"):

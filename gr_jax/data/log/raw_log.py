@@ -125,7 +125,7 @@ def _read_log(
     if config.source == "parquet":
         events, skipped = parse.read_parquet(file, layout, on_bad_row=config.on_bad_row)
         return events, layout, skipped
-    plain, truncated = decompressed(config, file, scratch)
+    plain, truncated = plain_text(config, file, scratch)
     try:
         layout = resolved(config, plain, layout)
         read = parse.read_jsonl if plain.suffix == ".jsonl" else parse.read_text
@@ -136,17 +136,17 @@ def _read_log(
     return events, layout, skipped + truncated
 
 
-def decompressed(config: DataConfig, file: Path, scratch: Path) -> tuple[Path, Counter]:
-    """The text file itself, or that of a gzip file in `scratch`; and a count if it is cut short."""
-    if file.suffix != ".gz":
-        return file, Counter()
-    plain = scratch / file.stem
-    truncated = unpack.gunzip(file, plain, on_bad_row=config.on_bad_row)
-    return plain, Counter({"truncated gzip file": truncated})
+def plain_text(config: DataConfig, file: Path, scratch: Path) -> tuple[Path, Counter]:
+    """A text file in UTF-8, in `scratch` unless it is so; and a count if it is gzip cut short."""
+    plain, cut = unpack.plain_text(file, scratch, on_bad_row=config.on_bad_row)
+    return plain, Counter({"truncated gzip file": cut}) if cut else Counter()
 
 
 def resolved(config: DataConfig, plain: Path, layout: Layout) -> Layout:
-    """The layout of one text file: some have a header line, and not all have all actions."""
+    """The layout of one text file: its delimiter, its header line if any, and its actions."""
+    if config.source == "csv" and plain.suffix != ".jsonl":
+        mark = _MARKS.get(config.delimiter, config.delimiter) or _delimiter(plain, layout)
+        layout = dataclasses.replace(layout, separator=mark)
     if config.source == "amazon-2014" and "timestamp" in parse.header(plain, layout):
         # Re-packed with a header line, as the k-cores are.
         layout = dataclasses.replace(layout, names=())
@@ -155,6 +155,19 @@ def resolved(config: DataConfig, plain: Path, layout: Layout) -> Layout:
         there = tuple(action for action in layout.actions if action.column in present)
         layout = dataclasses.replace(layout, actions=there)
     return layout
+
+
+_MARKS = {"tab": "\t", "\\t": "\t"}
+
+
+def _delimiter(plain: Path, layout: Layout) -> str:
+    """The mark by which the header line has the columns of the layout, else the most columns."""
+
+    def columns(mark: str) -> tuple[int, int]:
+        names = parse.header(plain, dataclasses.replace(layout, separator=mark))
+        return len(set(layout.columns.values()) & set(names)), len(names)
+
+    return max(",\t;|", key=columns)
 
 
 def _concat(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:

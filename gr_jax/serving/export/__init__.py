@@ -1,12 +1,15 @@
 """Trained models as portable StableHLO: `write` makes an export, `read` serves from it.
 
 An export is a folder in the workdir: the program with its shapes, the parameters by name, and
-facts about both. `read` imports neither the model's code nor the training's.
+facts about both, with checksums of all. `read` imports neither the model's code nor the training's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax
@@ -20,10 +23,16 @@ if TYPE_CHECKING:
 else:
     Array = jax.Array | np.ndarray
 
-VERSION = 1
+VERSION = 2  # with checksums
 FOLDER = "export"  # in the workdir
 PROGRAM, PARAMETERS, META = "program.jax", "parameters.npz", "export.json"
 LABELS = ("label", "outcome", "outcome_weight")  # fields of a batch that tell the future
+
+
+def digest(meta: Mapping[str, object]) -> str:
+    """SHA-256 of the facts in `META`, without the one that holds it."""
+    facts = {name: value for name, value in meta.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def no_flatbuffers() -> ConfigError:

@@ -14,12 +14,13 @@ import numpy as np
 from jax import export as jax_export
 from jaxtyping import Array
 
+from gr_jax import folders
 from gr_jax.config import ConfigError
 from gr_jax.data.batches.batch import Batch
 from gr_jax.models.recommender import make_model
 from gr_jax.models.sizes import ModelSizes
 from gr_jax.serving import buckets, load, ranker, retriever
-from gr_jax.serving.export import FOLDER, META, PARAMETERS, PROGRAM, VERSION, fields_of
+from gr_jax.serving.export import FOLDER, META, PARAMETERS, PROGRAM, VERSION, digest, fields_of
 from gr_jax.serving.export import no_flatbuffers as _no_flatbuffers
 from gr_jax.serving.history import warm_up_history
 from gr_jax.serving.rows import RowMaker
@@ -56,11 +57,14 @@ def export(workdir: str | Path) -> Path:
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     arrays: dict[str, np.ndarray] = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     meta |= {"version": VERSION, "parameters": list(leaves), "jax": jax.__version__}
+    meta["dataset"] = run.dataset.hash
     building = Path(tempfile.mkdtemp(prefix=".export-", dir=workdir))
     try:
         (building / PROGRAM).write_bytes(data)
         with (building / PARAMETERS).open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
+        meta["files"] = folders.manifest(building)
+        meta["digest"] = digest(meta)
         (building / META).write_text(json.dumps(meta, indent=2) + "\n")
         folder = workdir / FOLDER
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,23 +1,41 @@
-"""Requests that arrive together are computed together, by one worker, after a bounded wait."""
+"""Requests that arrive together are computed together, by one worker, after a bounded wait.
+
+The work of a request is a number, such as its tokens. How long a unit takes is learned from the
+batches; by that the work that may wait is bounded, and small requests are computed before large
+ones that came a little earlier.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
+import heapq
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gr_jax.serving.http.limits import Busy
 
-class Busy(RuntimeError):
-    """The queue is full, or closed for a shutdown."""
+START_SECONDS = 1e-5  # that a unit of work is believed to take before the first batch
+TOGETHER = 0.1  # seconds of work, as predicted, of a batch with more than one request
+SMALL_SHARE = 0.05  # of the room that a request may fill which is still small
+STAND_BACK = 4.0  # a request lets later ones pass for this many times its own seconds
+
+
+@dataclasses.dataclass(order=True)
+class _Waiting:
+    turn: float  # the smallest is next
+    since: float
+    work: float = dataclasses.field(compare=False)
+    request: Any = dataclasses.field(compare=False)
+    future: asyncio.Future = dataclasses.field(compare=False)
 
 
 class Batcher:
     """Batches of requests for one function, in a thread of its own; for use in one event loop.
 
-    The oldest request waits at most `wait` seconds for company while the worker is free. While it
+    The next request waits at most `wait` seconds for company while the worker is free. While it
     computes, requests gather, so that batches grow with the load and no request waits in an idle
     server.
     """
@@ -29,15 +47,19 @@ class Batcher:
         max_size: int,
         wait: float,
         room: int,
+        room_seconds: float = float("inf"),
         observe: Callable[[int], None] = lambda size: None,
     ):
         """`answer`: requests -> answers in order; `room`: requests that may wait.
 
-        `observe` is told the size of each batch.
+        `room_seconds`: work that may wait, as predicted; one request may always. `observe` is told
+        the size of each batch.
         """
         self._answer, self._observe = answer, observe
-        self.max_size, self.wait, self.room = max_size, wait, room
-        self._waiting: deque[tuple[Any, asyncio.Future, float]] = deque()
+        self.max_size, self.wait, self.room, self.room_seconds = max_size, wait, room, room_seconds
+        self._waiting: list[_Waiting] = []  # a heap
+        self._work = 0.0  # of all that wait or are being computed
+        self._seconds_of_unit = START_SECONDS
         self._news = asyncio.Event()
         self._closed = False
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="answer")
@@ -51,18 +73,35 @@ class Batcher:
         """Run a function in the worker's thread, between batches."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, function)
 
-    async def ask(self, request: Any) -> Any:
+    @property
+    def seconds_ahead(self) -> float:
+        """Predicted seconds until a request that came now would be computed."""
+        return self._work * self._seconds_of_unit
+
+    def check_room(self, work: float = 1.0) -> None:
+        """Raise `Busy` if a request with this work would not be taken."""
+        if self._closed:
+            raise Busy("the server is shutting down")
+        if len(self._waiting) >= self.room:
+            raise Busy(f"{self.room} requests are waiting already", retry_after=self.seconds_ahead)
+        # A small request still has room where a large one has none.
+        is_small = SMALL_SHARE * self.room_seconds > work * self._seconds_of_unit
+        room = self.room_seconds * (2 if is_small else 1)
+        if self._work and (self._work + work) * self._seconds_of_unit > room:
+            told = f"{self.seconds_ahead:.1f} s of work are waiting already"
+            raise Busy(told, retry_after=self.seconds_ahead)
+
+    async def ask(self, request: Any, work: float = 1.0) -> Any:
         """The answer to one request.
 
         Raises:
           Busy: too many wait already, or the batcher is closed.
         """
-        if self._closed:
-            raise Busy("the server is shutting down")
-        if len(self._waiting) >= self.room:
-            raise Busy(f"{self.room} requests are waiting already")
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future, time.monotonic()))
+        self.check_room(work)
+        future, now = asyncio.get_running_loop().create_future(), time.monotonic()
+        turn = now + STAND_BACK * work * self._seconds_of_unit
+        heapq.heappush(self._waiting, _Waiting(turn, now, work, request, future))
+        self._work += work
         self._news.set()
         return await future
 
@@ -77,20 +116,20 @@ class Batcher:
     async def _run(self) -> None:
         while True:
             await self._gather()
-            batch = [self._waiting.popleft() for _ in range(min(self.max_size, len(self._waiting)))]
-            batch = [entry for entry in batch if not entry[1].done()]  # done: the client has gone
+            batch = self._next()
             if batch:
                 await self._compute(batch)
             elif self._closed and not self._waiting:
                 return
 
     async def _gather(self) -> None:
-        """Wait until a batch is full, its oldest request has waited enough, or the end is near."""
+        """Wait until a batch is full, a request has waited enough, or the end is near."""
         while not self._closed:
             self._news.clear()
             patience = None
             if self._waiting:
-                patience = self._waiting[0][2] + self.wait - time.monotonic()
+                patience = min(entry.since for entry in self._waiting) + self.wait
+                patience -= time.monotonic()
                 if len(self._waiting) >= self.max_size or patience <= 0:
                     return
             try:
@@ -98,16 +137,37 @@ class Batcher:
             except TimeoutError:
                 return
 
-    async def _compute(self, batch: list[tuple[Any, asyncio.Future, float]]) -> None:
+    def _next(self) -> list[_Waiting]:
+        """The requests of a batch, which leave the heap, without those whose client has gone."""
+        batch: list[_Waiting] = []
+        seconds = 0.0
+        while self._waiting and len(batch) < self.max_size:
+            seconds += self._waiting[0].work * self._seconds_of_unit
+            if batch and seconds > TOGETHER:
+                break
+            entry = heapq.heappop(self._waiting)
+            if entry.future.done():
+                self._work -= entry.work
+            else:
+                batch.append(entry)
+        return batch
+
+    async def _compute(self, batch: list[_Waiting]) -> None:
         self._observe(len(batch))
-        requests = [request for request, _, _ in batch]
+        requests, work = [entry.request for entry in batch], sum(entry.work for entry in batch)
+        start = time.monotonic()
         try:
             answers = await self.in_worker(lambda: self._answer(requests))
         except Exception as error:  # of the model: those who asked get it, the server goes on
-            for _, future, _ in batch:
-                if not future.done():
-                    future.set_exception(error)
+            for entry in batch:
+                if not entry.future.done():
+                    entry.future.set_exception(error)
             return
-        for (_, future, _), answer in zip(batch, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)
+        finally:
+            self._work = self._work - work if self._waiting else 0.0  # without errors of rounding
+        # A large batch tells more of what a unit takes than a small one, and a recent one more.
+        told, weight = (time.monotonic() - start) / work, min(0.5, work / (work + 1000))
+        self._seconds_of_unit += weight * (told - self._seconds_of_unit)
+        for entry, answer in zip(batch, answers, strict=True):
+            if not entry.future.done():
+                entry.future.set_result(answer)

@@ -1,243 +1,163 @@
-"""A trained model over HTTP: /recommend, /score, /items, /healthz, /metrics, and a page at /."""
+"""A trained model over HTTP: /recommend, /score, /items, /healthz, /metrics, a page at /, /docs."""
 
-import asyncio
+from __future__ import annotations
+
 import contextlib
-import gc
-import time
-from collections.abc import AsyncIterator, Sized
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import polars as pl
-from fastapi import Body, FastAPI, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import Route
 
 import gr_jax
 from gr_jax.errors import shortened, shown
 from gr_jax.serving.history import RequestError
-from gr_jax.serving.http import wire
-from gr_jax.serving.http.batching import Batcher, Busy
-from gr_jax.serving.http.limits import BodyLimit, Limits
-from gr_jax.serving.model import Answer, TrainedModel
-from gr_jax.serving.query import Cache
-from gr_jax.serving.query import Query as CheckedQuery
+from gr_jax.serving.http import guard, reference, wire
+from gr_jax.serving.http.limits import BodyLimit, Busy, Limits
+from gr_jax.serving.http.metrics import Measured
+from gr_jax.serving.http.service import NoUser, Service
+from gr_jax.serving.http.wire import NotJson
+from gr_jax.serving.model import TrainedModel
 
 PAGE = Path(__file__).with_name("page.html")
-PATHS = ("/", "/recommend", "/score", "/items", "/healthz", "/metrics")
-CLIENT_CLOSED = 499  # as nginx logs it: nobody was there to be answered
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": wire.ErrorOut, "description": "not JSON"},
+    400: {"model": wire.ErrorOut, "description": "not JSON, or a host that is not served"},
     404: {"model": wire.ErrorOut, "description": "no such user in the log"},
     408: {"model": wire.ErrorOut, "description": "the body did not arrive in time"},
     413: {"model": wire.ErrorOut, "description": "the body is too large"},
+    415: {"model": wire.ErrorOut, "description": "the body is not declared as JSON"},
     422: {"model": wire.ErrorOut, "description": "the request cannot be answered"},
-    503: {"model": wire.ErrorOut, "description": "warming up, too busy or shutting down"},
+    503: {"model": wire.ErrorOut, "description": "not ready, too busy or shutting down"},
 }
 
 
-class Metrics:
-    """Counters of the server, in the text format of Prometheus."""
+class _Question(APIRoute):
+    """A route whose body the service reads, away from the event loop if it is large.
 
-    def __init__(self):
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "gr_jax_requests", "Requests", ["path", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "gr_jax_request_seconds",
-            "Time to answer",
-            ["path"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.batch = Histogram(
-            "gr_jax_batch_requests",
-            "Requests computed together",
-            buckets=(1, 2, 4, 8, 16, 32),
-            registry=self.registry,
-        )
-        self.skipped = Counter(
-            "gr_jax_skipped_events", "Events of unknown items", registry=self.registry
-        )
-        self.popular = Counter(
-            "gr_jax_popularity_answers", "Answers without a known history", registry=self.registry
-        )
-        self.ready = Gauge("gr_jax_ready", "1 after the warm-up", registry=self.registry)
+    The endpoint is a description: its parameter says what is asked.
+    """
 
-    def watch(self, cache: Cache) -> None:
-        """Report the counters of a cache of histories."""
-        for name in ("hits", "misses", "evictions", "appended", "entries", "bytes"):
-            gauge = Gauge(
-                f"gr_jax_cache_{name}", f"Cached histories: {name}", registry=self.registry
-            )
-            gauge.set_function(lambda name=name: getattr(cache.counters, name))
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+        """What answers a request."""
+        (asked, *_) = typing.get_type_hints(self.endpoint).values()
 
-    def count(self, answer: Answer) -> None:
-        """Count an answer."""
-        self.skipped.inc(answer.skipped)
-        self.popular.inc(answer.source == "popularity")
+        async def handle(request: Request) -> Response:
+            kind = request.headers.get("content-type", "application/json")
+            if kind.partition(";")[0].strip().lower() != "application/json":
+                # A form of another site would arrive as text/plain, without being asked for.
+                told = f"content-type {shown(kind)}: expected application/json"
+                raise HTTPException(415, told)
+            answer = await request.app.state.service.ask(asked, await request.body())
+            return Response(answer, media_type="application/json")
+
+        return handle
 
 
-class Service:
-    """The model, its batches and its state, which the endpoints share."""
-
-    def __init__(self, model: TrainedModel, limits: Limits):
-        self.model, self.limits = model, limits
-        self.metrics, self.status = Metrics(), "warming up"
-        self.batcher = Batcher(
-            model.answer,
-            max_size=limits.batch,
-            wait=limits.wait_ms / 1000,
-            room=limits.queue,
-            observe=self.metrics.batch.observe,
-        )
-        if (cache := model.cache) is not None:
-            self.metrics.watch(cache)
-        raw, title = model.dataset.catalogue.items["raw"], model.dataset.catalogue.items["title"]
-        text = title.fill_null("") + " " + raw
-        self._catalogue = pl.DataFrame(
-            {
-                "raw": raw,
-                "title": title,
-                "text": text.str.to_lowercase(),
-                "count": model.popularity[1:],
-            }
-        ).sort("count", descending=True, maintain_order=True)
-
-    async def warm_up(self) -> None:
-        """Compile every bucket, then take requests."""
-        limits = self.limits
-        sizes = {
-            "max_queries": limits.batch,
-            "max_k": limits.k,
-            "max_candidates": limits.candidates,
-        }
-        try:
-            await self.batcher.in_worker(lambda: self.model.warm_up(**sizes))
-        except Exception:
-            self.status = "failed"
-            raise
-        # A full collection walks over all objects of jax, pydantic and the programs, for a third of
-        # a second without answers; none of them is garbage.
-        gc.collect()
-        gc.freeze()
-        if self.status == "warming up":
-            self.status = "ready"
-            self.metrics.ready.set(1)
-
-    async def ask(self, question: wire.RecommendIn | wire.ScoreIn) -> Response:
-        """The answer to a question, which is checked and waits for its batch."""
-        if self.status != "ready":
-            raise Busy(f"the server is {self.status}")
-        try:
-            answer = await self.batcher.ask(self._query(question))
-        except RequestError as error:
-            raise HTTPException(422, str(error)) from None
-        self.metrics.count(answer)
-        return JSONResponse(wire.answer_out(answer))
-
-    def _query(self, question: wire.RecommendIn | wire.ScoreIn) -> CheckedQuery:
-        model, asked = self.model, dict(question)
-        history = asked.pop("history")
-        for name, limit in (
-            ("candidates", self.limits.candidates),
-            ("allow", self.limits.candidates),
-        ):
-            _check_size(name, asked.get(name), limit)
-        _check_size("deny", asked.get("deny"), self.limits.candidates)
-        _check_size("history", history, self.limits.events)
-        if asked.get("k", 1) > self.limits.k:
-            raise RequestError(f"k={asked['k']}: at most {self.limits.k} items are given")
-        if history is not None:
-            return model.query(
-                [(event.item, event.time, event.action) for event in history], **asked
-            )
-        if question.user is None:
-            raise RequestError("give a history, or a user of the log")
-        if model.dataset.catalogue.user_or(question.user, -1) < 0:
-            raise HTTPException(404, f"no user {shown(str(question.user))} in the log")
-        return model.query(None, **asked)
-
-    def find(self, text: str, limit: int) -> list[dict[str, Any]]:
-        """Items whose title or raw id holds `text`, the most frequent first."""
-        found = self._catalogue
-        for word in text.lower().split():
-            found = found.filter(pl.col("text").str.contains(word, literal=True))
-        return [
-            {"item": raw, "title": title}
-            for raw, title in found.head(limit).select("raw", "title").iter_rows()
-        ]
-
-    def health(self) -> dict[str, Any]:
-        """The JSON of /healthz."""
-        model = self.model
-        kind = "ranking" if model.tasks else "retrieval"
-        about = {"items": model.dataset.num_items, "tasks": list(model.tasks)}
-        actions = [
-            name
-            for i, name in enumerate(model.dataset.catalogue.actions)
-            if not model.reader.always >> i & 1
-        ]
-        return {"status": self.status, "kind": kind, **about, "actions": actions}
+def _each_once(request: Request) -> None:
+    """Refuse a parameter that comes twice: the last would silently win."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if names.count(name) > 1:
+            raise HTTPException(422, f"{shown(name)} is given twice: give it once")
 
 
-def _check_size(name: str, values: Sized | None, limit: int) -> None:
-    if values is not None and len(values) > limit:
-        raise RequestError(f"{name}: {len(values):,} of them, at most {limit:,} are taken")
+def make_app(
+    model: TrainedModel | Callable[[], TrainedModel],
+    limits: Limits | None = None,
+    *,
+    allowed_hosts: Collection[str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    when_settled: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The application; it loads and warms up after its start, and answers what waits at its end.
 
-
-def make_app(model: TrainedModel, limits: Limits | None = None) -> FastAPI:
-    """The application; it warms up at its start and answers waiting requests at its end."""
-    service = Service(model, limits or Limits())
-    shown = wire.examples(model)
+    Args:
+      model: a model, or how to load it. `app.state.service` loads it again on demand.
+      limits: of requests.
+      allowed_hosts: names under which it is served; None = any.
+      say, when_settled: as of `Service`.
+    """
+    load = (lambda: model) if isinstance(model, TrainedModel) else model
+    service = Service(load, limits or Limits(), say=say, when_settled=when_settled)
+    if isinstance(model, TrainedModel):
+        service.status = "warming up"
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.batcher.start()
-        warming = asyncio.create_task(service.warm_up())
+        service.start()
         yield
-        service.status = "shutting down"
-        warming.cancel()  # a compilation cannot be interrupted, but need not be awaited
-        await asyncio.gather(warming, return_exceptions=True)
-        await service.batcher.close()
+        await service.stop()
 
     app = FastAPI(
         title="gr_jax",
         version=gr_jax.__version__,
         summary="What would this user take next?",
         lifespan=lifespan,
+        docs_url=None,  # its script would come from elsewhere
+        redoc_url=None,
     )
     app.state.service = service
-    app.add_middleware(BodyLimit, limits=service.limits)
+    _questions(app, service)
+    _pages(app, service)
     _errors_as_json(app)
-    _measure(app, service.metrics)
 
-    @app.post("/recommend", response_model=wire.AnswerOut, responses=ERRORS)
-    async def recommend(
-        question: Annotated[wire.RecommendIn, Body(openapi_examples=shown["recommend"])],
-    ) -> Response:
+    # The last added is the outermost.
+    app.add_middleware(BodyLimit, limits=service.limits, check_room=service.check_room)
+    app.add_middleware(guard.Guard, allowed=allowed_hosts)
+    paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
+    app.add_middleware(Measured, metrics=service.metrics, paths=paths)
+    return app
+
+
+def _questions(app: FastAPI, service: Service) -> None:
+    """/recommend and /score."""
+
+    async def recommend(question: wire.RecommendIn) -> None:
         """The k best items for a history, or for a user of the log."""
-        return await service.ask(question)
 
-    @app.post("/score", response_model=wire.AnswerOut, responses=ERRORS)
-    async def score(
-        question: Annotated[wire.ScoreIn, Body(openapi_examples=shown["score"])],
-    ) -> Response:
+    async def score(question: wire.ScoreIn) -> None:
         """Scores of candidates, in their order."""
-        return await service.ask(question)
 
-    @app.get("/items", response_model=wire.ItemsOut, responses={422: ERRORS[422]})
+    for endpoint in (recommend, score):
+        app.router.add_api_route(
+            f"/{endpoint.__name__}",
+            endpoint,
+            methods=["POST"],
+            response_model=wire.AnswerOut,
+            responses=ERRORS,
+            route_class_override=_Question,
+        )
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        """The interface, with examples that the model can answer once there is one."""
+        document = plain()
+        if service.served:
+            for path, examples in service.served.examples.items():
+                body = document["paths"][f"/{path}"]["post"]["requestBody"]
+                body["content"]["application/json"]["examples"] = examples
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _pages(app: FastAPI, service: Service) -> None:
+    """What is read and not computed."""
+
+    @app.get(
+        "/items",
+        response_model=wire.ItemsOut,
+        responses={422: ERRORS[422], 503: ERRORS[503]},
+        dependencies=[Depends(_each_once)],
+    )
     def items(
         query: Annotated[
             str, Query(max_length=200, description="words of the title, or a raw id")
@@ -245,7 +165,7 @@ def make_app(model: TrainedModel, limits: Limits | None = None) -> FastAPI:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
         """Items by title, the most frequent first."""
-        return JSONResponse({"items": service.find(query, limit)})
+        return JSONResponse({"items": service.ready().find(query, limit)})
 
     @app.get("/healthz", response_model=wire.HealthOut, responses={503: {"model": wire.HealthOut}})
     async def healthz() -> Response:
@@ -259,74 +179,58 @@ def make_app(model: TrainedModel, limits: Limits | None = None) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+        return _page(PAGE.read_text(encoding="utf-8"))
 
-    return app
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return _page(reference.page(app.openapi()))
+
+
+def _page(text: str) -> Response:
+    return HTMLResponse(text, headers={"content-security-policy": guard.content_policy(text)})
 
 
 def _errors_as_json(app: FastAPI) -> None:
     """Every error is {"error": one line}."""
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return JSONResponse(
-                {"error": f"the body is not JSON: {first.get('ctx', {}).get('error', '')}"}, 400
-            )
+    def told(error: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+        text = error.encode("ascii", "backslashreplace").decode()
+        return JSONResponse({"error": shortened(text, 1000)}, status, headers=headers)
+
+    def first_of(errors: Sequence[Any]) -> Response:
+        first = errors[0]
         # Not `input`: what was sent may be large, or not be text at all.
-        place = shortened(".".join(str(part) for part in first["loc"][1:]))
-        text = f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}"
-        return JSONResponse({"error": text.encode("ascii", "replace").decode()}, 422)
+        place = shortened(".".join(str(part) for part in first["loc"] if part != "query"))
+        return told(f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}", 422)
+
+    @app.exception_handler(ValidationError)
+    async def no_question(request: Request, error: ValidationError) -> Response:
+        return first_of(error.errors(include_input=False, include_url=False))
+
+    @app.exception_handler(RequestValidationError)
+    async def no_parameter(request: Request, error: RequestValidationError) -> Response:
+        return first_of(error.errors())
+
+    @app.exception_handler(NotJson)
+    async def no_json(request: Request, error: NotJson) -> Response:
+        return told(f"the body is not JSON: {error}", 400)
+
+    @app.exception_handler(RequestError)
+    async def cannot_be_answered(request: Request, error: RequestError) -> Response:
+        return told(str(error), 422)
+
+    @app.exception_handler(NoUser)
+    async def no_user(request: Request, error: NoUser) -> Response:
+        return told(str(error), 404)
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
-        text = str(error.detail).encode("ascii", "backslashreplace").decode()
-        return JSONResponse({"error": text}, error.status_code, headers=error.headers)
+        return told(str(error.detail), error.status_code, error.headers)
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> Response:
-        return JSONResponse({"error": str(error)}, 503, headers={"retry-after": "1"})
+        return told(str(error), 503, {"retry-after": str(error.retry_after)})
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": "internal error; see the server's log"}, 500)
-
-
-def _measure(app: FastAPI, metrics: Metrics) -> None:
-    """Counts every request, also those that never reach an endpoint; added last, so outermost."""
-
-    class Measured:
-        def __init__(self, app: Any):
-            self.app = app
-
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            if scope["type"] != "http":
-                return await self.app(scope, receive, send)
-            path = scope["path"] if scope["path"] in PATHS else "other"
-            start, status = time.perf_counter(), CLIENT_CLOSED
-
-            def count() -> None:
-                metrics.requests.labels(path, status).inc()
-                metrics.seconds.labels(path).observe(time.perf_counter() - start)
-
-            async def noting(message: Any) -> None:
-                nonlocal status
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                elif not message.get("more_body", False):
-                    count()  # before the client has the answer, and may ask for the metrics
-                    counted.append(status)
-                await send(message)
-
-            counted: list[int] = []
-            try:
-                await self.app(scope, receive, noting)
-            except Exception:
-                status = 500
-                raise
-            finally:
-                if not counted:
-                    count()
-
-    app.add_middleware(Measured)

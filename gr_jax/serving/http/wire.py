@@ -1,5 +1,6 @@
 """The JSON of the server: requests, answers, and the examples of its documentation."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -13,6 +14,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from gr_jax.errors import shortened, shown
 from gr_jax.serving.model import Answer, TrainedModel
 from gr_jax.serving.moments import LAST_TIME, Moment, moment
 
@@ -113,14 +115,14 @@ class ItemsOut(BaseModel):
 
 
 class HealthOut(BaseModel):
-    """The state of the server, and the model that it serves."""
+    """The state of the server, and the model that it serves once there is one."""
 
-    status: Literal["ready", "warming up", "failed", "shutting down"]
-    kind: Literal["retrieval", "ranking"]
-    items: int
-    tasks: list[str]
-    actions: list[str] = Field(
-        description="actions that an event can have, besides those that all events have"
+    status: Literal["loading", "warming up", "ready", "failed", "shutting down"]
+    kind: Literal["retrieval", "ranking"] | None = None
+    items: int | None = None
+    tasks: list[str] | None = None
+    actions: list[str] | None = Field(
+        None, description="actions that an event can have, besides those that all events have"
     )
 
 
@@ -130,10 +132,48 @@ class ErrorOut(BaseModel):
     error: str
 
 
-def answer_out(answer: Answer) -> dict[str, Any]:
+Question = RecommendIn | ScoreIn
+
+
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class NotJson(ValueError):
+    """A body that is not JSON."""
+
+
+def read(kind: type[Question], body: bytes) -> Question:
+    """A question as it is sent.
+
+    Raises:
+      NotJson: it is not, or a member comes twice: the last would silently win.
+      ValidationError: it is not a question.
+    """
+    try:
+        values = json.loads(body.decode(), object_pairs_hook=_once)
+    except RecursionError:
+        raise NotJson("nested too deep") from None
+    except ValueError as error:
+        raise NotJson(shortened(str(error))) from None
+    return kind.model_validate(values)
+
+
+def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):
+        names = [name for name, _ in members]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the member {shown(twice)} comes twice")
+    return found
+
+
+def answer_json(answer: Answer) -> bytes:
     """The JSON of an answer, as `AnswerOut` describes it."""
     items = [{"item": i.item, "title": i.title, "score": i.score, "tasks": i.tasks} for i in answer]
-    return {"items": items, "source": answer.source, "skipped": answer.skipped}
+    # In parts: 10,000 items at once would keep the other threads waiting for the interpreter.
+    parts = [_json(items[start : start + 256])[1:-1] for start in range(0, len(items), 256)]
+    rest = _json({"source": answer.source, "skipped": answer.skipped})
+    return f'{{"items":[{",".join(parts)}],{rest[1:]}'.encode()
 
 
 def examples(model: TrainedModel) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from gr_jax.data.batches.sequences import Split, time_bounds
 from gr_jax.data.batches.tokenizer import outcomes
 from gr_jax.models.heads import are_regressions
 from gr_jax.training.ranking import metrics
-from gr_jax.training.ranking.baseline import constant_rate
+from gr_jax.training.ranking.baselines import baselines
 from gr_jax.training.ranking.evaluation import make_evaluator
 from gr_jax.training.ranking.step import make_train_step
 from gr_jax.training.run import Run
@@ -177,8 +177,8 @@ class Ranking:
         return float(epochs_done) if self._is_stream or error is None else -error
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """The constant that is each task's mean before the test split."""
-        return {"constant rate": constant_rate(self.run, self._bounds)}
+        """The constant rate, means of users and items, and a regression on counts."""
+        return baselines(self.run.dataset, self.run.config.ranking.tasks, self._bounds)
 
     def _plan_evaluation(self, low: int, high: int) -> ranking.LabelPlan:
         """The batches of an evaluation on the events with low <= time < high."""

@@ -17,16 +17,17 @@ from gr_jax.data.log.preparation import prepare
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; a file under /short/ breaks off in the middle."""
+    """Serves a folder; a file under /short/ breaks off in the middle, /length/N tells N bytes."""
 
     def log_message(self, *args):
         pass
 
     def do_GET(self):
-        if not self.path.startswith("/short/"):
+        if not self.path.startswith(("/short/", "/length/")):
             return super().do_GET()
         self.send_response(200)
-        self.send_header("Content-Length", "1000")
+        told = self.path.rpartition("/")[2] if self.path.startswith("/length/") else "1000"
+        self.send_header("Content-Length", told)
         self.end_headers()
         self.wfile.write(b"x" * 10)
 
@@ -151,3 +152,29 @@ def test_an_absent_log_is_fetched_once_and_prepared(site, tmp_path, monkeypatch)
     again = prepare(DataConfig(source="ml-1m"))
     assert first.folder == again.folder and again.num_users == 2
     assert again.catalogue.titles(again.catalogue.item_ids(["1193"])) == ["Cuckoo"]
+
+
+@pytest.mark.parametrize(
+    ("length", "told"),
+    [
+        ("soon", "tells the length 'soon'"),
+        ("-5", "tells the length '-5'"),
+        ("1e9", "tells the length"),
+        ("9" * 30, "tells the length"),
+        (str(10**17), "it has 100,000,000,000,000,000 bytes, the disk has"),
+    ],
+)
+def test_a_length_that_cannot_be_or_does_not_fit_leaves_no_file(site, tmp_path, length, told):
+    target = tmp_path / "new" / "a.bin"
+    with pytest.raises(ConfigError, match=f"its download failed .*{told}") as error:
+        download(f"{site[1]}/length/{length}", target)
+    assert not list(target.parent.iterdir()) and "\n" not in str(error.value)
+
+
+def test_a_site_that_does_not_stop_is_stopped(site, tmp_path, monkeypatch):
+    (site[0] / "a.bin").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr("gr_jax.data.log.download._MOST", 1 << 19)
+    monkeypatch.setattr("gr_jax.data.log.download._length", lambda told, part: 0)
+    with pytest.raises(ConfigError, match="it has more than 524,288 bytes"):
+        download(f"{site[1]}/a.bin", tmp_path / "a.bin")
+    assert not (tmp_path / "a.bin").exists()

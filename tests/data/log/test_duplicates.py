@@ -27,9 +27,7 @@ def made(folder: Path, lines: list[str], *, files: int = 1, **fields) -> Dataset
 
 
 def told(dataset: Dataset) -> dict[str, int]:
-    counts = dict(dataset.meta["duplicates"])
-    counts.pop("setting")
-    return counts
+    return dataset.meta["duplicates"]
 
 
 def log(seed: int = 0, users: int = 30, events: int = 12) -> list[str]:

@@ -269,3 +269,25 @@ def test_a_dataset_without_features_says_so(tmp_path):
         and dataset.catalogue.item_features is None
         and dataset.events.series_offsets is None
     )
+
+
+def test_users_and_items_that_a_file_does_not_have_are_counted(tmp_path):
+    log = "user_id,item_id,timestamp\n" + "".join(f"u{i % 9},i{i},{i}\n" for i in range(90))
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "log.csv").write_text(log)
+    (raw / "i.csv").write_text("item_id,title,tag\ni1,One,a\ni2,,b\ni200,None,c\n")
+    (raw / "u.csv").write_text("user_id,age\nu1,3\nu1,4\n")
+    (raw / "s.csv").write_text("user_id,timestamp,s\nu1,1,2\nu8,2,3\n")
+    files = dict(user_file="u.csv", item_file="i.csv", series=("s=s.csv",))
+    features = dict(user_features=("age",), item_features=("tag",))
+    place = dict(path=str(raw / "log.csv"), prepared=str(tmp_path / "out"))
+    dataset = prepare(DataConfig(**place, **files, **features))
+    assert dataset.meta["missing"] == {
+        "items without a title": 89,
+        "items not in i.csv": 88,
+        "users not in u.csv": 8,
+        "users not in s.csv": 7,
+    }
+    plain = DataConfig(path=place["path"], prepared=str(tmp_path / "plain"))
+    assert prepare(plain).meta["missing"] == {}

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from gr_jax.serving.http.batching import Batcher, Busy
+from gr_jax.serving.http.batching import Batcher
+from gr_jax.serving.http.limits import Busy
 
 
 def run(test):
@@ -71,6 +72,70 @@ def test_a_full_queue_and_a_closed_batcher_refuse():
             await batcher.ask(3)
 
     run(test)
+
+
+def learned(seconds: float, **settings) -> Batcher:
+    """A batcher that knows how long a unit of work takes."""
+    batcher = Batcher(lambda requests: requests, max_size=9, wait=1000.0, room=99, **settings)
+    batcher._seconds_of_unit = seconds
+    return batcher
+
+
+def test_work_beyond_the_room_is_refused_with_the_time_until_there_is_some():
+    async def test():
+        batcher = learned(0.001, room_seconds=1.0)
+        batcher.start()
+        tasks = [asyncio.create_task(batcher.ask(1, 5000.0))]  # alone, it may be of any size
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="5.0 s of work are waiting") as caught:
+            await batcher.ask(2, 1.0)
+        assert caught.value.retry_after == 6
+        await batcher.close()
+        assert await asyncio.gather(*tasks) == [1]
+
+        batcher = learned(0.001, room_seconds=1.0)
+        batcher.start()
+        tasks = [asyncio.create_task(batcher.ask(i, 300.0)) for i in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await batcher.ask(3, 300.0)
+        tasks += [asyncio.create_task(batcher.ask(4, 20.0)) for _ in range(9)]  # small ones still
+        await asyncio.sleep(0)
+        await batcher.close()
+        assert await asyncio.gather(*tasks) == [0, 1, 2, *[4] * 9]
+
+    run(test)
+
+
+def test_small_requests_are_computed_before_large_ones_that_came_a_little_earlier():
+    batches = []
+
+    async def test():
+        batcher = learned(0.001)
+        batcher._answer = lambda requests: batches.append(requests) or requests
+        work = {"large": 800.0, "other": 700.0, "small": 1.0, "tiny": 0.5}
+        tasks = [asyncio.create_task(batcher.ask(name, size)) for name, size in work.items()]
+        await asyncio.sleep(0)
+        batcher.start()
+        await batcher.close()
+        await asyncio.gather(*tasks)
+
+    run(test)
+    assert batches[0] in (["small", "tiny"], ["tiny", "small"])
+    assert batches[1:] == [["other"], ["large"]], "each alone: a batch takes about 0.1 s"
+
+
+def test_how_long_work_takes_is_learned():
+    async def test():
+        batcher = Batcher(
+            lambda requests: time.sleep(0.2) or requests, max_size=1, wait=0.0, room=9
+        )
+        batcher.start()
+        await batcher.ask(1, 10_000.0)
+        await batcher.close()
+        return batcher._seconds_of_unit
+
+    assert run(test) > 1e-5
 
 
 def test_an_error_reaches_those_who_asked_and_the_next_batch_works():

@@ -17,7 +17,7 @@ LIMITS = Limits(body_bytes=20_000, events=100, candidates=64, k=16, batch=8, wai
 
 def wait_until_ready(client: TestClient) -> None:
     deadline = time.monotonic() + 300
-    while client.get("/healthz").json()["status"] == "warming up" and time.monotonic() < deadline:
+    while client.get("/healthz").status_code != 200 and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
@@ -147,7 +147,9 @@ def test_items_are_found_by_words_of_their_title_or_by_id(client):
 BAD = [
     ("/recommend", b"{", 400, "the body is not JSON"),
     ("/recommend", b"\xff\xfe", 400, ""),
-    ("/recommend", b"", 422, ""),
+    ("/recommend", b"", 400, "the body is not JSON"),
+    ("/recommend", b'{"k": 3, "k": 4}', 400, "the member 'k' comes twice"),
+    ("/recommend", b'{"k": ' + b"9" * 5000 + b"}", 400, "the body is not JSON"),
     ("/recommend", b"[]", 422, "body"),
     ("/recommend", {}, 422, "give a history, or a user of the log"),
     ("/recommend", {"user": "nobody"}, 404, "no user 'nobody' in the log"),
@@ -234,7 +236,7 @@ def test_a_body_without_a_length_is_measured_as_it_arrives(client):
 
 
 def test_an_error_of_the_model_is_a_500_and_the_server_goes_on(client, loaded, monkeypatch):
-    monkeypatch.setattr(client.app.state.service.batcher, "_answer", lambda requests: 1 / 0)
+    monkeypatch.setattr(client.app.state.service.served.batcher, "_answer", lambda requests: 1 / 0)
     answer = client.post("/recommend", json={"history": []})
     assert answer.status_code == 500 and "internal error" in answer.json()["error"]
     monkeypatch.undo()
@@ -313,6 +315,7 @@ def test_nothing_is_compiled_after_the_warm_up_of_a_ranking_run(ranking_client, 
 
 def test_metrics_count_requests_by_path_and_status(client):
     client.post("/score", content=b"{")
+    client.post("/recommend", json={"history": []})
     client.get("/some/other/path")
     text = client.get("/metrics").text
     assert 'gr_jax_requests_total{path="/score",status="400"}' in text
@@ -346,8 +349,100 @@ def test_the_examples_of_the_documentation_are_answered(client, ranking_client):
             ].keys()
 
 
+def test_a_body_that_is_not_declared_as_json_is_refused(client):
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "x" * 10**4):
+        answer = client.post("/recommend", content=b"{}", headers={"content-type": kind})
+        assert answer.status_code == 415 and len(answer.json()["error"]) < 200
+    kind = {"content-type": "application/json; charset=utf-8"}
+    assert client.post("/recommend", content=b'{"history": []}', headers=kind).is_success
+
+
+def test_a_parameter_that_comes_twice_is_refused(client):
+    answer = client.get("/items?query=i1&query=i2")
+    assert answer.status_code == 422 and "'query' is given twice" in answer.json()["error"]
+
+
+def test_of_what_is_sent_an_error_repeats_a_hundred_characters(client):
+    long = "x" * 15_000
+    event = {"item": "i1", "time": 5}
+    for path, body in (
+        ("/recommend", {"user": long}),
+        ("/recommend", {"history": [], "task": long}),
+        ("/recommend", {"history": [event | {"action": long}]}),
+        ("/recommend", {"history": [event | {"time": long}]}),
+        ("/recommend", {"history": [], "at_time": long}),
+        ("/recommend", {"history": [], "allow": [long]}),
+        ("/recommend", {"history": [], long: 5}),
+        ("/score", {"history": [], "candidates": [long]}),
+    ):
+        answer = client.post(path, json=body)
+        assert answer.status_code in (404, 422) and len(answer.text) < 400, answer.text
+
+
+def test_large_bodies_are_read_away_from_the_event_loop(client, monkeypatch):
+    threads, read = [], wire.read
+
+    def noting(kind, body):
+        threads.append(threading.current_thread().name)
+        return read(kind, body)
+
+    monkeypatch.setattr(wire, "read", noting)
+    for blanks in (0, 17_000):
+        content = b'{"history": []}' + b" " * blanks
+        assert client.post("/recommend", content=content).is_success
+    assert not threads[0].startswith("read") and threads[1].startswith("read")
+
+
+def test_a_busy_server_refuses_large_requests_before_they_are_read(client, monkeypatch):
+    batcher = client.app.state.service.served.batcher
+    monkeypatch.setattr(batcher, "_work", 1e9)
+    for path, content in (("/recommend", b'{"history": []}' + b" " * 17_000), ("/score", b"")):
+        content = content or b'{"history": [], "candidates": ["i1"]}'
+        answer = client.post(path, content=content)
+        assert answer.status_code == 503 and "s of work are waiting" in answer.json()["error"]
+        assert int(answer.headers["retry-after"]) >= 1
+    assert client.get("/healthz").status_code == 200
+
+
+def test_a_model_is_exchanged_and_one_that_cannot_be_loaded_is_not(loaded, monkeypatch):
+    monkeypatch.setattr(type(loaded), "warm_up", lambda self, **sizes: None)
+    models, said = [loaded, RuntimeError("half\nwritten"), loaded], []
+
+    def load():
+        model = models.pop(0)
+        if isinstance(model, Exception):
+            raise model
+        return model
+
+    app = server.make_app(load, LIMITS, say=said.append)
+    with TestClient(app) as client:
+        wait_until_ready(client)
+        service = app.state.service
+        first = service.served
+        for told, exchanged in (("the model in use goes on", False), ("reload: done", True)):
+            service.reload_soon()
+            deadline = time.monotonic() + 60
+            while not any(told in line for line in said) and time.monotonic() < deadline:
+                assert client.post("/recommend", json={"history": []}).is_success
+            assert (service.served is not first) == exchanged
+        assert client.post("/recommend", json={"history": []}).is_success
+    assert "reload: the model in use goes on (RuntimeError: half written)" in said
+
+
+def test_the_interface_is_a_page_without_scripts_and_without_outside_assets(client):
+    page = client.get("/docs")
+    assert (
+        page.status_code == 200 and "script-src 'none'" in page.headers["content-security-policy"]
+    )
+    for word in ("/recommend", "/score", "/items", "exclude_seen", "history[].time", "curl -s"):
+        assert word in page.text, word
+    for outside in ("http://", "https://", "<script", "src=", "@import"):
+        assert outside not in page.text, outside
+
+
 def test_the_page_is_one_file_without_outside_assets(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
+    assert "script-src 'sha256-" in page.headers["content-security-policy"]
     for outside in ("http://", "https://", "//cdn", '<link rel="stylesheet', "src=", "@import"):
         assert outside not in page.text, outside

@@ -164,6 +164,8 @@ def test_summarise_averages_hits_gains_and_reciprocal_ranks():
             "ndcg@10": gains[:3].sum() / 5,
             "ndcg@50": gains[:4].sum() / 5,
             "ndcg@200": gains.sum() / 5,
+            "hr@10/se": np.std([1, 1, 1, 0, 0], ddof=1) / np.sqrt(5),
+            "ndcg@10/se": np.std([*gains[:3], 0, 0], ddof=1) / np.sqrt(5),
             "mrr": (1 + 1 / 3 + 1 / 10 + 1 / 11 + 1 / 60) / 5,
             "repeats": 0.0,
             "log_perplexity": 3.0,
