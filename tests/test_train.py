@@ -147,7 +147,12 @@ def test_evaluate_repeats_the_metrics_of_the_result(finished, capsys):
     result = json.loads((finished / "result.json").read_text())
     for split in ("test", "valid"):
         assert evaluate.main([f"--workdir={finished}", f"--split={split}"]) == 0
-        assert json.loads(capsys.readouterr().out) == pytest.approx(result[split])
+        said = capsys.readouterr()
+        assert json.loads(said.out) == pytest.approx(result[split])
+        assert ("item-kNN" in said.err) == (split == "test")
+    assert evaluate.main([f"--workdir={finished}", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == pytest.approx(result["test"]) and not said.err
 
 
 def test_a_finished_run_is_not_trained_again(config_file, finished):

@@ -131,7 +131,7 @@ def _split_lines(whole: Piece, size: int) -> list[Piece]:
         return [whole]
     start, before = 0, 0
     if not json and not layout.names:
-        names = tuple(parse.header(whole.plain, layout))
+        names = tuple(parse.header(whole.plain, layout.separator))
         parse.check_columns(names, layout, whole.shown)
         layout = dataclasses.replace(layout, names=names)
         with open(whole.plain, "rb") as file:

@@ -7,17 +7,14 @@ Their values are categories: "3" is a name.
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
 from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.log import movielens_attributes, times
+from gr_jax.data.log import movielens_attributes, tables, times
 from gr_jax.data.log.layout import BadRow, Layout
 
 OFFICIAL = {  # source -> files of user and item attributes, as shell patterns
@@ -179,14 +176,14 @@ def read(config: DataConfig, found: dict[str, Path], layout: Layout) -> Attribut
         value or with a bad time.
     """
     skipped: Counter = Counter()
-    tables = {}
+    found_tables = {}
     for kind, key in (("user", layout.user), ("item", layout.item)):
         if kind in found and _features(config, kind):
-            tables[f"{kind}s"] = _table(config, kind, found[kind], key, skipped)
+            found_tables[f"{kind}s"] = _table(config, kind, found[kind], key, skipped)
     series = tuple(
         _series(config, name, found[name], layout, skipped) for name in _series_files(config)
     )
-    return Attributes(**tables, series=series, skipped=dict(skipped))
+    return Attributes(**found_tables, series=series, skipped=dict(skipped))
 
 
 def titles(config: DataConfig, found: dict[str, Path], layout: Layout) -> pl.DataFrame | None:
@@ -198,7 +195,7 @@ def titles(config: DataConfig, found: dict[str, Path], layout: Layout) -> pl.Dat
     if not config.item_file:
         return None
     file = found["item"]
-    if TITLE not in _columns(file):
+    if TITLE not in tables.columns(file):
         if config.item_features:
             return None
         what, remedy = (
@@ -206,7 +203,7 @@ def titles(config: DataConfig, found: dict[str, Path], layout: Layout) -> pl.Dat
             "name columns of it in data.item_features",
         )
         raise ConfigError(f"data.item_file={config.item_file!r}: {what}; {remedy}")
-    frame = _read(file, {layout.item: "item column", TITLE: "title column"})
+    frame = tables.read(file, {layout.item: "item column", TITLE: "title column"})
     return frame.select(_id(layout.item).alias("item"), _value(TITLE).alias(TITLE)).drop_nulls()
 
 
@@ -219,10 +216,10 @@ def _table(config: DataConfig, kind: str, file: Path, key: str, skipped: Counter
     )
     what = {key: f"{kind} column"} | {name: f"data.{kind}_features column" for name in names}
     if reader is None:
-        frame = _read(file, what)
+        frame = tables.read(file, what, lists=names if kind == "item" else ())
     else:
         frame, key = reader(file), "raw"
-        _check_columns(file, frame.columns, {name: what[name] for name in names}, hidden=key)
+        tables.check_columns(file, frame.columns, {name: what[name] for name in names}, hidden=key)
     between = "," if config.source == "kuairand" and not config.item_file else "|"
     cells = [_values(frame, name, between) if kind == "item" else _value(name) for name in names]
     frame = frame.select(_id(key), *(cell.alias(str(i)) for i, cell in enumerate(cells)))
@@ -259,7 +256,7 @@ def _values(frame: pl.DataFrame, name: str, between: str) -> pl.Expr:
 
 def _series(config: DataConfig, name: str, file: Path, layout: Layout, skipped: Counter) -> Series:
     what = {layout.user: "user column", layout.time: "time column", name: "data.series column"}
-    frame = _read(file, what)
+    frame = tables.read(file, what, typed=(layout.time,))
     where = f"{file}: column {layout.time!r}"
     time, *fraction = times.split(frame[layout.time], layout.unit, where=where)
     frame = frame.select(
@@ -296,49 +293,3 @@ def _sift(
             skipped[f"{reason} in {file.name}"] += bad.height
         frame = frame.filter(~expression.fill_null(False))
     return frame
-
-
-def _read(file: Path, what: dict[str, str]) -> pl.DataFrame:
-    """The columns `what` (name -> purpose) of a CSV file, as strings, or of a Parquet file."""
-    _check_columns(file, _columns(file), what)
-    with _readable(file):
-        if _is_parquet(file):
-            return pl.read_parquet(file, columns=list(what))
-        return pl.read_csv(file, infer_schema=False).select(list(what))
-
-
-def _columns(file: Path) -> list[str]:
-    """Names of the columns of a CSV or Parquet file."""
-    with _readable(file):
-        if _is_parquet(file):
-            return list(pl.read_parquet_schema(file))
-        return pl.read_csv(file, infer_schema=False, n_rows=0).columns
-
-
-def _is_parquet(file: Path) -> bool:
-    return file.suffix == ".parquet"
-
-
-@contextlib.contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    """Turn errors of a file that cannot be read into a ConfigError."""
-    try:
-        yield
-    except pl.exceptions.NoDataError:
-        raise ConfigError(f"{file}: empty file") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        kind = "Parquet" if _is_parquet(file) else "CSV"
-        raise ConfigError(
-            f"{file}: not a readable {kind} file ({str(error).splitlines()[0][:120]})"
-        ) from None
-
-
-def _check_columns(
-    file: Path, there: Sequence[str], what: dict[str, str], hidden: str = ""
-) -> None:
-    for name, purpose in what.items():
-        if name not in there:
-            near = difflib.get_close_matches(name, there, 1)
-            did_you_mean = f"; did you mean {near[0]!r}?" if near else ""
-            shown = ", ".join(repr(column) for column in there if column != hidden)
-            raise ConfigError(f"{file}: no {purpose} {name!r}, only {shown}{did_you_mean}")

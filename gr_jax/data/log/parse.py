@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def read_text(
       ConfigError: a column is missing. BadRow: the first row that cannot be used, if on_bad_row is
         "error".
     """
-    names = layout.names or tuple(header(plain, layout))
+    names = layout.names or tuple(header(plain, layout.separator))
     check_columns(names, layout, shown)
     if _lines_have_fields(plain, layout, len(names)):
         # Most logs are plain numbers and text, which polars reads as such; others as text.
@@ -98,14 +99,24 @@ def read_parquet(
     return bad_rows.sift([numbered], layout, origin, on_bad_row=on_bad_row)
 
 
-def header(plain: Path, layout: Layout) -> list[str]:
+def header(plain: Path, separator: str) -> list[str]:
     """Fields of the first line."""
     with open(plain, encoding="utf-8-sig", errors="replace") as lines:
         first = lines.readline(_CHUNK_BYTES).rstrip("\r\n")
     try:
-        return next(csv.reader([first], delimiter=layout.separator)) if first else []
+        return next(csv.reader([first], delimiter=separator)) if first else []
     except csv.Error:  # a field of 131,072 characters: not what stands between the fields
         return [first[:100]]
+
+
+def delimiter(plain: Path, wanted: Collection[str]) -> str:
+    """The mark by which the first line has the columns that are wanted, else the most columns."""
+
+    def found(mark: str) -> tuple[int, int]:
+        names = header(plain, mark)
+        return len(set(wanted) & set(names)), len(names)
+
+    return max(",\t;|", key=found)
 
 
 def check_columns(names: tuple[str, ...], layout: Layout, shown: Path) -> None:

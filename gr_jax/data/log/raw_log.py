@@ -145,29 +145,20 @@ def plain_text(config: DataConfig, file: Path, scratch: Path) -> tuple[Path, Cou
 def resolved(config: DataConfig, plain: Path, layout: Layout) -> Layout:
     """The layout of one text file: its delimiter, its header line if any, and its actions."""
     if config.source == "csv" and plain.suffix != ".jsonl":
-        mark = _MARKS.get(config.delimiter, config.delimiter) or _delimiter(plain, layout)
+        mark = _MARKS.get(config.delimiter, config.delimiter)
+        mark = mark or parse.delimiter(plain, layout.columns.values())
         layout = dataclasses.replace(layout, separator=mark)
-    if config.source == "amazon-2014" and "timestamp" in parse.header(plain, layout):
+    if config.source == "amazon-2014" and "timestamp" in parse.header(plain, layout.separator):
         # Re-packed with a header line, as the k-cores are.
         layout = dataclasses.replace(layout, names=())
     if layout.actions and not config.actions:
-        present = set(parse.header(plain, layout))
+        present = set(parse.header(plain, layout.separator))
         there = tuple(action for action in layout.actions if action.column in present)
         layout = dataclasses.replace(layout, actions=there)
     return layout
 
 
 _MARKS = {"tab": "\t", "\\t": "\t"}
-
-
-def _delimiter(plain: Path, layout: Layout) -> str:
-    """The mark by which the header line has the columns of the layout, else the most columns."""
-
-    def columns(mark: str) -> tuple[int, int]:
-        names = parse.header(plain, dataclasses.replace(layout, separator=mark))
-        return len(set(layout.columns.values()) & set(names)), len(names)
-
-    return max(",\t;|", key=columns)
 
 
 def _concat(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
