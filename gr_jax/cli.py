@@ -52,7 +52,8 @@ def parse(
 
     Returns:
       One attribute per flag and `debug`; unless `config` is "none" also `config`, with overrides
-      applied, and `config_spec`, its `FILE[:variant]`, both None if not given.
+      applied, and `config_spec`, its `FILE[:variant]`, both None if not given, and `overrides`, the
+      texts of the fields that were set.
 
     Raises:
       ConfigError: anything wrong, in one line with the nearest name where there is one.
@@ -72,12 +73,15 @@ def parse(
         raise ConfigError(f"{shown} must be given; see --help")
     if config == "none":
         return argparse.Namespace(**args)
-    if overrides and spec is None:
-        raise ConfigError(
-            f"--config.{next(iter(overrides))} changes a config: give --config=FILE too"
-        )
     made = override_all(load(spec), overrides) if spec else None
-    return argparse.Namespace(**args, config=made, config_spec=spec)
+    return argparse.Namespace(**args, config=made, config_spec=spec, overrides=overrides)
+
+
+def refuse_overrides(args: argparse.Namespace) -> None:
+    """Raise a ConfigError if config fields are set and there is no config that they change."""
+    if args.overrides and args.config is None:
+        field = next(iter(args.overrides))
+        raise ConfigError(f"--config.{field} changes a config: give --config=FILE too")
 
 
 def _split(argv: Sequence[str], flags: Mapping[str, Flag], config: str):

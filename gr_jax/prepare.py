@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
         "of Beam, in quotes; without --runner among them it runs in this process",
     )
     args = cli.parse(argv, doc=__doc__, flags=flags, config="optional")
+    cli.refuse_overrides(args)
     if args.config is None and args.source is None:
         raise ConfigError("give --config=FILE, or --source=NAME and --path=RAW; --help says more")
     given = {name: getattr(args, name) for name in _FIELDS if getattr(args, name) is not None}

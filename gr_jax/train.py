@@ -1,6 +1,7 @@
 """Train a recommender: prepare the data if needed, train, validate, save, test the best checkpoint.
 
     python -m gr_jax.train --config=configs/ml_1m.py --config.data.path=ml-1m
+    python -m gr_jax.train --data=clicks.csv --user-column=user --item-column=item --time-column=at
 
 Running it again with the same workdir resumes. Ctrl-C and SIGTERM save and stop. On many hosts the
 same command runs on each, with --coordinator=auto under SLURM, or --coordinator=HOST:PORT
@@ -9,6 +10,7 @@ same command runs on each, with --coordinator=auto under SLURM, or --coordinator
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import time
 from pathlib import Path
@@ -16,7 +18,8 @@ from pathlib import Path
 import jax
 
 from gr_jax import cli
-from gr_jax.config import Config
+from gr_jax.config import Config, ConfigError, DataConfig
+from gr_jax.config.overrides import override_all
 from gr_jax.reporting.report import write_after_training
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
@@ -24,6 +27,7 @@ from gr_jax.training.console import describe, patience_line, say
 from gr_jax.training.loop import Interruption, train_loop
 from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import is_over, objective_of
+from gr_jax.training.own_log import config_for
 from gr_jax.training.result import finish
 from gr_jax.training.run import open_run
 from gr_jax.training.workdir import (
@@ -34,7 +38,11 @@ from gr_jax.training.workdir import (
 )
 
 FLAGS: dict[str, cli.Flag] = {
-    "workdir": (Path, None, "folder of the run; default runs/<config>[-<variant>]"),
+    "data": (str, "", "a log, instead of --config: all that a config says is chosen by it"),
+    "user_column": (str, "user_id", "of the log of --data"),
+    "item_column": (str, "item_id", "of the log of --data"),
+    "time_column": (str, "timestamp", "of the log of --data"),
+    "workdir": (Path, None, "folder of the run; default runs/<config>[-<variant>], or runs/<log>"),
     "report": (bool, True, "write report.html at the end of one process; --report=false does not"),
     "coordinator": (
         str,
@@ -53,20 +61,28 @@ FLAGS: dict[str, cli.Flag] = {
 
 def main(argv: list[str]) -> int:
     """Train as the command line says; 0 if the run is complete, 128 + signal if interrupted."""
-    args = cli.parse(argv, doc=__doc__, flags=FLAGS, config="required")
-    workdir = args.workdir or Path(default_workdir(args.config_spec))
+    args = cli.parse(argv, doc=__doc__, flags=FLAGS, config="optional")
+    if (args.config is None) == (not args.data):
+        raise ConfigError("--config=FILE[:variant] or --data=FILE must be given; see --help")
+    workdir = args.workdir or Path(default_workdir(args.config_spec or Path(args.data).name))
     processes.join(args.coordinator, args.processes, args.process, args.peer_timeout)
     with processes.exit_all_on_error():
-        code = train(args.config, workdir)
+        config = args.config or override_all(config_for(_log(args), workdir), args.overrides)
+        code = train(config, workdir)
         if code == 0 and args.report and jax.process_count() == 1:
             return 0 if write_after_training(workdir) else 1
         return code
 
 
 def default_workdir(spec: str) -> str:
-    """runs/ml_1m-large for configs/ml_1m.py:large."""
+    """runs/ml_1m-large for configs/ml_1m.py:large, runs/clicks for clicks.csv.gz."""
     file, _, variant = spec.partition(":")
-    return f"runs/{Path(file).stem}" + (f"-{variant}" if variant else "")
+    return f"runs/{Path(file).name.split('.')[0]}" + (f"-{variant}" if variant else "")
+
+
+def _log(args: argparse.Namespace) -> DataConfig:
+    columns = {name: getattr(args, name) for name in ("user_column", "item_column", "time_column")}
+    return DataConfig(path=args.data, **columns)
 
 
 def train(config: Config, workdir: Path) -> int:

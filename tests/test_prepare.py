@@ -95,6 +95,10 @@ def test_mistakes_are_one_line_with_exit_code_two(clicks, tmp_path, monkeypatch,
     mistakes = {
         (): "give --config=FILE, or --source=NAME and --path=RAW",
         ("--source=ml-2m",): "did you mean 'ml-20m'?",
+        (
+            "--source=csv",
+            "--config.data.path=x",
+        ): "--config.data.path changes a config: give --config=FILE too",
         ("--source=csv", f"--path={clicks}", "--user-colum=who"): "did you mean --user_column?",
         (
             "--source=csv",

@@ -32,7 +32,13 @@ FIELD = re.compile(
 )
 FILE = re.compile(r"[`( ]((?:[\w.]+/)*\w+\.(?:py|json|sh|md))(?:[`:) ,]|$)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
-MADE = ("config.json", "dataset.json", "result.json", "block_sizes.json")  # what the commands write
+MADE = (
+    "config.json",
+    "chosen.py",
+    "dataset.json",
+    "result.json",
+    "block_sizes.json",
+)  # what the commands write
 COMMAND = re.compile(r"python -m ((?:gr_jax|pallas_kernels)\.\w+)((?: +[^\s`|&#;),]+)*)")
 
 
@@ -68,7 +74,7 @@ def checkout(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(checkout) -> Path:
-    """The same folder with the run runs/mine, by the README's config and a small model."""
+    """The same folder with the run runs/mine, by the README's command and a small model."""
     rng = np.random.default_rng(0)
     lines = ["user,product,clicked_at"]
     for user in range(40, 56):
@@ -80,7 +86,8 @@ def trained(checkout) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(checkout)
         Path("clicks.csv").write_text("\n".join(lines) + "\n")
-        assert train.main(["--config=configs/mine.py", "--workdir=runs/mine", *small]) == 0
+        columns = ("--user-column=user", "--item-column=product", "--time-column=clicked_at")
+        assert train.main(["--data=clicks.csv", *columns, "--workdir=runs/mine", *small]) == 0
     return checkout
 
 

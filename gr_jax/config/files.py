@@ -130,3 +130,32 @@ def read(path: Path) -> Config:
         raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, 5,000 digits, a thousand levels
         raise ConfigError(f"{path}: not JSON: {shortened(str(error))}") from error
+
+
+def to_python(config: Config, doc: str) -> str:
+    """A config file with the fields that are not at their defaults, to be edited and trained.
+
+    doc: its docstring.
+    """
+    groups, names = [], ["Config"]
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        default = getattr(Config(), f.name)
+        if value == default:
+            continue
+        if not dataclasses.is_dataclass(value):
+            groups.append(f"        {f.name}={value!r},\n")
+            continue
+        names.append(type(value).__name__)
+        changed = {
+            g.name: getattr(value, g.name)
+            for g in dataclasses.fields(value)
+            if getattr(value, g.name) != getattr(default, g.name)
+        }
+        lines = "".join(f"            {name}={part!r},\n" for name, part in changed.items())
+        groups.append(f"        {f.name}={type(value).__name__}(\n{lines}        ),\n")
+    imports = "".join(f"    {name},\n" for name in sorted(names))
+    return (
+        f'"""{doc}"""\n\nfrom gr_jax.config import (\n{imports})\n\n\n'
+        f"def get_config() -> Config:\n    return Config(\n{''.join(groups)}    )\n"
+    )

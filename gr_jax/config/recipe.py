@@ -1,0 +1,82 @@
+"""A config for a log that nobody has tuned for, by rules from its size, lengths and repeats.
+
+Widths, batches and losses are those of configs/ml_1m.py and configs/amazon.py, whose results are
+measured; the temperature of small logs did best on validation on a log of ten thousand events (.2:
+NDCG@10 .071, .05: .043, .5: .067). Beyond five million events the rules are guesses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from gr_jax.config.config import Config
+from gr_jax.config.data import DataConfig
+from gr_jax.config.model import ModelConfig
+from gr_jax.config.objective import EvaluateConfig, LossConfig
+from gr_jax.config.train import OptimizerConfig, TrainConfig
+
+FULL_SOFTMAX = 50_000  # items up to which a step compares with all of them
+MANY_REPEATS = 0.1  # share of events from which repeats are ranked
+
+
+class LogFacts(NamedTuple):
+    """What the rules look at."""
+
+    users: int
+    items: int
+    events: int
+    long_history: int  # events of a user who has more than 95 of 100 others
+    repeats: float  # share of events whose item the user had before
+
+
+class Choice(NamedTuple):
+    """A config, and why it is as it is: a line for each choice."""
+
+    config: Config
+    reasons: tuple[str, ...]
+
+
+def choose(data: DataConfig, log: LogFacts) -> Choice:
+    """The config for a log.
+
+    Args:
+      data: where it is and how it is read; the lengths of histories are chosen here.
+      log: what it holds.
+    """
+    history = min(200, max(20, -(-log.long_history // 10) * 10))
+    row = max(64, 1 << (history - 1).bit_length())
+    width, blocks = (128, 4) if log.events > 5_000_000 else (64, 2)
+    temperature = 0.05 if log.events > 150_000 else 0.1 if log.events > 30_000 else 0.2
+    full = log.items <= FULL_SOFTMAX
+    exclude = "none" if log.repeats > MANY_REPEATS else "history"
+    batch = 128 if log.users <= 100_000 else 512
+    steps = max(1, log.users // batch)
+    validate_every = max(1, -(-40 // steps))
+    rowwise = log.items > 500_000
+
+    config = Config(
+        data=dataclasses.replace(data, max_length=history, row_length=row),
+        model=ModelConfig(
+            width=width,
+            num_blocks=blocks,
+            num_heads=1,
+            qk_width=width,
+            v_width=width,
+            temperature=temperature,
+        ),
+        loss=LossConfig(kind="full") if full else LossConfig("", "group", negatives=512, group=32),
+        optimizer=OptimizerConfig(table="rowwise_adamw" if rowwise else "dense"),
+        train=TrainConfig(epochs=200, batch_users=batch, validate_every=validate_every, patience=8),
+        evaluate=EvaluateConfig(exclude=exclude, valid_users=10_000 if log.users > 50_000 else 0),
+    )
+    against = "all items" if full else "512 random items for 32 neighbouring events"
+    reasons = (
+        f"histories of {history} events: 95 % of the users have at most {log.long_history:,}",
+        f"{blocks} blocks of width {width}, temperature {temperature}: {log.events:,} events",
+        f"each next item is compared with {against}: {log.items:,} items",
+        f"items that a user had before are {'ranked too' if exclude == 'none' else 'left out'}:"
+        f" {log.repeats:.1%} of the events are repeats",
+        "up to 200 epochs, ended by 8 validations without a better one",
+    )
+    return Choice(config, reasons)
