@@ -1,7 +1,8 @@
 """A config for a log that nobody has tuned for, by rules from its size, lengths and repeats.
 
-The rules are those that did best on validation on MovieLens (100 thousand and a million events) and
-Amazon Reviews (10 and 200 thousand events), and guesses beyond a million.
+Widths, batches and losses are those of configs/ml_1m.py and configs/amazon.py, whose results are
+measured; the temperature of small logs did best on validation on a log of ten thousand events (.2:
+NDCG@10 .071, .05: .043, .5: .067). Beyond five million events the rules are guesses.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Checkpoints:
         # No process goes on, and is killed, before all the checksums are there.
         processes.all_true(True)
 
-    def restore(self, target: PyTree, *, step: int | None = None) -> tuple[Any, Progress] | None:
+    def restore(self, target: PyTree, *, step: int | None = None) -> tuple[PyTree, Progress] | None:
         """The state and progress of `step`, or of the newest intact step; None if there is none.
 
         Args:
@@ -142,7 +142,7 @@ class Checkpoints:
             )
         return None
 
-    def _try(self, step: int, target: PyTree) -> tuple[tuple[Any, Progress] | None, str]:
+    def _try(self, step: int, target: PyTree) -> tuple[tuple[PyTree, Progress] | None, str]:
         """The contents of `step`, or None and the damage; the same on all processes."""
         reason = checksums.first_damage(
             self.folder / str(step), jax.process_index(), jax.process_count()
@@ -158,9 +158,9 @@ class Checkpoints:
             return None, reason or "another process could not read it"
         return restored, ""
 
-    def _read(self, step: int, target: PyTree) -> tuple[Any, Progress]:
+    def _read(self, step: int, target: PyTree) -> tuple[PyTree, Progress]:
         # Not strict: tables have as many unused entries as the devices need (`table_entries`).
-        wanted: dict[str, Any] = (
+        wanted: dict[str, ocp.args.CheckpointArgs] = (
             {} if target is None else {"state": ocp.args.StandardRestore(target, strict=False)}
         )
         args = ocp.args.Composite(progress=ocp.args.JsonRestore(), **wanted)
@@ -216,7 +216,7 @@ class Checkpoints:
         restored = self.restore(None)
         return None if restored is None else restored[1]
 
-    def newest_arrays(self) -> Any:
+    def newest_arrays(self) -> PyTree:
         """The newest state as host arrays in nested containers, for inspection; needs no target."""
         step = self._manager.latest_step()
         folder: Any = self.folder / str(step) / "state"

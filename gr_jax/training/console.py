@@ -136,20 +136,19 @@ def repeats_line(result: dict[str, float], split: str) -> str:
     return line
 
 
-def final_table(
-    results: dict[str, dict[str, float]],
-    baselines: Mapping[str, Mapping[str, float]],
-    shown: Sequence[str],
-) -> str:
-    """Table of the metrics of both splits, and of the baselines on the test split."""
-    columns = (results["valid"], results["test"], *baselines.values())
+def metrics_table(columns: Mapping[str, Mapping[str, float]], shown: Sequence[str]) -> str:
+    """Table of the metrics of several columns, such as splits and baselines, by their names."""
     rows = [
-        (name, *(_value(column, name) for column in columns))
+        (name, *(_value(column, name) for column in columns.values()))
         for name in shown
-        if any(name in column for column in columns)
+        if any(name in column for column in columns.values())
     ]
-    head = ("metric", "valid", "test", *(f"{name} (test)" for name in baselines))
-    return table([head, *rows])
+    return table([("metric", *columns), *rows])
+
+
+def on_test(baselines: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    """Baselines as columns of a table that has other splits too."""
+    return {f"{name} (test)": values for name, values in baselines.items()}
 
 
 def _value(metrics: Mapping[str, float], name: str) -> str:

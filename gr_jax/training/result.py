@@ -15,7 +15,7 @@ import gr_jax
 from gr_jax.files import write_whole
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Checkpoints, Progress
-from gr_jax.training.console import final_table, not_beaten_line, repeats_line, say
+from gr_jax.training.console import metrics_table, not_beaten_line, on_test, repeats_line, say
 from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import Objective
 from gr_jax.training.state import TrainState, abstract, free
@@ -79,7 +79,7 @@ def report(
     }
     write_whole(path, json.dumps(result, indent=2) + "\n")
 
-    say(final_table(results, baselines, objective.shown))
+    say(metrics_table(results | on_test(baselines), objective.shown))
     if line := not_beaten_line(results["test"], baselines):
         say(line)
     if line := repeats_line(results["test"], "test"):

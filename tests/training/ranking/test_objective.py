@@ -123,7 +123,7 @@ def test_labels_of_one_class_are_told_once_and_another_error_picks_the_best(tmp_
     assert progress.after_validation(2, objective.score(far, 2)).best_step == 1
     line = console.valid_line(2, 1.0, near, objective, is_best=True)
     assert "log_loss/liked 0.1054  best" in line
-    shown = console.final_table({"valid": near, "test": far}, {"rate": far}, objective.shown)
+    shown = console.metrics_table({"valid": near, "test": far, "rate": far}, objective.shown)
     assert len(shown.splitlines()) == 3 and "0.5108" in shown
     assert "undefined/liked" in near
 
