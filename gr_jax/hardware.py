@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -97,11 +98,22 @@ def this_cpu(devices: int) -> Device:
     copy = jax.jit(lambda x: x + 1)
     bandwidth = 2 * 4 * n / _best_seconds(lambda: copy(a))
     flops = measured_flops() / devices
-    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    memory = float(host_memory())
     share = bandwidth / devices
     return Device(
         "cpu", flops, flops, memory / devices, share, share / 2, share / 2, devices, "measured now"
     )
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine, or of the container that this process is in."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, versions 2 and 1
+        try:
+            limits.append(int(Path("/sys/fs/cgroup", file).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(limits)
 
 
 def _best_seconds(run: Callable[[], jax.Array]) -> float:

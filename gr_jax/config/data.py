@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gr_jax.config.checks import check, check_at_least, check_choice, check_types
 
+LONGEST_ROW = 2**20  # tokens; the host keeps a list for each number of free ones
 SOURCES = (
     "ml-100k",
     "ml-1m",
@@ -112,3 +113,5 @@ class DataConfig:
         check_choice("data.stochastic_length_selection", selection, selections)
         rule = f"at least data.max_length={self.max_length}"
         check(self.row_length >= self.max_length, "data.row_length", self.row_length, rule)
+        rule = f"at most {LONGEST_ROW}"
+        check(self.row_length <= LONGEST_ROW, "data.row_length", self.row_length, rule)

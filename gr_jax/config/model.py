@@ -9,6 +9,8 @@ from gr_jax.config.checks import check, check_at_least, check_choice, check_type
 
 ATTENTION = ("reference", "xla", "pallas_triton", "pallas_mosaic_gpu", "jax_triton")
 
+MOST_LAYERS = 10_000  # each is traced by itself: millions would never begin to train
+
 
 @typing.no_type_check
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class ModelConfig:
         check_at_least(1, self, "model.", "width", "num_blocks", "num_heads", "qk_width")
         check_at_least(1, self, "model.", "v_width", "ffn_width", "head_width")
         check_at_least(0, self, "model.", "swiglu_width", "cross_layers")
+        for name in ("num_blocks", "cross_layers"):
+            value = getattr(self, name)
+            check(value <= MOST_LAYERS, f"model.{name}", value, f"at most {MOST_LAYERS}")
         for name in ("input_dropout", "dropout"):
             rate = getattr(self, name)
             check(0 <= rate < 1, f"model.{name}", rate, "in [0, 1)")

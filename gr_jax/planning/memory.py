@@ -22,7 +22,7 @@ from gr_jax.models.embeddings import table_entries
 from gr_jax.planning.collectives import entries_named, is_row_wise, is_table
 from gr_jax.planning.sizes import Sizes
 from gr_jax.training.sharding import path_name
-from gr_jax.training.state import TrainState
+from gr_jax.training.state import TrainState, local_bytes
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,6 @@ def on_gpu(config: Config, sizes: Sizes, state: TrainState) -> tuple[Part, ...]:
 def mesh_of(state: TrainState) -> jax.sharding.AbstractMesh:
     """The mesh on which the shapes of a state are placed."""
     return jax.tree.leaves(state)[0].sharding.mesh
-
-
-def local_bytes(tree: object) -> float:
-    """Bytes of the shards of `tree` on one device."""
-    return float(sum(map(_shard_bytes, jax.tree.leaves(tree))))
-
-
-def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def batch_bytes(sizes: Sizes) -> float:

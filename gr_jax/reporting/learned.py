@@ -115,12 +115,7 @@ def _sample(model: TrainedModel, user: int) -> Sample:
         (predicted,) = model.score(past, [came.item], at_time=came.time, user=raw)
         happened = ", ".join(came.action) or "none of the actions"
         outcome = f"predicted {_numbers(predicted, model.tasks)}; happened: {happened}"
-    if not model.repeats:
-        # as in evaluation: past items are not ranked, except for the next one
-        options["deny"] = {event.item for event in past} - {came.item}
-    answer = model.recommend(
-        past, SHOWN_ITEMS, at_time=came.time, user=raw, exclude_seen=False, **options
-    )
+    answer = model.recommend(past, SHOWN_ITEMS, at_time=came.time, user=raw, **options)
 
     rows = tuple((_title(item), *_cells(item)) for item in answer)
     hit = next((place for place, item in enumerate(answer) if item.item == came.item), -1)

@@ -18,7 +18,7 @@ from gr_jax.serving import CACHE_MB, index, ranker
 from gr_jax.serving.cache import CachedEncoder, CachedPredictor
 from gr_jax.serving.history import HistoryReader
 from gr_jax.serving.m_falcon import MICRO_BATCHES, CandidateScorer, QueryScorer, Settings
-from gr_jax.serving.model import TrainedModel, evaluated_with_repeats
+from gr_jax.serving.model import TrainedModel, left_out_events
 from gr_jax.serving.newer_log import newer_log
 from gr_jax.serving.retriever import Encoder, Retriever
 from gr_jax.serving.rows import RowMaker
@@ -68,8 +68,8 @@ def trained_model(
     else:
         answerer = _retriever(run, params, index_backend, max_bytes)
     reader = HistoryReader.of(run.config, run.dataset, newer)
-    repeats = evaluated_with_repeats(run.config)
-    return TrainedModel(run.dataset, reader, answerer, repeats=repeats)
+    left_out = left_out_events(run.config)
+    return TrainedModel(run.dataset, reader, answerer, left_out=left_out)
 
 
 def last_vectors(

@@ -61,10 +61,11 @@ class TrainedModel:
     """
 
     def __init__(
-        self, dataset: Dataset, reader: HistoryReader, answerer: Answerer, *, repeats: bool
+        self, dataset: Dataset, reader: HistoryReader, answerer: Answerer, *, left_out: int | None
     ):
-        """`repeats`: True if items of the history may come again, unless a request says not."""
-        self.dataset, self.reader, self.answerer, self.repeats = dataset, reader, answerer, repeats
+        """`left_out`: as of `left_out_events`, unless a request says otherwise."""
+        self.dataset, self.reader, self.answerer = dataset, reader, answerer
+        self.left_out = left_out
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -146,8 +147,8 @@ class TrainedModel:
             event. A list gives a time for each history.
           user: raw id of a user of the log whose features hold, or a list of them; unknown = no
             features.
-          exclude_seen: leave out the items of the history, visible to the model or not; None =
-            unless the run was evaluated with them (`evaluate.exclude=none`).
+          exclude_seen: leave out the items of the history, visible to the model or not; None = as
+            the run was evaluated (`evaluate.exclude`).
           allow: raw ids that alone may come; None = all.
           deny: raw ids that may not come; those that the catalogue does not have are ignored.
           task: ranking: the task whose prediction orders the items; "" = the first.
@@ -279,8 +280,9 @@ class TrainedModel:
         if candidates is not None:
             return Query(read, task=number, candidates=self.reader.items(candidates, "candidates"))
         removed = self.reader.items(deny, "deny", may_be_unknown=True)
-        exclude_seen = not self.repeats if exclude_seen is None else exclude_seen
-        removed = np.unique(np.concatenate([removed, read.item])) if exclude_seen else removed
+        last = {None: self.left_out, True: None, False: 0}[exclude_seen]
+        seen = read.item if last is None else read.item[max(0, len(read) - last) :]
+        removed = np.unique(np.concatenate([removed, seen]))
         allowed = None if allow is None else np.unique(self.reader.items(allow, "allow"))
         k = min(int(k), self.dataset.num_items)
         return Query(read, k, removed.astype(np.int32), allowed, number)
@@ -337,12 +339,13 @@ class TrainedModel:
         return f"{kind}  {self.dataset.num_items:,} items, {self.answerer.description()}"
 
 
-def evaluated_with_repeats(config: Config) -> bool:
-    """True if evaluation ranks items of the history too, which are then recommended as well.
+def left_out_events(config: Config) -> int | None:
+    """How many of the last events of a history keep their items out of a list; None = all.
 
-    Retrieval only.
+    As evaluation ranks. Lists of a ranking run leave out all.
     """
-    return not config.ranking.tasks and config.evaluate.exclude == "none"
+    by_rule = {"history": None, "visible": config.data.max_length, "none": 0}
+    return None if config.ranking.tasks else by_rule[config.evaluate.exclude]
 
 
 def _is_list_of_requests(history: Sequence, at_time: AtTime | Sequence[AtTime]) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,8 @@ class Checkpoints:
         try:
             if step in self._manager.all_steps():  # repeated after a damaged one
                 self._manager.delete(step)
-            self._manager.save(step, args=args, force=True)
+            with _quiet():
+                self._manager.save(step, args=args, force=True)
         except (OSError, ValueError) as error:  # tensorstore has ValueErrors for a full disk
             self._forget(step)
             raise NotSaved(_first_line(error)) from error
@@ -111,7 +114,7 @@ class Checkpoints:
         # No process goes on, and is killed, before all the checksums are there.
         processes.all_true(True)
 
-    def restore(self, target: PyTree, *, step: int | None = None) -> tuple[Any, Progress] | None:
+    def restore(self, target: PyTree, *, step: int | None = None) -> tuple[PyTree, Progress] | None:
         """The state and progress of `step`, or of the newest intact step; None if there is none.
 
         Args:
@@ -142,7 +145,7 @@ class Checkpoints:
             )
         return None
 
-    def _try(self, step: int, target: PyTree) -> tuple[tuple[Any, Progress] | None, str]:
+    def _try(self, step: int, target: PyTree) -> tuple[tuple[PyTree, Progress] | None, str]:
         """The contents of `step`, or None and the damage; the same on all processes."""
         reason = checksums.first_damage(
             self.folder / str(step), jax.process_index(), jax.process_count()
@@ -158,9 +161,9 @@ class Checkpoints:
             return None, reason or "another process could not read it"
         return restored, ""
 
-    def _read(self, step: int, target: PyTree) -> tuple[Any, Progress]:
+    def _read(self, step: int, target: PyTree) -> tuple[PyTree, Progress]:
         # Not strict: tables have as many unused entries as the devices need (`table_entries`).
-        wanted: dict[str, Any] = (
+        wanted: dict[str, ocp.args.CheckpointArgs] = (
             {} if target is None else {"state": ocp.args.StandardRestore(target, strict=False)}
         )
         args = ocp.args.Composite(progress=ocp.args.JsonRestore(), **wanted)
@@ -216,7 +219,7 @@ class Checkpoints:
         restored = self.restore(None)
         return None if restored is None else restored[1]
 
-    def newest_arrays(self) -> Any:
+    def newest_arrays(self) -> PyTree:
         """The newest state as host arrays in nested containers, for inspection; needs no target."""
         step = self._manager.latest_step()
         folder: Any = self.folder / str(step) / "state"
@@ -230,6 +233,17 @@ class Checkpoints:
     def close(self) -> None:
         """End the manager's threads."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that Orbax logs for an error that it raises as well."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ def config_for(data: DataConfig, workdir: Path) -> Config:
       ConfigError: the log cannot be read.
     """
     if has_begun(workdir):
-        return files.read(workdir / "config.json")
+        config = files.read(workdir / "config.json")
+        # This log and no other: if it is not that of the run, the training says so.
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, path=data.path))
     data = detect.described(data)
     dataset = processes.first_then_others(lambda: prepare(data, progress=processes.is_first()))
     config, reasons = choose(data, facts(dataset))

@@ -47,14 +47,20 @@ class Run:
         return table_entries(self.dataset.num_items, self.mesh.size)
 
     def planned_state(self) -> state.TrainState:
-        """Shapes, dtypes and shardings of the state: the target of restoring a checkpoint."""
-        return state.planned(
+        """Shapes, dtypes and shardings of the state: the target of restoring a checkpoint.
+
+        Raises:
+          ConfigError: there is no memory for such a state.
+        """
+        planned = state.planned(
             self.init_params,
             self.optimizer.init,
             mesh=self.mesh,
             rules=self.config.mesh.rules,
             vocabulary=self.vocabulary,
         )
+        state.check_fits(planned)
+        return planned
 
     def fresh_state(self) -> tuple[state.TrainState, state.TrainState]:
         """The state at step 0, sharded, and its shardings."""

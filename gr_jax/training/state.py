@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from gr_jax.config import ShardingRules
+from gr_jax import hardware
+from gr_jax.config import ConfigError, ShardingRules
 from gr_jax.training import sharding
+from gr_jax.training.tables.rowwise import split_tables
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,37 @@ def _initial(
 def shardings_of(state: TrainState) -> TrainState:
     """The sharding of each array of `state`, or of each shape that has one."""
     return jax.tree.map(lambda a: a.sharding, state)
+
+
+def local_bytes(tree: PyTree) -> int:
+    """Bytes of the shards of planned or placed arrays on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def check_fits(planned: TrainState) -> None:
+    """Check that there is memory for a planned state and gradients, before any is allocated.
+
+    XLA on a CPU would wait for ever, deaf to signals, for memory that is not there.
+
+    Raises:
+      ConfigError: a device, or a host of CPU devices, has less.
+    """
+    devices = jax.tree.leaves(planned)[0].sharding.mesh.local_devices
+    row_wise = isinstance(planned.opt_state, dict)  # a table has gradients of a batch's entries
+    gradients = split_tables(planned.params)[1] if row_wise else planned.params
+    needed, where = local_bytes((planned, gradients)), f"a {devices[0].device_kind}"
+    have = (devices[0].memory_stats() or {}).get("bytes_limit")
+    if have is None:  # devices that share the memory of the host
+        needed, where, have = needed * len(devices), "this machine", hardware.host_memory()
+    if needed > have:
+        raise ConfigError(
+            f"parameters, gradients and the state of the optimizer take {needed / 2**30:,.1f} GiB,"
+            f" more than the {have / 2**30:,.1f} GiB of {where}: make config.model smaller, or use"
+            " more devices"
+        )
 
 
 def free(state: TrainState) -> None:

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from gr_jax.data.dataset import Catalogue, Dataset, Events
 from gr_jax.reporting import learned
@@ -31,8 +30,7 @@ def test_models_without_relative_bias_have_no_curves():
         assert bias.position is None and bias.time is None
 
 
-@pytest.mark.parametrize(("repeats", "denied"), [(False, {"b"}), (True, None)])
-def test_what_came_can_be_a_hit_although_the_user_had_it_before(repeats, denied):
+def test_a_sample_is_the_list_that_is_served():
     asked = {}
 
     class Model(TrainedModel):
@@ -42,7 +40,6 @@ def test_what_came_can_be_a_hit_although_the_user_had_it_before(repeats, denied)
             none = np.zeros(1, np.int32)
             events = Events(np.arange(2), none, none.astype(np.int64))
             self.dataset = Dataset(Untitled(), events)
-            self.repeats = repeats
 
         def history(self, raw):
             return [Event(item, 10 * i, ()) for i, item in enumerate("aba")]
@@ -52,7 +49,7 @@ def test_what_came_can_be_a_hit_although_the_user_had_it_before(repeats, denied)
             return Answer((Item("c", None, 0.9), Item("a", None, 0.8)), "model", 0)
 
     sample = learned._sample(Model(), 0)
-    assert sample.hit == 1 and not asked["exclude_seen"] and asked.get("deny") == denied
+    assert sample.hit == 1 and asked == {"at_time": 20, "user": "u"}
 
 
 class Untitled(Catalogue):

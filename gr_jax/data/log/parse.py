@@ -130,7 +130,8 @@ def check_columns(names: tuple[str, ...], layout: Layout, shown: Path) -> None:
             near = difflib.get_close_matches(name, names[:1000], 1)
             did_you_mean = f"; did you mean {near[0]!r}?" if near else ""
             there = ", ".join(map(repr, names[:20])) + ", ..." * (len(names) > 20)
-            looks = "; it looks like JSON lines: call it .jsonl" * names[0].startswith("{")
+            json = names[0].lstrip().startswith(("{", "["))
+            looks = "; it looks like JSON: write one object a line and call it .jsonl" * json
             raise ConfigError(
                 f"{shown}: no {kind} column {name!r}, only {there[:500]}{did_you_mean}{looks}"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 from collections import Counter
@@ -186,7 +185,9 @@ def _titles(source: str, file: Path) -> pl.DataFrame:
         else:
             fields = [line.split("|" if source == "ml-100k" else "::") for line in lines]
     pairs = []
-    for first, second, *_ in filter(lambda row: len(row) > 1, fields):
-        with contextlib.suppress(ValueError):
-            pairs.append((str(int(first)), second))
+    for row in fields:
+        try:
+            pairs.append((str(int(row[0])), row[1]))
+        except (ValueError, IndexError):  # no line of the format
+            continue
     return pl.DataFrame(pairs, schema={"item": pl.String, "title": pl.String}, orient="row")

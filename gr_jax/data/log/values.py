@@ -90,6 +90,10 @@ def _time(column: pl.Series, layout: Layout, where: str) -> _Checked:
     infinite = pl.repeat(False, len(column), eager=True)
     if column.dtype.is_float():
         infinite = column.is_infinite().fill_null(False)
+    elif column.dtype == pl.String:
+        infinite = (
+            column.str.contains(r"(?i)^\s*[+-]?inf(inity)?\s*$").fill_null(False) & time.is_null()
+        )
     wrong = [
         (infinite, "time is infinite"),
         (time.is_null(), "time is not a number"),

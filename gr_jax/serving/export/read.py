@@ -27,7 +27,7 @@ from gr_jax.serving.export import (
     no_flatbuffers,
 )
 from gr_jax.serving.history import HistoryReader
-from gr_jax.serving.model import TrainedModel, evaluated_with_repeats
+from gr_jax.serving.model import TrainedModel, left_out_events
 from gr_jax.serving.newer_log import newer_log
 from gr_jax.serving.query import Answerer
 from gr_jax.serving.ranker import Ranker, SequencePredictor
@@ -73,7 +73,7 @@ def load_exported(
         answerer = Retriever(encoder, items)
     newer = newer_log(config.data, data) if data else None
     reader = HistoryReader.of(config, dataset, newer)
-    return TrainedModel(dataset, reader, answerer, repeats=evaluated_with_repeats(config))
+    return TrainedModel(dataset, reader, answerer, left_out=left_out_events(config))
 
 
 def read(folder: Path) -> tuple[dict, dict[str, np.ndarray], Callable[..., Array]]:

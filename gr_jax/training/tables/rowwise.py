@@ -10,7 +10,7 @@ moment is one number an entry.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ class RowwiseOptimizer(NamedTuple):
 
         def update(
             table: Array, moments: dict, entry: Array, gradient: Array, first: Array | int
-        ) -> Any:
+        ) -> tuple[Array, dict]:
             before = table.at[entry].get(mode="fill", fill_value=0).astype(jnp.float32)
             held = {name: a.at[entry].get(mode="fill", fill_value=0) for name, a in moments.items()}
             step, new = self.rule.direction(gradient, held, count)
@@ -160,7 +160,7 @@ def split_tables(params: dict) -> tuple[dict, dict]:
     return tables, params | {"embeddings": rest}
 
 
-def join_tables(tables: dict, rest: dict) -> Any:
+def join_tables(tables: dict, rest: dict) -> dict:
     """The inverse of `split_tables`."""
     return rest | {"embeddings": rest["embeddings"] | tables}
 

@@ -104,6 +104,7 @@ OTHERS = {
     "half a UTF-16": (text().encode("utf-16")[:-1], "damaged UTF-16 text"),
     "nothing": (b"", "empty file"),
     "JSON lines": (b'{"user_id": "a", "item_id": "x", "timestamp": 1}\n', "call it .jsonl"),
+    "a JSON array": (b'[{"user_id": "a", "item_id": "x"}]', "one object a line and call it .jsonl"),
     "long": (b",".join(b"c%d" % i for i in range(100_003)), "'c19', ...$"),
 }
 
