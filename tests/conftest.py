@@ -67,3 +67,21 @@ def shared_data():
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory) -> Path:
+    """The config of a training of seconds, `tests.tiny_run`, and its log."""
+    from tests.tiny_run import write_config
+
+    return write_config(tmp_path_factory.mktemp("log"))
+
+
+@pytest.fixture(scope="session")
+def finished(config_file, tmp_path_factory) -> Path:
+    """The workdir of that training, which was not interrupted; to be read or copied."""
+    from tests.tiny_run import run_train
+
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert run_train(config_file, workdir) == 0
+    return workdir

@@ -8,7 +8,7 @@ import pytest
 
 from gr_jax import evaluate, train
 from gr_jax.config import ConfigError
-from tests.test_train import assert_same_state, final_state, lines_of, run_train
+from tests.tiny_run import assert_same_state, final_state, lines_of, run_train
 
 CONFIG = """
 from gr_jax.config import *

@@ -10,7 +10,7 @@ from gr_jax import evaluate
 from gr_jax.config import ConfigError
 from gr_jax.reporting import learned
 from gr_jax.training.run import open_trained
-from tests.test_train import assert_same_state, final_state, lines_of, run_train
+from tests.tiny_run import assert_same_state, final_state, lines_of, run_train
 
 CONFIG = """
 from gr_jax.config import *
