@@ -34,7 +34,7 @@ def test_a_log_alone_is_enough_and_the_choice_is_told_written_and_kept(
     flags = flags_of(clicks, "run")
     assert train.main([*flags, "--config.train.epochs=1"]) == 0
     said = capsys.readouterr().out
-    assert "chosen  histories of 20 events" in said and "in run/chosen.py, to be edited" in said
+    assert "chosen  histories of 50 events" in said and "in run/chosen.py, to be edited" in said
     config = files.load("run/chosen.py")
     assert config.data.time_unit == "ms" and config.data.user_column == "who"
     assert config.train.epochs == 200, "what was set by hand is not in the file"

@@ -44,7 +44,7 @@ def choose(data: DataConfig, log: LogFacts) -> Choice:
       data: where it is and how it is read; the lengths of histories are chosen here.
       log: what it holds.
     """
-    history = min(200, max(20, -(-log.long_history // 10) * 10))
+    history = min(200, max(50, -(-log.long_history // 10) * 10))
     row = max(64, 1 << (history - 1).bit_length())
     width, blocks = (128, 4) if log.events > 5_000_000 else (64, 2)
     temperature = 0.05 if log.events > 150_000 else 0.1 if log.events > 30_000 else 0.2

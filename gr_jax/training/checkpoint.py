@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,8 @@ class Checkpoints:
         try:
             if step in self._manager.all_steps():  # repeated after a damaged one
                 self._manager.delete(step)
-            self._manager.save(step, args=args, force=True)
+            with _quiet():
+                self._manager.save(step, args=args, force=True)
         except (OSError, ValueError) as error:  # tensorstore has ValueErrors for a full disk
             self._forget(step)
             raise NotSaved(_first_line(error)) from error
@@ -230,6 +233,17 @@ class Checkpoints:
     def close(self) -> None:
         """End the manager's threads."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that Orbax logs for an error that it raises as well."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _first_line(error: Exception) -> str:

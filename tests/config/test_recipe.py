@@ -10,7 +10,7 @@ MUSIC = LogFacts(users=1_429, items=900, events=10_254, long_history=17, repeats
 
 def test_a_small_log_gets_a_small_model_that_is_compared_with_all_items():
     config, reasons = choose(DataConfig(path="clicks.csv"), MUSIC)
-    assert (config.data.max_length, config.data.row_length) == (20, 64)
+    assert (config.data.max_length, config.data.row_length) == (50, 64)
     assert config.loss.kind == "full" and config.model.temperature == 0.2
     assert config.evaluate.exclude == "history" and config.data.path == "clicks.csv"
     assert any("95 % of the users have at most 17" in line for line in reasons)

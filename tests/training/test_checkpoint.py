@@ -146,7 +146,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(mounted)], check=True, timeout=30)
 
 
-def test_a_full_disk_keeps_the_last_good_step_and_later_saves_succeed(small_disk):
+def test_a_full_disk_keeps_the_last_good_step_and_later_saves_succeed(small_disk, caplog):
     rng = np.random.default_rng(0)
     state = {
         "w": jnp.asarray(rng.standard_normal((400, 256)), jnp.float32)
@@ -157,6 +157,7 @@ def test_a_full_disk_keeps_the_last_good_step_and_later_saves_succeed(small_disk
     (small_disk / "filler").write_bytes(b"x" * (free - 150_000))
     with pytest.raises(NotSaved):
         saving.save(2, state, Progress())
+    assert not caplog.records, "what is raised is logged too"
     assert saving.newest_step() == 1 and not list((small_disk / "checkpoints").glob("2*"))
     restored = saving.restore(state)
     assert restored is not None
