@@ -33,6 +33,7 @@ from gr_jax.planning.sizes import Sizes, sizes_of
 from gr_jax.training import sharding
 from gr_jax.training.console import table
 
+Json = dict[str, Any]  # what --json prints, and parts of it
 RATES = {  # flag -> (field of Device, bytes or FLOPs of its unit, help)
     "bf16_tflops": ("bf16_flops", 1e12, "dense bfloat16 rate of a device in TFLOP/s"),
     "f32_tflops": ("f32_flops", 1e12, "dense float32 (TF32) rate in TFLOP/s"),
@@ -97,7 +98,7 @@ def main(argv: list[str]) -> int:
     return 0 if fits else 1
 
 
-def compile_here(config: Config, sizes: Sizes, data: int, model: int) -> dict[str, Any]:
+def compile_here(config: Config, sizes: Sizes, data: int, model: int) -> Json:
     """Bytes that XLA allocates on each of data x model virtual CPU devices, and collectives."""
     mesh = sharding.make_mesh(dataclasses.replace(config.mesh, data=data, model=model))
     executable = compiled_step.compile_step(config, sizes, mesh)
@@ -106,7 +107,7 @@ def compile_here(config: Config, sizes: Sizes, data: int, model: int) -> dict[st
     return compiled_step.allocated(executable) | {"collectives": collectives}
 
 
-def about_json(sizes: Sizes, device: Device, data: int, model: int) -> dict[str, Any]:
+def about_json(sizes: Sizes, device: Device, data: int, model: int) -> Json:
     """Devices and sizes of a plan as plain values."""
     return {
         "devices": data * model,
@@ -127,9 +128,7 @@ def about_json(sizes: Sizes, device: Device, data: int, model: int) -> dict[str,
 Changes = list[tuple[str, float]]  # see `remedies`
 
 
-def as_json(
-    plan: Plan, sizes: Sizes, device: Device, changes: Changes, found: dict[str, Any] | None
-) -> dict[str, Any]:
+def as_json(plan: Plan, sizes: Sizes, device: Device, changes: Changes, found: Json | None) -> Json:
     """The plan as plain values: bytes, FLOPs and seconds."""
     return about_json(sizes, device, plan.data, plan.model) | {
         "parameters": plan.parameters,
@@ -154,7 +153,7 @@ def as_text(
     sizes: Sizes,
     device: Device,
     changes: Changes,
-    found: dict[str, Any] | None,
+    found: Json | None,
 ) -> str:
     """The plan as tables."""
     lines = [*_heading(plan, sizes, device), "", *_memory(plan, device), "", *_traffic(plan)]
@@ -233,7 +232,7 @@ def _time(config: Config, plan: Plan, sizes: Sizes) -> list[str]:
     ]
 
 
-def compiled_alone(config: Config, sizes: Sizes, device: Device, found: dict[str, Any]) -> str:
+def compiled_alone(config: Config, sizes: Sizes, device: Device, found: Json) -> str:
     """The memory that XLA allocates for a kind of model that the formulas do not know."""
     kind = config.model.kind
     return "\n".join([
@@ -244,7 +243,7 @@ def compiled_alone(config: Config, sizes: Sizes, device: Device, found: dict[str
     ])  # fmt: skip
 
 
-def allocated_text(found: dict[str, Any]) -> str:
+def allocated_text(found: Json) -> str:
     """The memory that `compile_here` found."""
     peak, argument, temp = (f"{found[name] / GIB:,.3f}" for name in ("peak", "argument", "temp"))
     return f"compiled {peak} GiB on a virtual CPU device: arguments {argument}, temporaries {temp}"

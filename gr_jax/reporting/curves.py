@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from gr_jax.reporting.learned import Bias
-from gr_jax.reporting.records import Points, Record
+from gr_jax.reporting.records import Json, Points, Record
 from gr_jax.reporting.tables import kinds, title
 
 MAX_POINTS = 400  # of a curve: means of neighbours beyond
@@ -221,7 +221,7 @@ def _by_history(
     return drawing.finish(folder, f"By length of the history, {title(records[0])}", caption)
 
 
-def _buckets(values: Mapping[str, Any], metric: str) -> dict[str, float]:
+def _buckets(values: Json, metric: str) -> dict[str, float]:
     """Values of `metric/history_*` by the bucket."""
     start = f"{metric}/history_"
     return {

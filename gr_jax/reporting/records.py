@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from gr_jax.config import Config, ConfigError, files
 from gr_jax.data.dataset_identity import DATASET_FILE
 
+Json = dict[str, Any]  # an object of metrics.jsonl, result.json or dataset.json
 Points = tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]  # steps, values
 
 
@@ -26,10 +27,10 @@ class Record:
     workdir: Path
     name: str  # short, and no other run of the report has it
     config: Config
-    lines: tuple[dict[str, Any], ...]  # of metrics.jsonl
-    result: dict[str, Any] | None  # result.json; None = not finished
+    lines: tuple[Json, ...]  # of metrics.jsonl
+    result: Json | None  # result.json; None = not finished
     # dataset.json: counts of the log
-    log: dict[str, Any] = dataclasses.field(default_factory=dict)
+    log: Json = dataclasses.field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -51,12 +52,12 @@ class Record:
         steps, values = np.array(found, np.float64).reshape(-1, 2).T
         return steps, values
 
-    def last(self, split: str) -> dict[str, Any]:
+    def last(self, split: str) -> Json:
         """The newest line of a split; empty before the first."""
         return next((line for line in reversed(self.lines) if line["split"] == split), {})
 
     @property
-    def evaluated(self) -> tuple[str, Mapping[str, Any]]:
+    def evaluated(self) -> tuple[str, Json]:
         """Split and metrics of the test of a finished run, or of the last validation of another."""
         if self.result is not None:
             return "test", self.result["test"]
@@ -100,7 +101,7 @@ def _read(workdir: Path, name: str) -> Record:
     return Record(workdir, name, config, _lines(workdir / "metrics.jsonl"), result, log or {})
 
 
-def _lines(path: Path) -> tuple[dict[str, Any], ...]:
+def _lines(path: Path) -> tuple[Json, ...]:
     """The objects of a metrics.jsonl, without a last line that is still being written."""
     found = []
     for text in path.read_text().splitlines() if path.exists() else ():
@@ -111,7 +112,7 @@ def _lines(path: Path) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Json:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError:

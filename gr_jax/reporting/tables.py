@@ -5,11 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gr_jax.config import Config
 from gr_jax.config.overrides import comments, leaves
-from gr_jax.reporting.records import Record
+from gr_jax.reporting.records import Json, Record
 from gr_jax.training.ranking.metrics import metric_names
 from gr_jax.training.retrieval import objective as retrieval
 
@@ -44,7 +43,7 @@ def kinds(records: Sequence[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-def protocol(record: Record) -> dict[str, Any]:
+def protocol(record: Record) -> Json:
     """The fields, by name, that decide which events are evaluated, and how.
 
     Tasks and positive events are given by their definitions in `data.actions`: one name can stand
@@ -83,7 +82,7 @@ def shown(record: Record) -> tuple[str, ...]:
 
 def results(records: Sequence[Record]) -> Table:
     """Metrics of runs of one kind on their splits, and of the baselines on the test split."""
-    rows: list[tuple[str, str, Mapping[str, Any]]] = []  # (run, split, values)
+    rows: list[tuple[str, str, Json]] = []  # (run, split, values)
     for record in records:
         if record.result is None:
             split, values = record.evaluated
@@ -102,9 +101,9 @@ def results(records: Sequence[Record]) -> Table:
     return Table(("run", "split", *metrics), table, 2, _best(metrics, rows))
 
 
-def _baselines(records: Sequence[Record]) -> list[tuple[str, str, Mapping[str, Any]]]:
+def _baselines(records: Sequence[Record]) -> list[tuple[str, str, Json]]:
     """Name, split and metrics of the baselines; equal ones once, with the runs they belong to."""
-    found: list[tuple[str, Mapping[str, Any], list[str]]] = []
+    found: list[tuple[str, Json, list[str]]] = []
     for record in records:
         baselines = (record.result or {}).get("baselines", {})  # runs of older versions have none
         for name, values in baselines.items():
@@ -122,7 +121,7 @@ def _baselines(records: Sequence[Record]) -> list[tuple[str, str, Mapping[str, A
 
 
 def _best(
-    metrics: Sequence[str], rows: Sequence[tuple[str, str, Mapping[str, Any]]]
+    metrics: Sequence[str], rows: Sequence[tuple[str, str, Json]]
 ) -> frozenset[tuple[int, int]]:
     """Row and column of the best test value of each metric that has several."""
     tests, found = [(i, values) for i, (_, split, values) in enumerate(rows) if split == "test"], []
@@ -224,5 +223,5 @@ def differences(records: Sequence[Record]) -> Table:
     return Table(("field", *configs, "meaning"), tuple(rows), 2 + len(configs))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) and value else repr(value)

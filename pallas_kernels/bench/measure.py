@@ -28,6 +28,9 @@ from pallas_kernels.bench.timing import Program, interleaved
 from pallas_kernels.reference import reference_attention
 from pallas_kernels.specs import SPECS, Spec
 
+Record = dict[
+    str, Any
+]  # of one implementation at a shape: times, rates and errors, as JSON has them
 INPUT_SETS = 3  # inputs that the calls of a burst take one after the other
 WRONG = 0.05  # of the largest entry: bfloat16 is off by less than 0.01
 SLICE = 512  # tokens of a row that are checked against the reference
@@ -126,7 +129,7 @@ def errors(result: tuple[jax.Array, dict], arrays: dict, spec: Spec) -> dict[str
     return found
 
 
-def speed(timed: dict[str, dict[str, float]], spec: Spec) -> dict[str, Any]:
+def speed(timed: dict[str, dict[str, float]], spec: Spec) -> Record:
     """Times and TFLOP/s of forward and, where there are gradients, of the other two parts.
 
     These are forward+backward and the difference.
@@ -154,9 +157,9 @@ def one_line(error: BaseException, max_chars: int = 300) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:max_chars]
 
 
-def bench_shape(spec: Spec, names: list[str], peer: str) -> dict[str, dict[str, Any]]:
+def bench_shape(spec: Spec, names: list[str], peer: str) -> dict[str, Record]:
     """A record per implementation: times, memory and errors, or `skipped` or `error` and why."""
-    records: dict[str, dict[str, Any]] = {name: {} for name in names}
+    records: dict[str, Record] = {name: {} for name in names}
     for name in names:
         if reason := why_not(name, spec, peer):
             records[name]["skipped"] = reason
@@ -213,7 +216,7 @@ def bench_shape(spec: Spec, names: list[str], peer: str) -> dict[str, dict[str, 
     return records
 
 
-def progress(spec: Spec, name: str, record: dict[str, Any]) -> str:
+def progress(spec: Spec, name: str, record: Record) -> str:
     """A record as one line."""
     head = f"{spec.name:24} {name:18}"
     for reason in ("skipped", "error"):
@@ -229,7 +232,7 @@ def progress(spec: Spec, name: str, record: dict[str, Any]) -> str:
     return f"{head} {'  '.join(parts)}"
 
 
-def describe() -> dict[str, Any]:
+def describe() -> Record:
     """Facts that a result depends on besides the shape."""
     device = dispatch.current_device()
     versions = {"jax": jax.__version__, "python": platform.python_version()}
