@@ -30,7 +30,7 @@ class Part:
     """A use of memory."""
 
     what: str
-    bytes: float
+    bytes: int | float
     formula: str
 
 
