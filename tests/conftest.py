@@ -41,6 +41,30 @@ GOLDEN = Path(os.environ.get("GR_JAX_GOLDEN", ROOT.parent / "shared" / "golden")
 DATA = Path(os.environ.get("GR_JAX_DATA", ROOT.parent / "shared" / "data"))
 
 
+# Tests of more than half a minute together, longest first: a worker takes a file at a time, and the
+# other one should not wait for a long file at the end.
+LONGEST = (
+    "training/test_processes.py",
+    "models/test_recommender.py",
+    "test_train_ranking.py",
+    "serving/test_model.py",
+    "training/test_sharding.py",
+    "test_train_resume.py",
+    "training/tables/test_update.py",
+    "test_train_faults.py",
+    "models/test_kv_cache.py",
+    "training/tables/test_admission.py",
+    "serving/test_m_falcon.py",
+    "test_report.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first."""
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def golden():
     """`golden(name)`: the vectors of `<name>.npz`; without the folder it skips, in CI it fails."""

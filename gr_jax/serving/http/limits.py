@@ -97,6 +97,8 @@ class BodyLimit:
                     body += message.get("body", b"")
                     if len(body) > limit:
                         told = f"the body has more than {limit:,} bytes"
+                        if not message.get("more_body", False):  # there is nothing left to read
+                            return await answer_error(send, 413, told)
                         return await self._refuse(receive, send, 413, told)
                     if not message.get("more_body", False):
                         break
