@@ -91,7 +91,7 @@ def first(batch: Batch, n: int) -> Batch:
     [{}, {"bias": "time", "use_query_time": False}, {"bias": "none"}, {"window": 3}],
     ids=str,
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_appending_in_any_pieces_gives_the_hidden_states_of_one_forward(variant, data):
     whole, prefill, extend, _ = programs(**variant)
@@ -112,7 +112,7 @@ def test_appending_in_any_pieces_gives_the_hidden_states_of_one_forward(variant,
 
 
 @pytest.mark.parametrize("variant", [{}, {"window": 3}], ids=str)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(lengths=st.lists(st.integers(0, N), min_size=2, max_size=2), seed=st.integers(0, 99))
 def test_candidates_that_peek_get_the_hidden_states_of_one_forward(variant, lengths, seed):
     whole, prefill, _, peek = programs(**variant)

@@ -84,7 +84,7 @@ def next_fit(lengths: list[int], row_length: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("kind", ["hstu", "sasrec"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.integers(1, N), min_size=1, max_size=8), seed=st.integers(0, 100))
 def test_packed_rows_give_the_outputs_and_gradients_of_one_user_per_row(kind, lengths, seed):
     graphdef, params = model_of(small(kind))

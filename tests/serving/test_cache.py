@@ -38,7 +38,7 @@ def scores(entries, time=10**5):
     return scorer().score(entries, candidates)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     calls=st.lists(
         st.lists(st.tuples(st.integers(0, USERS - 1), FIRST, st.integers(0, N)), max_size=3),

@@ -39,7 +39,7 @@ CALL = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(calls=st.lists(CALL, min_size=1, max_size=5))
 def test_whatever_was_asked_before_a_vector_is_that_of_a_whole_encode(retrieval, calls):
     model, plain = models(retrieval)

@@ -45,7 +45,7 @@ def expected(query: np.ndarray, k: int, removed, allowed) -> list[int]:
 ids = st.lists(st.integers(1, ITEMS), max_size=40).map(lambda x: np.array(x, np.int32))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     asked=st.lists(st.tuples(ids, st.one_of(st.none(), ids)), min_size=1, max_size=3),
     k=st.integers(1, 20),

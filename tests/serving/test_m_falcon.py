@@ -137,7 +137,7 @@ def entries_in_pieces(histories: Histories, whole: list[Batch], draw) -> list[En
 SEED = st.integers(0, 999)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data(), seed=SEED, micro_batches=st.sampled_from(SPLITS))
 def test_predictions_are_those_of_one_pass_for_any_users_micro_batches_and_appends(
     data, seed, micro_batches
@@ -153,7 +153,7 @@ def test_predictions_are_those_of_one_pass_for_any_users_micro_batches_and_appen
         np.testing.assert_allclose(predictions, expected, atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data(), seed=SEED)
 def test_query_vectors_are_those_of_one_pass_for_any_users_and_appends(data, seed):
     rng, scorer = np.random.default_rng(seed), retrieval_scorer()
