@@ -124,9 +124,6 @@ def serve(
         else:
             print(f"serving  {url}", flush=True)
 
-    # The event loop waits for the interpreter after every call of the system, in turn with the
-    # threads that read large bodies: of Python's 5 ms there are tens in the way of a `/healthz`.
-    sys.setswitchinterval(0.0005)
     app = make_app(
         load,
         limits,
