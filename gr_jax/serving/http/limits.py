@@ -14,6 +14,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 SMALL = 16_384  # bytes of a body that is always taken, and read on the event loop
 UNREAD = 64 << 20  # bytes of a refused body that are read, so that the client reads the answer
+UNREAD_PAUSE = 0.005  # seconds after each part of it, in which the event loop does other things
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,7 @@ class BodyLimit:
                     left -= len(message.get("body", b""))
                     if not message.get("more_body", False):
                         break
+                    await asyncio.sleep(UNREAD_PAUSE)
         except TimeoutError:
             pass
         await send({"type": "http.response.body", "body": b""})
