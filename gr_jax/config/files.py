@@ -137,6 +137,8 @@ def to_python(config: Config, doc: str) -> str:
 
     doc: its docstring.
     """
+    # The name of a file is part of it, and may have quotes.
+    doc = doc.replace("\\", "\\\\").replace('"', '\\"')
     groups, names = [], ["Config"]
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)

@@ -1,5 +1,7 @@
 """The config that a log gets by rules."""
 
+import ast
+
 import pytest
 
 from gr_jax.config import DataConfig, files
@@ -33,6 +35,8 @@ def test_any_log_gets_a_config_that_holds_together(users, items, long_history):
 def test_a_config_is_written_as_python_that_gives_it_back(tmp_path):
     config, reasons = choose(DataConfig(path="a 'b'.csv", actions=("seen=seen",)), MUSIC)
     file = tmp_path / "config.py"
-    file.write_text(files.to_python(config, "Chosen.\n\n" + "\n".join(reasons) + "\n"))
+    doc = "\n\n".join(['Chosen for """ + quit() + """\\.csv', *reasons]) + "\n"
+    file.write_text(files.to_python(config, doc))
     assert files.load(str(file)) == config
+    assert ast.get_docstring(ast.parse(file.read_text()), clean=False) == doc
     assert "b1=" not in file.read_text(), "defaults are left out"
