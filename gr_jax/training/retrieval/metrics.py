@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from gr_jax.models.layers import l2_normalise
 
@@ -172,19 +172,18 @@ def rank_means(ranks: Ranks) -> dict[str, float]:
     """
     metrics = {f"hr@{k}": hit_rate(ranks, k) for k in (1, 10, 50, 200)}
     metrics |= {f"ndcg@{k}": ndcg(ranks, k) for k in (10, 50, 200)}
-    metrics |= {f"{name}/se": _standard_error(gains) for name, gains in _gains_at_10(ranks).items()}
+    metrics |= {
+        "hr@10/se": _standard_error(ranks <= 10),
+        "ndcg@10/se": _standard_error(_gains(ranks, 10)),
+    }
     return metrics | {"mrr": float(np.mean(1 / ranks)), "repeats": float(np.mean(np.isinf(ranks)))}
 
 
-def _gains_at_10(ranks: Ranks) -> dict[str, Float[np.ndarray, " Q"]]:
-    """What each query adds to hr@10 and ndcg@10."""
-    hit = (ranks <= 10).astype(np.float64)
-    return {"hr@10": hit, "ndcg@10": hit / np.log2(np.where(hit > 0, ranks, 1) + 1.0)}
-
-
-def _standard_error(values: Float[np.ndarray, " Q"]) -> float:
+def _standard_error(values: Real[np.ndarray, " Q"] | Bool[np.ndarray, " Q"]) -> float:
     """Standard error of the mean over the queries."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    if len(values) < 2:
+        return 0.0
+    return float(np.std(values, ddof=1, dtype=np.float64) / np.sqrt(len(values)))
 
 
 def hit_rate(ranks: Ranks, k: int) -> float:
@@ -202,4 +201,9 @@ def ndcg(ranks: Ranks, k: int) -> float:
     >>> ndcg(np.array([1, 3, 11]), 10)
     0.5
     """
-    return float(np.mean(np.where(ranks <= k, 1 / np.log2(ranks + 1.0), 0)))
+    return float(np.mean(_gains(ranks, k)))
+
+
+def _gains(ranks: Ranks, k: int) -> Float[np.ndarray, " Q"]:
+    """What each query adds to NDCG@k."""
+    return np.where(ranks <= k, 1 / np.log2(ranks + 1.0), 0)
