@@ -191,6 +191,7 @@ def test_text_is_at_most_100_columns_wide():
     "name",
     [
         "README.md",
+        "docs/index.md",
         "docs/own_log.md",
         "docs/ranking.md",
         "docs/serving.md",

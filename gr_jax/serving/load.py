@@ -69,7 +69,7 @@ def trained_model(
         answerer = _retriever(run, params, index_backend, max_bytes)
     reader = HistoryReader.of(run.config, run.dataset, newer)
     left_out = left_out_events(run.config)
-    return TrainedModel(run.dataset, reader, answerer, left_out=left_out)
+    return TrainedModel(run.dataset, reader, answerer, left_out=left_out, trained=(run, params))
 
 
 def last_vectors(
