@@ -148,13 +148,31 @@ def test_each_baseline_is_judged_with_the_settings_that_are_best_on_validation()
     judged = compare.compare(log, valid, test, metric, told.append)
 
     assert list(judged) == ["popularity", "Markov", "item-kNN", "EASE"]
-    assert told == ["popularity", "Markov", "item-kNN", "EASE 1/3", "EASE 2/3", "EASE 3/3"]
-    for baseline in compare.learn_all(log, told.append):
-        best = judged[baseline.name]
-        assert metric(baseline.ranks(valid)) <= best.valid
+    knn = [f"item-kNN {number}/4" for number in (1, 2, 3, 4)]
+    assert told == ["popularity", "Markov", *knn, "EASE 1/3", "EASE 2/3", "EASE 3/3"]
+    for baseline in compare.all_baselines(log):
+        best, ranks = judged[baseline.name], baseline.learn()
+        assert metric(ranks(valid)) <= best.valid
         if baseline.settings == best.settings:
-            assert metric(baseline.ranks(valid)) == best.valid
-            np.testing.assert_array_equal(baseline.ranks(test), best.test)
+            assert metric(ranks(valid)) == best.valid
+            np.testing.assert_array_equal(ranks(test), best.test)
+
+
+def test_of_a_large_catalogue_the_penalties_beyond_the_best_are_not_tried(monkeypatch):
+    offsets, item = random_log(5, users=40)
+    log, told = training(offsets, item), []
+    asked = questions(offsets, item, 1)
+    by_penalty = {100.0: 0.4, 250.0: 0.3, 500.0: 0.9}
+    learnt = lambda had, penalty: penalty
+    monkeypatch.setattr(ease, "weights", learnt)
+    monkeypatch.setattr(ease, "ranks", lambda questions, table: np.array([by_penalty[table]]))
+    found = {}
+    for many in (ITEMS, ITEMS - 1):
+        monkeypatch.setattr(ease, "MANY_ITEMS", many)
+        told.clear()
+        judged = compare.compare(log, asked, asked, lambda ranks: float(ranks[0]), told.append)
+        found[many] = judged["EASE"].settings["lambda"], told[-1]
+    assert found == {ITEMS: (500, "EASE 3/3"), ITEMS - 1: (100, "EASE 2/3")}
 
 
 @pytest.mark.parametrize("dense_items", [0, 100])
