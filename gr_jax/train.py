@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from gr_jax.reporting.report import write_after_training
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
 from gr_jax.training.console import describe, patience_line, say
+from gr_jax.training.init_from import continued, first_state
 from gr_jax.training.loop import Interruption, train_loop
 from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import is_over, objective_of
@@ -39,9 +41,14 @@ from gr_jax.training.workdir import (
 
 FLAGS: dict[str, cli.Flag] = {
     "data": (str, "", "a log, instead of --config: all that a config says is chosen by it"),
-    "user_column": (str, "user_id", "of the log of --data"),
-    "item_column": (str, "item_id", "of the log of --data"),
-    "time_column": (str, "timestamp", "of the log of --data"),
+    "user_column": (str, "", "of the log of --data; default user_id, or as --init-from had it"),
+    "item_column": (str, "", "of the log of --data; default item_id, or as --init-from had it"),
+    "time_column": (str, "", "of the log of --data; default timestamp, or as --init-from had it"),
+    "init_from": (
+        Path,
+        None,
+        "workdir of an earlier run to begin from; its config holds where no --config is given",
+    ),
     "workdir": (Path, None, "folder of the run; default runs/<config>[-<variant>], or runs/<log>"),
     "report": (bool, True, "write report.html at the end of one process; --report=false does not"),
     "coordinator": (
@@ -62,12 +69,14 @@ FLAGS: dict[str, cli.Flag] = {
 def main(argv: list[str]) -> int:
     """Train as the command line says; 0 if the run is complete, 128 + signal if interrupted."""
     args = cli.parse(argv, doc=__doc__, flags=FLAGS, config="optional")
-    if (args.config is None) == (not args.data):
+    given = [bool(x) for x in (args.config, args.data)]
+    if sum(given) != 1 and not (args.init_from and sum(given) == 0):
         raise ConfigError("--config=FILE[:variant] or --data=FILE must be given; see --help")
-    workdir = args.workdir or Path(default_workdir(args.config_spec or Path(args.data).name))
+    name = args.config_spec or args.data or str(args.init_from)
+    workdir = args.workdir or Path(default_workdir(name))
     processes.join(args.coordinator, args.processes, args.process, args.peer_timeout)
     with processes.exit_all_on_error():
-        config = args.config or override_all(config_for(_log(args), workdir), args.overrides)
+        config = config_of(args, workdir)
         code = train(config, workdir)
         if code == 0 and args.report and jax.process_count() == 1:
             return 0 if write_after_training(workdir) else 1
@@ -75,14 +84,31 @@ def main(argv: list[str]) -> int:
 
 
 def default_workdir(spec: str) -> str:
-    """runs/ml_1m-large for configs/ml_1m.py:large, runs/clicks for clicks.csv.gz."""
+    """runs/ml_1m-large for configs/ml_1m.py:large, runs/clicks for data/clicks.csv.gz."""
     file, _, variant = spec.partition(":")
     return f"runs/{Path(file).name.split('.')[0]}" + (f"-{variant}" if variant else "")
 
 
-def _log(args: argparse.Namespace) -> DataConfig:
-    columns = {name: getattr(args, name) for name in ("user_column", "item_column", "time_column")}
-    return DataConfig(path=args.data, **columns)
+def config_of(args: argparse.Namespace, workdir: Path) -> Config:
+    """The config of a command line: a file, that of the run to begin from, or what a log asks for.
+
+    Raises:
+      ConfigError: there is no such run, or it would begin from itself; or the log cannot be read.
+    """
+    names = ("user_column", "item_column", "time_column")
+    log = {name: getattr(args, name) for name in names if getattr(args, name)}
+    log |= {"path": args.data} if args.data else {}
+    if args.config is not None:
+        config = args.config
+    elif args.init_from is not None:
+        config = continued(args.init_from, workdir, log)
+    else:
+        config = config_for(DataConfig(**log), workdir)
+    config = override_all(config, args.overrides) if args.config is None else config
+    if args.init_from is not None:
+        begins = dataclasses.replace(config.train, init_from=str(args.init_from))
+        config = dataclasses.replace(config, train=begins)
+    return config
 
 
 def train(config: Config, workdir: Path) -> int:
@@ -101,7 +127,7 @@ def train(config: Config, workdir: Path) -> int:
         checkpoints = Checkpoints(workdir / "checkpoints", writes=True)
         stack.callback(checkpoints.close)
         target = run.planned_state()
-        state, progress = checkpoints.restore(target) or (run.fresh_state()[0], Progress())
+        state, progress = checkpoints.restore(target) or (first_state(run, target), Progress())
         started = start_of_session - progress.wall_seconds
 
         # -- Objective: batches, step and metrics of retrieval or ranking -------------------------

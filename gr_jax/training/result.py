@@ -16,6 +16,7 @@ from gr_jax.files import write_whole
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.console import metrics_table, not_beaten_line, on_test, repeats_line, say
+from gr_jax.training.init_from import origin
 from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import Objective
 from gr_jax.training.state import TrainState, abstract, free
@@ -72,6 +73,7 @@ def report(
         "baselines": baselines,
         "best_step": best_step,
         "seed": run.config.seed,
+        **origin(run.workdir),
         "wall_seconds": time.monotonic() - started,
         "dataset": {"source": run.config.data.source} | counts,
         "versions": versions(),
