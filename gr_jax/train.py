@@ -11,9 +11,7 @@ same command runs on each, with --coordinator=auto under SLURM, or --coordinator
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import time
 from pathlib import Path
 
 import jax
@@ -23,21 +21,9 @@ from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.config.overrides import override_all
 from gr_jax.reporting.report import write_after_training
 from gr_jax.training import processes
-from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
-from gr_jax.training.console import describe, patience_line, say
-from gr_jax.training.init_from import continued, first_state
-from gr_jax.training.loop import Interruption, train_loop
-from gr_jax.training.metrics_log import MetricsLog
-from gr_jax.training.objective import is_over, objective_of
+from gr_jax.training.init_from import continued
 from gr_jax.training.own_log import config_for
-from gr_jax.training.result import finish
-from gr_jax.training.run import open_run
-from gr_jax.training.workdir import (
-    check_config,
-    claim,
-    dataset_to_train_on,
-    only_training,
-)
+from gr_jax.training.train import train
 
 FLAGS: dict[str, cli.Flag] = {
     "data": (str, "", "a log, instead of --config: all that a config says is chosen by it"),
@@ -109,60 +95,6 @@ def config_of(args: argparse.Namespace, workdir: Path) -> Config:
         begins = dataclasses.replace(config.train, init_from=str(args.init_from))
         config = dataclasses.replace(config, train=begins)
     return config
-
-
-def train(config: Config, workdir: Path) -> int:
-    """Run or resume the training of `config` in `workdir`; return the exit code."""
-    start_of_session = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(only_training(workdir))
-        interruption = stack.enter_context(Interruption())
-
-        # -- Data, mesh and model -----------------------------------------------------------------
-        check_config(workdir, config)
-        run = open_run(config, workdir, dataset_to_train_on(workdir, config))
-        claim(workdir, config, run.dataset)
-
-        # -- State: from the newest checkpoint, or fresh ------------------------------------------
-        checkpoints = Checkpoints(workdir / "checkpoints", writes=True)
-        stack.callback(checkpoints.close)
-        target = run.planned_state()
-        state, progress = checkpoints.restore(target) or (first_state(run, target), Progress())
-        started = start_of_session - progress.wall_seconds
-
-        # -- Objective: batches, step and metrics of retrieval or ranking -------------------------
-        objective = objective_of(run)
-        say(describe(objective, state, progress))
-
-        # -- Loop ---------------------------------------------------------------------------------
-        log = MetricsLog(workdir, resume_step=int(state.step))
-        stack.callback(log.close)
-        state, progress, signal = train_loop(
-            objective,
-            state,
-            progress,
-            checkpoints,
-            log,
-            started=started,
-            interruption=interruption,
-        )
-        step, again = int(state.step), "the same command goes on"
-        if line := patience_line(objective, step, progress):
-            say(line)
-        if not checkpoints.has(step):
-            unsaved = f"{workdir}: step {step} is not saved, {checkpoints.last_saved}: make room"
-            if not signal:
-                raise NotSaved(f"{unsaved}; {again}")
-            say(f"interrupted: {unsaved}; {again}")
-            return 128 + signal
-        if signal and not is_over(objective, step, progress):
-            say(f"interrupted: step {step} is saved in {workdir}; {again}")
-            return 128 + signal
-
-        # -- Finish: evaluate the best checkpoint -------------------------------------------------
-        finish(objective, state, progress, checkpoints, log, started=started)
-        log.check_complete()
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from scipy import sparse
 from gr_jax.baselines import ease, item_knn, markov
 from gr_jax.baselines.questions import Questions, sparse_ranks
 from gr_jax.baselines.training_events import popularity, user_items
-from gr_jax.data.dataset import Events
+from gr_jax.data.batches.splits import TrainingLog
 
 SHRINKAGES = (0.0, 20.0)
 RECENCIES = (1.0, 0.8)  # weight of an event of the history, to the power of the steps back
@@ -38,45 +38,56 @@ class Judged(NamedTuple):
     test: Ranks
 
 
-def learn_all(events: Events, num_items: int) -> Iterator[Baseline]:
-    """Every baseline with every setting, one in memory at a time, of the training events.
+def learn_all(log: TrainingLog, tell: Callable[[str], None]) -> Iterator[Baseline]:
+    """Every baseline with every setting, of the training events, as few in memory as can be.
 
-    EASE is left out where its tables have no room.
+    EASE is left out where its tables have no room. What is learnt next is told.
     """
-    of_events = events.offsets, events.item, num_items
-    count = popularity(*of_events)
-    nothing = lambda part: sparse.csr_array((len(part.target), num_items + 1))
+    tell("popularity")
+    count = popularity(log)
+    nothing = lambda part: sparse.csr_array((len(part.target), log.num_items + 1))
     yield Baseline("popularity", {}, lambda asked: sparse_ranks(asked, count, nothing))
 
-    following = markov.transitions(*of_events)
+    tell("Markov")
+    following = markov.transitions(log)
     yield Baseline(
         "Markov", {}, functools.partial(markov.ranks, following=following, popularity=count)
     )
 
-    had = user_items(*of_events)
+    tell("item-kNN")
+    had = user_items(log)
+    tables = item_knn.similarities(had, SHRINKAGES)
     for shrinkage in SHRINKAGES:
-        similar = item_knn.similarities(had, shrinkage)
+        similar = tables.pop(0)
         for recency in RECENCIES:
             rank = functools.partial(item_knn.ranks, similar=similar, recency=recency)
             yield Baseline("item-kNN", {"shrinkage": shrinkage, "recency": recency}, rank)
     del similar
 
-    if num_items <= ease.MOST_ITEMS:
-        for penalty in PENALTIES:
-            table = ease.weights(had, penalty)
-            yield Baseline("EASE", {"lambda": penalty}, functools.partial(ease.ranks, table=table))
+    penalties = PENALTIES if log.num_items <= ease.MOST_ITEMS else ()
+    for number, penalty in enumerate(penalties, 1):
+        tell(f"EASE {number}/{len(penalties)}")
+        table = ease.weights(had, penalty)
+        yield Baseline("EASE", {"lambda": penalty}, functools.partial(ease.ranks, table=table))
 
 
 def compare(
-    events: Events,
-    num_items: int,
+    log: TrainingLog,
     valid: Questions,
     test: Questions,
     metric: Callable[[Ranks], float],
+    tell: Callable[[str], None],
 ) -> dict[str, Judged]:
-    """Every baseline by its name, with the settings of the highest `metric` on validation."""
+    """Every baseline by its name, with the settings of the highest `metric` on validation.
+
+    Args:
+      log: what they learn from.
+      valid, test: what they are asked.
+      metric: of ranks.
+      tell: is called with the name of each baseline before it is learnt.
+    """
     best: dict[str, Judged] = {}
-    for name, settings, ranks in learn_all(events, num_items):
+    for name, settings, ranks in learn_all(log, tell):
         value = metric(ranks(valid))
         if name not in best or value > best[name].valid:
             best[name] = Judged(settings, value, ranks(test))

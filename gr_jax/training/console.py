@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import contextvars
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -22,10 +25,34 @@ from gr_jax.training.tables.admission import Revision
 LARGE = 0.1  # share of targets that are left out above which the line names the remedy
 
 
+_silent = contextvars.ContextVar("silent", default=False)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Let `say` print nothing inside the block, in this thread."""
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
+
+
 def say(text: str) -> None:
     """Print a line at once; of several processes the first prints."""
-    if processes.is_first():
+    if processes.is_first() and not _silent.get():
         print(text, flush=True)
+
+
+def say_late(what: str, seconds: float = 1.0) -> Callable[[str], None]:
+    """`say` for the stages of `what`: those that begin when it has gone on for some time."""
+    began = time.monotonic()
+
+    def tell(stage: str) -> None:
+        if time.monotonic() - began >= seconds:
+            say(f"{what}: {stage} ...")
+
+    return tell
 
 
 def table(rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0,)) -> str:

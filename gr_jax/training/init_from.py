@@ -17,9 +17,14 @@ import jax
 import numpy as np
 from jaxtyping import Bool, PyTree
 
-from gr_jax.baselines.training_events import is_training
 from gr_jax.config import Config, ConfigError, files
 from gr_jax.data.batches.sequences import time_bounds
+from gr_jax.data.batches.splits import (
+    TrainingLog,
+    first_events,
+    first_not_before,
+    training_log,
+)
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.run_dataset import dataset_of
 from gr_jax.files import write_whole
@@ -87,7 +92,7 @@ def first_state(run: Run, plan: TrainState) -> TrainState:
     _check_meanings(run, earlier)
     values = match_values(earlier.dataset.catalogue, run.dataset.catalogue)
     items = match_items(
-        earlier.dataset.catalogue, run.dataset.catalogue, values, run.dataset.events, _training(run)
+        earlier.dataset.catalogue, run.dataset.catalogue, values, _training_log(run)
     )
     _tell(run, earlier, items)
 
@@ -127,12 +132,13 @@ def _check_meanings(run: Run, earlier: Earlier) -> None:
             )
 
 
-def _training(run: Run) -> Bool[np.ndarray, " E"]:
+def _training_log(run: Run) -> TrainingLog:
     """The events that train."""
-    events, ranking = run.dataset.events, run.config.ranking
-    if not ranking.tasks:
-        return is_training(events.offsets)
-    return np.asarray(events.timestamp) < time_bounds(events.timestamp, ranking)["train"][1]
+    config, events = run.config, run.dataset.events
+    if not config.ranking.tasks:
+        return training_log(run.dataset, config.evaluate)
+    moment = time_bounds(events.timestamp, config.ranking)["train"][1]
+    return first_events(run.dataset, first_not_before(events.offsets, events.timestamp, moment))
 
 
 def _kinds(run: Run) -> dict[str, Literal["item", "value"]]:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Mapping
@@ -198,14 +199,17 @@ class Interruption:
     """SIGTERM and Ctrl-C as a number that the loop reads between two steps.
 
     Inside the `with` block the first signal only sets `signal`; a second one ends the process.
+    Signals go to the main thread alone: a training in another one does not see them.
     """
 
     signal = 0  # number of the signal received; 0 = none
 
     def __enter__(self) -> Interruption:
+        is_main = threading.current_thread() is threading.main_thread()
         self._previous = {
             number: signal.signal(number, self._handle)
             for number in (signal.SIGINT, signal.SIGTERM)
+            if is_main
         }
         return self
 

@@ -15,7 +15,8 @@ import polars as pl
 from jaxtyping import Bool, Int, Int32, Shaped
 from scipy import sparse
 
-from gr_jax.data.dataset import Catalogue, Events
+from gr_jax.data.batches.splits import TrainingLog
+from gr_jax.data.dataset import Catalogue
 
 
 class Match(NamedTuple):
@@ -69,19 +70,16 @@ def same_entries(count: int) -> Match:
     return Match(np.arange(count + 1, dtype=np.int32), count)
 
 
-def match_items(
-    then: Catalogue, now: Catalogue, values: Match, events: Events, training: Bool[np.ndarray, " E"]
-) -> Match:
+def match_items(then: Catalogue, now: Catalogue, values: Match, log: TrainingLog) -> Match:
     """Items by raw id; a new one is like those beside it in the log, else like those of its kind.
 
     Args:
       then, now: the earlier catalogue and this one.
       values: the match of their feature values.
-      events: of this log.
-      training: the events that train.
+      log: the events that train.
     """
     source = _places(then.items["raw"], now.items["raw"])
-    likeness = [_neighbours(events, training, source, then.num_items)]
+    likeness = [_neighbours(log, source, then.num_items)]
     if then.item_features is not None and now.item_features is not None:
         likeness.append(_of_a_kind(then, now, values))
     return Match(source, then.num_items, tuple(likeness))
@@ -112,13 +110,13 @@ def _places(then: pl.Series, now: pl.Series) -> Int32[np.ndarray, " n"]:
 
 
 def _neighbours(
-    events: Events, training: Bool[np.ndarray, " E"], source: np.ndarray, earlier: int
+    log: TrainingLog, source: Int32[np.ndarray, " n"], earlier: int
 ) -> tuple[sparse.csr_array, ...]:
     """How often each known item came right before or after each item, in training."""
-    item = np.asarray(events.item)
-    beside = training[:-1] & training[1:]
-    beside[events.offsets[1:-1] - 1] = False  # the next event is of another user
-    left, right = item[:-1][beside], item[1:][beside]
+    beside = np.ones(max(0, len(log.item) - 1), bool)
+    ends = log.offsets[1:-1]
+    beside[ends[(ends > 0) & (ends < len(log.item))] - 1] = False  # the next is of another user
+    left, right = log.item[:-1][beside], log.item[1:][beside]
     of, other = np.concatenate([left, right]), source[np.concatenate([right, left])]
     known = other > 0
     counts = np.ones(int(known.sum()), np.float32)
