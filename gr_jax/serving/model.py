@@ -58,14 +58,21 @@ class TrainedModel:
     Attributes:
       dataset: items, users and their log. reader: of raw histories.
       answerer: the `Retriever` or `Ranker` that computes the answers.
+      version: a short hash of what the answers depend on, told with them when served.
     """
 
     def __init__(
-        self, dataset: Dataset, reader: HistoryReader, answerer: Answerer, *, left_out: int | None
+        self,
+        dataset: Dataset,
+        reader: HistoryReader,
+        answerer: Answerer,
+        *,
+        left_out: int | None,
+        version: str = "",
     ):
         """`left_out`: as of `left_out_events`, unless a request says otherwise."""
         self.dataset, self.reader, self.answerer = dataset, reader, answerer
-        self.left_out = left_out
+        self.left_out, self.version = left_out, version
 
     @property
     def tasks(self) -> tuple[str, ...]:

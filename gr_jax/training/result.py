@@ -24,6 +24,7 @@ from gr_jax.training.console import (
     say,
     say_late,
 )
+from gr_jax.training.init_from import origin
 from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import Objective
 from gr_jax.training.retrieval.rank_file import TEST_RANKS
@@ -86,6 +87,7 @@ def report(
         "baselines_of": deciding(run),
         "best_step": best_step,
         "seed": run.config.seed,
+        **origin(run.workdir),
         "wall_seconds": time.monotonic() - started,
         "dataset": {"source": run.config.data.source} | counts,
         "versions": versions(),

@@ -70,8 +70,13 @@ def held_out(events: Events, evaluate: EvaluateConfig) -> HeldOut:
 
 def training_log(dataset: Dataset, evaluate: EvaluateConfig) -> TrainingLog:
     """The events that `evaluate.split` leaves to train."""
+    return first_events(dataset, held_out(dataset.events, evaluate).train_end)
+
+
+def first_events(dataset: Dataset, end: Int[np.ndarray, " B"]) -> TrainingLog:
+    """The events of each user before the flat index `end`."""
     events = dataset.events
-    length = held_out(events, evaluate).train_end - events.offsets[:-1]
+    length = end - events.offsets[:-1]
     offsets = np.concatenate([[0], np.cumsum(length)])
     kept = events.item[token_index(events.offsets[:-1], length)]
     return TrainingLog(offsets, kept, dataset.num_items)
