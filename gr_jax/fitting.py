@@ -186,19 +186,18 @@ def _kept(file: Path, workdir: Path, write: Callable[[Path], T]) -> T:
     """What `write` returns for a file, which stays that of the run if one has begun.
 
     Raises:
-      ConfigError: the run was of another table; or as `write`, whose table is named, not its file.
+      ConfigError: the run is on another log; or as `write`, whose table is named, not its file.
     """
     new = file.with_name(f".{file.name}")
     try:
         result = write(new)
-        if has_begun(workdir) and file.exists():
-            if not pl.read_parquet(new).equals(pl.read_parquet(file)):
-                raise ConfigError(
-                    f"{workdir} holds a run on another table: choose another workdir; gr_jax.load"
-                    " opens the one that is there"
-                )
-        else:
+        if not has_begun(workdir):
             os.replace(new, file)
+        elif not (file.exists() and pl.read_parquet(new).equals(pl.read_parquet(file))):
+            raise ConfigError(
+                f"{workdir} holds a run on another log: choose another workdir; gr_jax.load opens"
+                " the one that is there"
+            )
         return result
     finally:
         new.unlink(missing_ok=True)

@@ -5,18 +5,25 @@
 Then http://127.0.0.1:8000/ shows the page, /docs the interface. /healthz answers 503 while the run
 is loaded and its programs are compiled, 200 from then on; the programs are kept in the user's cache
 folder, for the next start. Ctrl-C and SIGTERM answer the requests that have arrived and stop.
-SIGHUP loads the workdir again, and exchanges the model without a pause.
+SIGHUP, and POST /reload from this machine, load the workdir again and exchange the model without a
+pause; who has the token in $GR_JAX_RELOAD_TOKEN may POST from elsewhere.
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__" and hasattr(signal, "SIGHUP"):
+    # First, because the imports take a second, in which a reload would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import argparse
 import dataclasses
 import errno
 import importlib.util
+import json
 import os
 import re
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -25,9 +32,9 @@ from pathlib import Path
 from gr_jax import cli
 from gr_jax.config import ConfigError
 from gr_jax.errors import shown
-from gr_jax.serving import CACHE_MB, compile_cache
+from gr_jax.serving import CACHE_MB, compile_cache, export
 from gr_jax.serving.export.read import load_exported
-from gr_jax.serving.http.guard import LOCAL, is_loopback, name_of
+from gr_jax.serving.http.guard import LOCAL, TOKEN_VARIABLE, is_loopback, name_of
 from gr_jax.serving.http.limits import Limits
 from gr_jax.serving.index import BACKENDS
 from gr_jax.serving.model import TrainedModel
@@ -92,11 +99,15 @@ def main(argv: list[str]) -> int:
 
 def _load(args: argparse.Namespace) -> TrainedModel:
     compile_cache.keep()
+    workdir = args.workdir.resolve()  # once: a link that moves meanwhile would mix two runs
     if args.exported:
-        return load_exported(args.workdir, data=args.data, index=args.index)
+        model = load_exported(workdir, data=args.data, index=args.index)
+        meta = json.loads((workdir / export.FOLDER / export.META).read_text())
+        model.version = meta["digest"][:12]
+        return model
     from gr_jax.serving.load import load
 
-    return load(args.workdir, data=args.data, index=args.index, cache_mb=args.cache_mb)
+    return load(workdir, data=args.data, index=args.index, cache_mb=args.cache_mb)
 
 
 def serve(
@@ -111,8 +122,9 @@ def serve(
     Raises:
       Exception: of `load`, at the start.
     """
-    reload: Callable[[], None] = lambda: None
-    before = signal.signal(signal.SIGHUP, lambda *_: reload())  # which would end the process
+    reload: Callable[[], None] = lambda: None  # nothing is loaded yet that could be old
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    before = hangup and signal.signal(hangup, lambda *_: reload())
     import uvicorn
 
     from gr_jax.serving.http.connections import limited
@@ -128,6 +140,7 @@ def serve(
         load,
         limits,
         allowed_hosts=hosts,
+        reload_token=os.environ.get(TOKEN_VARIABLE, ""),
         say=lambda line: print(line, flush=True),
         when_settled=when_settled,
     )
@@ -151,7 +164,8 @@ def serve(
         raise
     finally:
         sys.setswitchinterval(interval)
-        signal.signal(signal.SIGHUP, before)
+        if hangup:
+            signal.signal(hangup, before)
     if service.failure:
         raise service.failure
     return 0

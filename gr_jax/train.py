@@ -11,23 +11,30 @@ same command runs on each, with --coordinator=auto under SLURM, or --coordinator
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import jax
 
 from gr_jax import cli
-from gr_jax.config import ConfigError, DataConfig
+from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.config.overrides import override_all
 from gr_jax.reporting.report import write_after_training
 from gr_jax.training import processes
+from gr_jax.training.init_from import continued
 from gr_jax.training.own_log import config_for
 from gr_jax.training.train import train
 
 FLAGS: dict[str, cli.Flag] = {
     "data": (str, "", "a log, instead of --config: all that a config says is chosen by it"),
-    "user_column": (str, "user_id", "of the log of --data"),
-    "item_column": (str, "item_id", "of the log of --data"),
-    "time_column": (str, "timestamp", "of the log of --data"),
+    "user_column": (str, "", "of the log of --data; default user_id, or as --init-from had it"),
+    "item_column": (str, "", "of the log of --data; default item_id, or as --init-from had it"),
+    "time_column": (str, "", "of the log of --data; default timestamp, or as --init-from had it"),
+    "init_from": (
+        Path,
+        None,
+        "workdir of an earlier run to begin from; its config holds where no --config is given",
+    ),
     "workdir": (Path, None, "folder of the run; default runs/<config>[-<variant>], or runs/<log>"),
     "report": (bool, True, "write report.html at the end of one process; --report=false does not"),
     "coordinator": (
@@ -48,12 +55,14 @@ FLAGS: dict[str, cli.Flag] = {
 def main(argv: list[str]) -> int:
     """Train as the command line says; 0 if the run is complete, 128 + signal if interrupted."""
     args = cli.parse(argv, doc=__doc__, flags=FLAGS, config="optional")
-    if (args.config is None) == (not args.data):
+    given = [bool(x) for x in (args.config, args.data)]
+    if sum(given) != 1 and not (args.init_from and sum(given) == 0):
         raise ConfigError("--config=FILE[:variant] or --data=FILE must be given; see --help")
-    workdir = args.workdir or Path(default_workdir(args.config_spec or Path(args.data).name))
+    name = args.config_spec or args.data or str(args.init_from)
+    workdir = args.workdir or Path(default_workdir(name))
     processes.join(args.coordinator, args.processes, args.process, args.peer_timeout)
     with processes.exit_all_on_error():
-        config = args.config or override_all(config_for(_log(args), workdir), args.overrides)
+        config = config_of(args, workdir)
         code = train(config, workdir)
         if code == 0 and args.report and jax.process_count() == 1:
             return 0 if write_after_training(workdir) else 1
@@ -61,14 +70,31 @@ def main(argv: list[str]) -> int:
 
 
 def default_workdir(spec: str) -> str:
-    """runs/ml_1m-large for configs/ml_1m.py:large, runs/clicks for clicks.csv.gz."""
+    """runs/ml_1m-large for configs/ml_1m.py:large, runs/clicks for data/clicks.csv.gz."""
     file, _, variant = spec.partition(":")
     return f"runs/{Path(file).name.split('.')[0]}" + (f"-{variant}" if variant else "")
 
 
-def _log(args: argparse.Namespace) -> DataConfig:
-    columns = {name: getattr(args, name) for name in ("user_column", "item_column", "time_column")}
-    return DataConfig(path=args.data, **columns)
+def config_of(args: argparse.Namespace, workdir: Path) -> Config:
+    """The config of a command line: a file, that of the run to begin from, or what a log asks for.
+
+    Raises:
+      ConfigError: there is no such run, or it would begin from itself; or the log cannot be read.
+    """
+    names = ("user_column", "item_column", "time_column")
+    log = {name: getattr(args, name) for name in names if getattr(args, name)}
+    log |= {"path": args.data} if args.data else {}
+    if args.config is not None:
+        config = args.config
+    elif args.init_from is not None:
+        config = continued(args.init_from, workdir, log)
+    else:
+        config = config_for(DataConfig(**log), workdir)
+    config = override_all(config, args.overrides) if args.config is None else config
+    if args.init_from is not None:
+        begins = dataclasses.replace(config.train, init_from=str(args.init_from))
+        config = dataclasses.replace(config, train=begins)
+    return config
 
 
 if __name__ == "__main__":

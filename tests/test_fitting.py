@@ -102,7 +102,7 @@ def test_its_run_is_usable_anywhere_and_goes_on(model, events, items, workdir, t
     assert re.search("[4-7] of 8 done: resuming", capsys.readouterr().out)
     assert again.evaluate() == pytest.approx(evaluate.evaluate(workdir, "test"))
     assert (workdir / "result.json").is_file()
-    with pytest.raises(ConfigError, match="holds a run on another table: choose another workdir"):
+    with pytest.raises(ConfigError, match="holds a run on another log: choose another workdir"):
         gr_jax.fit(events.head(500), **COLUMNS, items=items, workdir=workdir, **SMALL)
     assert len(gr_jax.load(workdir).recommend_users(k=1)) == 64, "which stays usable"
 

@@ -1,14 +1,17 @@
 """Ranking runs from raw log to result: sequence model and impressions, epochs and streams."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import gr_jax
 from gr_jax import evaluate, train
 from gr_jax.config import ConfigError
-from tests.tiny_run import assert_same_state, final_state, lines_of, run_train
+from gr_jax.serving.load import trained_model
+from tests.tiny_run import assert_same_state, begun, final_state, lines_of, run_train
 
 CONFIG = """
 from gr_jax.config import *
@@ -272,3 +275,29 @@ def test_retrieval_of_positive_events_reads_items_with_their_actions(config_file
     result = json.loads((tmp_path / "result.json").read_text())
     assert {"hr@10", "ndcg@10", "log_perplexity"} <= result["test"].keys()
     assert any("action_table" in name for name in final_state(tmp_path))
+
+
+def test_a_run_on_a_newer_log_predicts_what_the_earlier_one_did(finished, config_file, tmp_path):
+    log = tmp_path / "log"
+    shutil.copytree(config_file.parent, log)
+    # Items, users and values that come before all others, so that every id is another.
+    for name, lines in (
+        ("log", "".join(f"a{k},a1,{2 * 10**9 + k},5,0\n" for k in range(30))),
+        ("users", "a0,AT\na1,BE\n"),
+        ("items", "a1,also|odd\n"),
+        ("device", "a0,1,car\n"),
+    ):
+        with (log / f"{name}.csv").open("a") as file:
+            file.write(lines)
+    for variant in ("hstu", "dlrm"):
+        run, state = begun(finished[variant], log / "log.csv", tmp_path / variant)
+        ours, theirs = trained_model(run, state.params), gr_jax.load(finished[variant])
+        items = [f"i{i}" for i in range(20)]
+        for user in ("u1", "u30"):
+            history = theirs.history(user)[:9]
+            answers = [m.score(history, items, user=user) for m in (ours, theirs)]
+            for a, b in zip(*answers, strict=True):
+                assert a.tasks == pytest.approx(b.tasks, abs=1e-5)
+        other = {"tasks": ("liked",), "weights": ()}
+        with pytest.raises(ConfigError, match="config.ranking.tasks is .* there and .* here"):
+            begun(finished[variant], log / "log.csv", tmp_path / variant, ranking=other)

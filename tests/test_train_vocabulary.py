@@ -8,9 +8,10 @@ import pytest
 
 from gr_jax import evaluate
 from gr_jax.config import ConfigError
+from gr_jax.data.run_dataset import dataset_of
 from gr_jax.reporting import learned
 from gr_jax.training.run import open_trained
-from tests.tiny_run import assert_same_state, final_state, lines_of, run_train
+from tests.tiny_run import assert_same_state, begun, final_state, lines_of, run_train
 
 CONFIG = """
 from gr_jax.config import *
@@ -102,3 +103,30 @@ def test_the_report_counts_the_parameters_that_were_trained(finished):
 def test_a_run_with_another_vocabulary_is_refused(finished, config_file):
     with pytest.raises(ConfigError, match="config.vocabulary.rows=12, not 13"):
         run_train(config_file, finished, "--config.vocabulary.rows=13")
+
+
+def test_a_run_on_a_newer_log_goes_on_with_the_rows_and_counts_of_its_items(
+    finished, config_file, tmp_path
+):
+    log = (config_file.parent / "log.csv").read_text().splitlines()
+    kept = [line for line in log if ",i39," not in line and ",i3," not in line]
+    kept += [f"a{k},a{k % 2},{2 * 10**9},1" for k in range(8)]  # before all other items
+    (tmp_path / "log.csv").write_text("\n".join(kept))
+    run, state = begun(finished, tmp_path / "log.csv", tmp_path / "run")
+    before = dataset_of(finished, run.config.data).catalogue
+    raw = [f"i{i}" for i in range(39) if i != 3]
+    then, now = before.item_ids(raw), run.dataset.catalogue.item_ids(raw)
+    found, steps = final_state(finished), final_state(finished)["['step']"]
+
+    ours = {name: np.asarray(array) for name, array in state.vocabulary.items()}
+    for name, shift in (("rows", 0), ("seen", 0), ("last", steps)):
+        np.testing.assert_array_equal(
+            ours[name][now], found[f"['vocabulary']['{name}']"][then] - shift
+        )
+    assert not ours["seen"][run.dataset.catalogue.item_ids(["a0", "a1"])].any()
+    table, free = np.asarray(state.params["embeddings"]["item_table"]), np.arange(7, 19)
+    free = np.setdiff1d(free, ours["rows"])
+    assert len(free) and not table[free].any(), "those of items that are gone wait for others"
+    used = np.setdiff1d(np.arange(1, 19), free)
+    expected = found["['params']['embeddings']['item_table']"]
+    np.testing.assert_array_equal(table[used], expected[used])

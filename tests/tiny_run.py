@@ -1,12 +1,17 @@
 """A training of seconds, for tests: its config, how it is run and what it leaves."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 
 from gr_jax import train
+from gr_jax.data.log.preparation import prepare
 from gr_jax.training.checkpoint import Checkpoints
+from gr_jax.training.init_from import continued, first_state
+from gr_jax.training.run import Run, open_run
+from gr_jax.training.state import TrainState
 
 CONFIG = """
 from gr_jax.config import *
@@ -44,6 +49,24 @@ def run_train(config_file: Path, workdir: Path, *overrides: str) -> int:
     return train.main(
         [f"--config={config_file}", f"--workdir={workdir}", "--report=false", *overrides]
     )
+
+
+def begun(
+    earlier: Path, log: Path, workdir: Path, **groups: dict[str, object]
+) -> tuple[Run, TrainState]:
+    """A run on a newer log at step 0, with the config of `earlier` and these changes of groups."""
+    workdir.mkdir(exist_ok=True)
+    config = continued(earlier, workdir, {"path": str(log)})
+    prepared = {"prepared": str(workdir / "prepared")}
+    changes = groups | {
+        "data": prepared | groups.get("data", {}),
+        "train": {"init_from": str(earlier)},
+    }
+    for name, change in changes.items():
+        group = dataclasses.replace(getattr(config, name), **change)
+        config = dataclasses.replace(config, **{name: group})
+    run = open_run(config, workdir, prepare(config.data))
+    return run, first_state(run, run.planned_state())
 
 
 def lines_of(workdir: Path, split: str) -> list[dict]:

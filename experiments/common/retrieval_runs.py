@@ -101,10 +101,9 @@ def outcome(workdir: Path) -> tuple[dict, np.ndarray]:
     rows = evaluation_batches(
         run.dataset,
         run.config.data,
+        run.config.evaluate,
         "test",
         run.scheme,
-        batch_users=run.config.evaluate.batch_users,
-        exclude=run.config.evaluate.exclude,
         device_multiple=run.mesh.shape["data"],
     )
     found = make_user_ranks(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +15,7 @@ from scipy import sparse
 from gr_jax.baselines import ease, item_knn, markov
 from gr_jax.baselines.questions import Questions, sparse_ranks
 from gr_jax.baselines.training_events import popularity, user_items
-from gr_jax.data.dataset import Events
+from gr_jax.data.batches.splits import TrainingLog
 
 SHRINKAGES = (0.0, 20.0)
 RECENCIES = (1.0, 0.8)  # weight of an event of the history, to the power of the steps back
@@ -23,11 +25,14 @@ Ranks = Float[np.ndarray, " Q"]  # 1 = best; inf = the held-out item is not rank
 
 
 class Baseline(NamedTuple):
-    """A baseline that has learnt."""
+    """A baseline that is yet to learn."""
 
     name: str
     settings: dict[str, float]
-    ranks: Callable[[Questions], Ranks]
+    learn: Callable[[], Callable[[Questions], Ranks]]
+    # learning takes long, and what is best is in the middle: once it gets worse, the further
+    # settings are left out
+    is_slow: bool = False
 
 
 class Judged(NamedTuple):
@@ -38,46 +43,74 @@ class Judged(NamedTuple):
     test: Ranks
 
 
-def learn_all(events: Events, num_items: int) -> Iterator[Baseline]:
-    """Every baseline with every setting, one in memory at a time, of the training events.
+def all_baselines(log: TrainingLog) -> list[Baseline]:
+    """Every baseline with every setting, those of a name one after another.
 
     EASE is left out where its tables have no room.
     """
-    of_events = events.offsets, events.item, num_items
-    count = popularity(*of_events)
-    nothing = lambda part: sparse.csr_array((len(part.target), num_items + 1))
-    yield Baseline("popularity", {}, lambda asked: sparse_ranks(asked, count, nothing))
+    count = functools.cache(lambda: popularity(log))
+    had = functools.cache(lambda: user_items(log))
+    nothing = lambda part: sparse.csr_array((len(part.target), log.num_items + 1))
+    by_popularity = lambda asked: sparse_ranks(asked, count(), nothing)
+    found = [
+        Baseline("popularity", {}, lambda: by_popularity),
+        Baseline(
+            "Markov",
+            {},
+            lambda: functools.partial(
+                markov.ranks, following=markov.transitions(log), popularity=count()
+            ),
+        ),
+    ]
 
-    following = markov.transitions(*of_events)
-    yield Baseline(
-        "Markov", {}, functools.partial(markov.ranks, following=following, popularity=count)
-    )
+    tables = functools.cache(lambda: item_knn.similarities(had(), SHRINKAGES))
+    for (number, shrinkage), recency in itertools.product(enumerate(SHRINKAGES), RECENCIES):
+        learn = lambda number=number, recency=recency: functools.partial(
+            item_knn.ranks, similar=tables()[number], recency=recency
+        )
+        settings = {"shrinkage": shrinkage, "recency": recency}
+        found.append(Baseline("item-kNN", settings, learn))
 
-    had = user_items(*of_events)
-    for shrinkage in SHRINKAGES:
-        similar = item_knn.similarities(had, shrinkage)
-        for recency in RECENCIES:
-            rank = functools.partial(item_knn.ranks, similar=similar, recency=recency)
-            yield Baseline("item-kNN", {"shrinkage": shrinkage, "recency": recency}, rank)
-    del similar
-
-    if num_items <= ease.MOST_ITEMS:
-        for penalty in PENALTIES:
-            table = ease.weights(had, penalty)
-            yield Baseline("EASE", {"lambda": penalty}, functools.partial(ease.ranks, table=table))
+    for penalty in PENALTIES if log.num_items <= ease.MOST_ITEMS else ():
+        learn = lambda penalty=penalty: functools.partial(
+            ease.ranks, table=ease.weights(had(), penalty)
+        )
+        is_slow = log.num_items > ease.MANY_ITEMS
+        found.append(Baseline("EASE", {"lambda": penalty}, learn, is_slow))
+    return found
 
 
 def compare(
-    events: Events,
-    num_items: int,
+    log: TrainingLog,
     valid: Questions,
     test: Questions,
     metric: Callable[[Ranks], float],
+    tell: Callable[[str], None],
 ) -> dict[str, Judged]:
-    """Every baseline by its name, with the settings of the highest `metric` on validation."""
+    """Every baseline by its name, with the settings of the highest `metric` on validation.
+
+    Args:
+      log: what they learn from.
+      valid, test: what they are asked.
+      metric: of ranks.
+      tell: is called with the name of each baseline before it is learnt, and with the number of the
+        setting if there are several.
+    """
     best: dict[str, Judged] = {}
-    for name, settings, ranks in learn_all(events, num_items):
+    left = all_baselines(log)
+    settings, tried, given_up = Counter(baseline.name for baseline in left), Counter(), set()
+    while left:
+        baseline = left.pop(0)  # its tables go with it
+        name = baseline.name
+        if name in given_up:
+            continue
+        tried[name] += 1
+        tell(f"{name} {tried[name]}/{settings[name]}" if settings[name] > 1 else name)
+        ranks = baseline.learn()
         value = metric(ranks(valid))
         if name not in best or value > best[name].valid:
-            best[name] = Judged(settings, value, ranks(test))
+            best[name] = Judged(baseline.settings, value, ranks(test))
+        elif baseline.is_slow:
+            given_up.add(name)
+        del ranks, baseline
     return best

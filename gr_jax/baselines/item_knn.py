@@ -5,6 +5,8 @@ Sarwar et al. 2001, "Item-based collaborative filtering recommendation algorithm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 from scipy import sparse
@@ -12,37 +14,41 @@ from scipy import sparse
 from gr_jax.baselines.questions import Questions, dense_ranks, sparse_ranks
 
 PAIRS = 2 * 10**9  # of items that users had together: a quarter of a minute on one core
-NEIGHBOURS = 10**8  # entries of the similarities in memory, 0.8 GB
+NEIGHBOURS = 10**8  # entries of the similarities in memory, 0.8 GB for each shrinkage
 DENSE_ITEMS = 12_000  # up to here a dense table of similarities has 0.6 GB
 BLOCK = 4096  # items whose similarities are computed at a time
 
 
-def similarities(had: sparse.csr_array, shrinkage: float, *, seed: int = 0) -> sparse.csr_array:
-    """[X + 1, X + 1]: users of both items / (geometric mean of their users + shrinkage).
+def similarities(
+    had: sparse.csr_array, shrinkages: Sequence[float], *, seed: int = 0
+) -> list[sparse.csr_array]:
+    """[X + 1, X + 1]: users of both items / (geometric mean of their users + shrinkage), for each.
 
     The most similar items of each, as many as there is room for: all of them in catalogues of up
     to 10,000 items, 100 of a million. Where users with many items would make too many pairs, a
-    random part of the users counts.
+    random part of the users counts. The pairs, which cost most, are counted once.
 
     Args:
       had: [B, X + 1], 1 where a user had an item.
-      shrinkage: lowers similarities that few users speak for.
+      shrinkages: each lowers similarities that few users speak for.
       seed: of the choice of users.
     """
     had = _fewer_users(had, seed)
     users = np.asarray(had.sum(0))
     width = len(users)
     most = max(50, NEIGHBOURS // width)
-    transposed, blocks = sparse.csr_array(had.T), []
+    transposed, blocks = sparse.csr_array(had.T), [[] for _ in shrinkages]
     for first in range(0, width, BLOCK):
         block = transposed[first : first + BLOCK] @ had
         length = np.diff(block.indptr)
         owner = np.repeat(np.arange(len(length)), length) + first
-        product = users[owner] * users[block.indices]
-        block.data = block.data / (np.sqrt(product) + np.float32(shrinkage))
-        block.data[owner == block.indices] = 0
-        blocks.append(_largest(block, most))
-    return sparse.csr_array(sparse.vstack(blocks, format="csr"))
+        mean = np.sqrt(users[owner] * users[block.indices])
+        together = np.where(owner == block.indices, 0, block.data)
+        for kept, shrinkage in zip(blocks, shrinkages, strict=True):
+            similarity = together / (mean + np.float32(shrinkage))
+            rows = (similarity, block.indices, block.indptr)
+            kept.append(_largest(sparse.csr_array(rows, shape=block.shape), most))
+    return [sparse.csr_array(sparse.vstack(kept, format="csr")) for kept in blocks]
 
 
 def ranks(

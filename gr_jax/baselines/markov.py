@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy import sparse
 
 from gr_jax.baselines.questions import Questions, sparse_ranks
-from gr_jax.baselines.training_events import is_training
+from gr_jax.data.batches.splits import TrainingLog
 
 POPULARITY = 1e-4  # of a count: it decides among items that never followed, and ties
 
 
-def transitions(
-    offsets: Int[np.ndarray, " B1"], item: Int[np.ndarray, " E"], num_items: int
-) -> sparse.csr_array:
+def transitions(log: TrainingLog) -> sparse.csr_array:
     """[X + 1, X + 1] float64: how often the second item came right after the first in training."""
-    training = is_training(offsets)
-    follows = np.flatnonzero(training[1:]) + 1
-    first_events = offsets[:-1][np.diff(offsets) > 0]
-    follows = np.setdiff1d(follows, first_events, assume_unique=True)
-    pair = item[follows - 1], item[follows]
-    shape = num_items + 1, num_items + 1
+    is_first = np.zeros(len(log.item) + 1, bool)
+    is_first[log.offsets[:-1]] = True  # of a user without events: where another one's begin
+    follows = np.flatnonzero(~is_first[:-1])
+    pair = log.item[follows - 1], log.item[follows]
+    shape = log.num_items + 1, log.num_items + 1
     return sparse.csr_array((np.ones(len(follows)), pair), shape=shape)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from gr_jax.errors import shown
@@ -33,6 +34,19 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     check(
         value in choices, name, value, f"one of {', '.join(choices)}{did_you_mean(value, choices)}"
     )
+
+
+def unix_seconds(text: str) -> int | None:
+    """The time of an ISO 8601 text, in UTC where it has no zone; None if it is none.
+
+    >>> unix_seconds("2001-09-09T01:46:40"), unix_seconds("May")
+    (1000000000, None)
+    """
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
 
 
 def did_you_mean(value: str, choices: Sequence[str]) -> str:

@@ -97,3 +97,9 @@ class Config:
             users = self.evaluate.valid_users
             rule = "0 for ranking, which evaluates all events of the validation part"
             check(users == 0, "evaluate.valid_users", users, rule)
+            split, default = self.evaluate.split, EvaluateConfig.split
+            rule = f"{default}, its default, for ranking, which has a split by time of its own:"
+            rule += " ranking.valid_from and ranking.test_from"
+            check(split == default, "evaluate.split", split, rule)
+            rule = "(), its default, for ranking, which ranks no items"
+            check(self.evaluate.at == (), "evaluate.at", self.evaluate.at, rule)

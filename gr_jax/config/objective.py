@@ -5,7 +5,16 @@ from __future__ import annotations
 import typing
 from dataclasses import dataclass
 
-from gr_jax.config.checks import check, check_at_least, check_choice, check_types
+from gr_jax.config.checks import (
+    check,
+    check_at_least,
+    check_choice,
+    check_types,
+    unix_seconds,
+)
+
+# fields of EvaluateConfig that split=time alone has a use for
+MOMENTS = ("valid_from", "test_from", "valid_time", "test_time")
 
 
 @typing.no_type_check
@@ -65,10 +74,22 @@ class RankingConfig:
 @typing.no_type_check
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluation of retrieval, leave-one-out over the whole catalogue."""
+    """Evaluation of retrieval over the whole catalogue; docs/evaluation.md helps to choose."""
 
+    # leave_one_out: each user's last event tests, the one before validates | time: two moments
+    # for all users; each user's first event after the later one tests
+    split: str = "leave_one_out"
+    # split=time: share of all events, by time, that train; from here to the test they validate
+    valid_from: float = 0.8
+    test_from: float = 0.9  # split=time: share of all events, by time, before the test
+    # split=time: where validation and test begin instead, such as "2024-05-01" or
+    # "2024-05-01T12:00:00+02:00"; UTC without a zone; "" = by the share
+    valid_time: str = ""
+    test_time: str = ""  # as valid_time
     # items left out: history = all that the user had before | visible = those in the N seen | none
     exclude: str = "history"
+    # K of further hr@K and ndcg@K, such as (5, 20), beside 1, 10, 50 and 200
+    at: tuple[int, ...] = ()
     batch_users: int = 256  # mean users in an evaluation batch
     # retrieval: users of the fixed random sample that validates; 0 = all. The test is on all
     valid_users: int = 0
@@ -76,6 +97,23 @@ class EvaluateConfig:
 
     def __post_init__(self):
         check_types(self, "evaluate.")
+        check_choice("evaluate.split", self.split, ("leave_one_out", "time"))
+        self._check_moments()
         check_choice("evaluate.exclude", self.exclude, ("history", "visible", "none"))
+        ok = all(type(k) is int and k >= 1 for k in self.at)
+        check(ok, "evaluate.at", self.at, "a tuple of whole numbers of at least 1, such as (5, 20)")
         check_at_least(1, self, "evaluate.", "batch_users", "chunk_items")
         check_at_least(0, self, "evaluate.", "valid_users")
+
+    def _check_moments(self) -> None:
+        for name in MOMENTS:
+            value, default = getattr(self, name), getattr(EvaluateConfig, name)
+            ok, rule = self.split == "time" or value == default, "with evaluate.split=time only"
+            check(ok, f"evaluate.{name}", value, f"{rule}; else {default!r}, its default")
+        for name in ("valid_time", "test_time"):
+            text = getattr(self, name)
+            ok, rule = text == "" or unix_seconds(text) is not None, "a time such as 2024-05-01"
+            check(ok, f"evaluate.{name}", text, f'{rule} or 2024-05-01T12:00:00, or ""')
+        check(0 < self.test_from < 1, "evaluate.test_from", self.test_from, "between 0 and 1")
+        rule = f"above 0 and below evaluate.test_from={self.test_from}"
+        check(0 < self.valid_from < self.test_from, "evaluate.valid_from", self.valid_from, rule)

@@ -55,6 +55,8 @@ class TrainConfig:
 
     # epochs: shuffled passes | streaming: once in the order of time, each window tested first
     mode: str = "epochs"
+    # workdir of an earlier run, whose best parameters are the first of this one; "" = none
+    init_from: str = ""
     # streaming: windows of equally many events in the part of the log that trains
     windows: int = 20
     # streaming: seconds without an event that end a session and emit an example; not of dlrm

@@ -121,6 +121,7 @@ def measured(config: Config, dataset: Dataset, *, shards: int) -> Sizes:
             batch_users=config.train.batch_users,
             shards=shards,
             seed=config.seed,
+            evaluate=config.evaluate,
         )
     lengths = rows.count(rows.epoch(0).spans)
     features = catalogue.item_features

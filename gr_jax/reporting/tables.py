@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gr_jax.config import Config
+from gr_jax.config.objective import MOMENTS
 from gr_jax.config.overrides import comments, leaves
 from gr_jax.reporting.records import Json, Record
 from gr_jax.training.ranking.metrics import metric_names
@@ -56,7 +57,9 @@ def protocol(record: Record) -> Json:
         names += ["ranking.valid_from", "ranking.test_from"]
         labels = {"ranking.tasks": tuple(defined.get(task, task) for task in record.tasks)}
     else:
-        names += ["evaluate.exclude", "evaluate.valid_users"]
+        names += ["evaluate.split", "evaluate.exclude", "evaluate.valid_users"]
+        if config.evaluate.split == "time":
+            names += [f"evaluate.{name}" for name in MOMENTS]
         labels = {"loss.positive": defined.get(config.loss.positive, "")}
     return labels | {name: every[name] for name in names}
 
@@ -77,7 +80,7 @@ def title(record: Record) -> str:
 
 def shown(record: Record) -> tuple[str, ...]:
     """Names of the metrics in a table of this kind of run."""
-    return metric_names(record.tasks) if record.tasks else retrieval.SHOWN
+    return metric_names(record.tasks) if record.tasks else retrieval.shown(record.config)
 
 
 def results(records: Sequence[Record]) -> Table:

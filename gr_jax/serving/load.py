@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -69,7 +72,24 @@ def trained_model(
         answerer = _retriever(run, params, index_backend, max_bytes)
     reader = HistoryReader.of(run.config, run.dataset, newer)
     left_out = left_out_events(run.config)
-    return TrainedModel(run.dataset, reader, answerer, left_out=left_out, trained=(run, params))
+    version = version_of(run, params)
+    trained = run, params
+    return TrainedModel(
+        run.dataset, reader, answerer, left_out=left_out, trained=trained, version=version
+    )
+
+
+def version_of(run: Run, params: dict) -> str:
+    """12 hexadecimal digits by which a model is told from another: of config, log and parameters.
+
+    Where the run lies and how it came about does not matter.
+    """
+    model = dataclasses.replace(run.config.model, attention="")  # as the device has it
+    digest = hashlib.sha256(f"{model!r} {run.dataset.hash}".encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(sharding.path_name(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def last_vectors(

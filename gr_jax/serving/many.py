@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import no_type_check
 
-import jax
 import narwhals as nw
 import numpy as np
 import polars as pl
@@ -48,15 +46,17 @@ class ModelOfMany:
         *,
         left_out: int | None,
         trained: tuple[Run, dict] | None = None,
+        version: str = "",
     ):
         """A model that answers.
 
         Args:
           left_out: as of `left_out_events`, unless a request says otherwise.
           trained: the run, and the parameters of its best checkpoint; None = of an export.
+          version: a short hash of what the answers depend on, told with them when served.
         """
         self.dataset, self.reader, self.answerer = dataset, reader, answerer
-        self.left_out, self._trained = left_out, trained
+        self.left_out, self._trained, self.version = left_out, trained, version
         self.popular = PopularItems(dataset)
 
     @property
@@ -73,14 +73,6 @@ class ModelOfMany:
     def log_users(self) -> LogUsers:
         """The users whose histories `history` reads, many at a time."""
         return LogUsers(self.reader, self.answerer, self.popular, self._trained)
-
-    @functools.cached_property
-    def version(self) -> str:
-        """A short text that other parameters would change."""
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(self._run()[1]):
-            digest.update(np.asarray(leaf).tobytes())
-        return digest.hexdigest()[:12]
 
     @property
     def columns(self) -> tuple[str, str]:

@@ -21,6 +21,7 @@ class TrainedModel(ModelOfMany):
     Attributes:
       dataset: items, users and their log. reader: of raw histories.
       answerer: the `Retriever` or `Ranker` that computes the answers.
+      version: a short hash of what the answers depend on, told with them when served.
     """
 
     @property

@@ -220,15 +220,21 @@ class Checkpoints:
         return None if restored is None else restored[1]
 
     def newest_arrays(self) -> PyTree:
-        """The newest state as host arrays in nested containers, for inspection; needs no target."""
-        step = self._manager.latest_step()
+        """The newest state as of `arrays`, for inspection."""
+        return self.arrays(self.newest_step())
+
+    def arrays(self, step: int) -> PyTree:
+        """The state of `step` as host arrays in nested containers; needs no target.
+
+        Raises:
+          ConfigError: `step` is damaged or missing.
+        """
         folder: Any = self.folder / str(step) / "state"
         stored: Any = ocp.StandardCheckpointHandler().metadata(folder)
         target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), stored.tree)
-        restored: Any = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )
-        return restored.state
+        restored = self.restore(target, step=step)
+        assert restored is not None
+        return restored[0]
 
     def close(self) -> None:
         """End the manager's threads."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -41,6 +42,17 @@ def say(text: str) -> None:
     """Print a line at once; of several processes the first prints."""
     if processes.is_first() and not _silent.get():
         print(text, flush=True)
+
+
+def say_late(what: str, seconds: float = 1.0) -> Callable[[str], None]:
+    """`say` for the stages of `what`: those that begin when it has gone on for some time."""
+    began = time.monotonic()
+
+    def tell(stage: str) -> None:
+        if time.monotonic() - began >= seconds:
+            say(f"{what}: {stage} ...")
+
+    return tell
 
 
 def table(rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0,)) -> str:

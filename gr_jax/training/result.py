@@ -8,6 +8,7 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,11 +16,23 @@ import gr_jax
 from gr_jax.files import write_whole
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Checkpoints, Progress
-from gr_jax.training.console import metrics_table, not_beaten_line, on_test, repeats_line, say
+from gr_jax.training.console import (
+    metrics_table,
+    not_beaten_line,
+    on_test,
+    repeats_line,
+    say,
+    say_late,
+)
+from gr_jax.training.init_from import origin
 from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import Objective
+from gr_jax.training.retrieval.rank_file import TEST_RANKS
+from gr_jax.training.run import Run
 from gr_jax.training.state import TrainState, abstract, free
 from gr_jax.training.tables.admission import catalogue_maker
+
+Json = dict[str, Any]
 
 
 def finish(
@@ -47,7 +60,8 @@ def finish(
         valid = log.last("valid")
     else:
         valid = objective.evaluate(params, "valid")
-    results = {"valid": valid, "test": objective.evaluate(params, "test")}
+    ranks = None if objective.run.config.ranking.tasks else objective.run.workdir / TEST_RANKS
+    results = {"valid": valid, "test": objective.evaluate(params, "test", ranks=ranks)}
     processes.on_first(lambda: report(objective, results, progress.best_step, log, started))
 
 
@@ -65,13 +79,15 @@ def report(
         epoch = objective.plan.locate(best_step)[0]
         log.write(best_step, epoch, "test", results["test"])
 
-    baselines = objective.baselines()
+    baselines = baselines_of(objective)
     counts = {name: getattr(run.dataset, name) for name in ("num_users", "num_items", "num_events")}
     result = {
         **results,
         "baselines": baselines,
+        "baselines_of": deciding(run),
         "best_step": best_step,
         "seed": run.config.seed,
+        **origin(run.workdir),
         "wall_seconds": time.monotonic() - started,
         "dataset": {"source": run.config.data.source} | counts,
         "versions": versions(),
@@ -89,12 +105,48 @@ def report(
     say(f"next: python -m gr_jax.evaluate --workdir={run.workdir}, or another --config of configs/")
 
 
+def baselines_of(objective: Objective) -> dict[str, dict[str, float]]:
+    """The baselines on the test split: those of result.json, if they are of this log and protocol.
+
+    They may take minutes, and no training changes them.
+    """
+    known = _result(objective.run.workdir / "result.json")
+    if known.get("baselines_of") == deciding(objective.run) and "baselines" in known:
+        return known["baselines"]
+    return objective.baselines(say_late("baselines"))
+
+
+def deciding(run: Run) -> Json:
+    """All that decides the metrics of the baselines, as JSON has it."""
+    config = run.config
+    evaluate = dataclasses.asdict(config.evaluate)
+    for name in ("batch_users", "chunk_items"):
+        del evaluate[name]
+    found = {
+        "dataset": run.dataset.hash,
+        "gr_jax": gr_jax.__version__,
+        "evaluate": evaluate,
+        "max_length": config.data.max_length,
+        "positive": config.loss.positive,
+        "tasks": config.ranking.tasks,
+        "valid_from": config.ranking.valid_from,
+        "test_from": config.ranking.test_from,
+    }
+    return json.loads(json.dumps(found))
+
+
 def reported_step(result: Path) -> int | None:
     """The best step in a result.json; None if there is none, or a damaged one to write again."""
+    return _result(result).get("best_step")
+
+
+def _result(path: Path) -> Json:
+    """The contents of a result.json; empty if there is none, or a damaged one."""
     try:
-        return json.loads(result.read_text())["best_step"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def versions() -> dict[str, str]:

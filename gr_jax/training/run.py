@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,28 +117,43 @@ def open_trained(workdir: Path, *, one_device: bool = False) -> tuple[Run, dict]
       ConfigError: the folder holds no run, or no validated checkpoint, or what it holds is damaged
         or does not belong together.
     """
-    config = _config_here(workdir, one_device=one_device)
+    config = config_here(workdir, one_device=one_device)
+    with best_checkpoint(workdir) as (checkpoints, step):
+        run = open_run(config, workdir, dataset_of(workdir, config.data))
+        best = checkpoints.restore(run.planned_state(), step=step)
+        assert best is not None
+        params = admission.catalogue_maker(run.mesh)(best[0])
+        return run, cast_tables(params, "float32")
+
+
+@contextlib.contextmanager
+def best_checkpoint(workdir: Path) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoints of a run, open to be read, and the step of the best one.
+
+    Raises:
+      ConfigError: the run has none that is validated, or none that is whole.
+    """
     no_checkpoint = ConfigError(
         f"{workdir} has no validated checkpoint yet: train at least until the first validation"
     )
     if not (workdir / "checkpoints").is_dir():  # Orbax would make the folder
         raise no_checkpoint
-    run = open_run(config, workdir, dataset_of(workdir, config.data))
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         progress = checkpoints.newest_progress()
         if progress is None or not progress.best_step:
             raise no_checkpoint
-        best = checkpoints.restore(run.planned_state(), step=progress.best_step)
-        assert best is not None
-        params = admission.catalogue_maker(run.mesh)(best[0])
-        return run, cast_tables(params, "float32")
+        yield checkpoints, progress.best_step
     finally:
         checkpoints.close()
 
 
-def _config_here(workdir: Path, *, one_device: bool) -> Config:
-    """The config of a workdir, with the devices that there are here."""
+def config_here(workdir: Path, *, one_device: bool = False) -> Config:
+    """The config of a workdir, with the devices that there are here.
+
+    Raises:
+      ConfigError: the folder holds no run, or its config is damaged.
+    """
     path = workdir / "config.json"
     if not path.exists():
         raise ConfigError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from gr_jax.config import Config
 from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
 from gr_jax.training.console import describe, patience_line, say
+from gr_jax.training.init_from import first_state
 from gr_jax.training.loop import Interruption, train_loop
 from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import is_over, objective_of
@@ -38,7 +39,7 @@ def train(config: Config, workdir: Path) -> int:
         checkpoints = Checkpoints(workdir / "checkpoints", writes=True)
         stack.callback(checkpoints.close)
         target = run.planned_state()
-        state, progress = checkpoints.restore(target) or (run.fresh_state()[0], Progress())
+        state, progress = checkpoints.restore(target) or (first_state(run, target), Progress())
         started = start_of_session - progress.wall_seconds
 
         # -- Objective: batches, step and metrics of retrieval or ranking -------------------------

@@ -21,14 +21,15 @@ from gr_jax.data.dataset_identity import DATASET_FILE, identity
 from gr_jax.files import write_whole
 from gr_jax.training import processes
 
-# Fields that may differ on resuming: they change how long, where or how loudly a run goes, not what
-# it learns.
+# Fields that may differ on resuming: they change how long, where or how loudly a run goes and
+# what it tells, not what it learns.
 FREE_ON_RESUME = (
     "train.epochs",
     "train.steps",
     "train.log_every",
     "train.patience",
     "train.checkpoint_every",
+    "evaluate.at",
     "mesh",
     "data.path",
     "data.prepared",

@@ -8,8 +8,8 @@ from scipy import sparse
 
 from gr_jax.baselines import compare, ease, item_knn, markov
 from gr_jax.baselines.questions import Questions, dense_ranks, sparse_ranks
-from gr_jax.baselines.training_events import is_training, popularity, user_items
-from gr_jax.data.dataset import Events
+from gr_jax.baselines.training_events import popularity, user_items
+from gr_jax.data.batches.splits import TrainingLog
 
 ITEMS = 9
 
@@ -43,6 +43,12 @@ def training_lists(offsets: np.ndarray, item: np.ndarray) -> list[list[int]]:
     return [list(item[a : max(a, b - 2)]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
 
 
+def training(offsets: np.ndarray, item: np.ndarray) -> TrainingLog:
+    lists = training_lists(offsets, item)
+    kept = np.concatenate([[0], np.cumsum([len(items) for items in lists])]).astype(np.int64)
+    return TrainingLog(kept, np.array([i for items in lists for i in items], np.int32), ITEMS)
+
+
 def dense_table(offsets: np.ndarray, item: np.ndarray) -> np.ndarray:
     table = np.zeros((len(offsets) - 1, ITEMS + 1))
     for user, items in enumerate(training_lists(offsets, item)):
@@ -68,13 +74,6 @@ def test_sparse_and_dense_ranks_are_those_of_counting_item_by_item(seed, held_ou
     np.testing.assert_array_equal(got, brute_force(asked, scores + base))
 
 
-def test_the_last_two_events_of_a_user_teach_nothing():
-    offsets = np.array([0, 4, 5, 5, 7])
-    assert is_training(offsets).tolist() == [True, True, False, False, False, False, False]
-    item = np.array([3, 3, 1, 2, 4, 5, 6], np.int32)
-    assert popularity(offsets, item, 6).tolist() == [0, 0, 0, 2, 0, 0, 0]
-
-
 @given(seed=st.integers(0, 2**31), recency=st.sampled_from([1.0, 0.8]))
 @settings(max_examples=30)
 def test_item_knn_is_the_cosine_of_a_dense_table(seed, recency):
@@ -84,8 +83,9 @@ def test_item_knn_is_the_cosine_of_a_dense_table(seed, recency):
     expected = together / np.maximum(np.sqrt(np.outer(users, users)) + 20, 1e-9)
     np.fill_diagonal(expected, 0)
 
-    similar = item_knn.similarities(user_items(offsets, item, ITEMS), 20.0)
+    plain, similar = item_knn.similarities(user_items(training(offsets, item)), (0.0, 20.0))
     np.testing.assert_allclose(similar.toarray(), expected, rtol=1e-6, atol=1e-7)
+    assert ((plain.toarray() > 0) == (expected > 0)).all() and plain.max() <= 1 + 1e-6
 
     asked = questions(offsets, item, 1)
     weight = np.zeros((len(asked.target), ITEMS + 1))
@@ -97,10 +97,10 @@ def test_item_knn_is_the_cosine_of_a_dense_table(seed, recency):
 
 def test_item_knn_keeps_the_nearest_neighbours_where_there_is_no_room_for_all(monkeypatch):
     offsets, item = random_log(3, users=60)
-    had = user_items(offsets, item, ITEMS)
-    whole = item_knn.similarities(had, 0.0).toarray()
+    had = user_items(training(offsets, item))
+    whole = item_knn.similarities(had, (0.0,))[0].toarray()
     monkeypatch.setattr(item_knn, "BLOCK", 4)
-    part = item_knn._largest(item_knn.similarities(had, 0.0), 3).toarray()
+    part = item_knn._largest(item_knn.similarities(had, (0.0,))[0], 3).toarray()
 
     assert ((part > 0).sum(1) <= 3).all()
     for row, kept in zip(whole, part, strict=True):
@@ -117,7 +117,7 @@ def test_ease_is_the_closed_form_in_float64(seed, penalty):
     expected = -inverse / np.diag(inverse)
     np.fill_diagonal(expected, 0)
 
-    got = ease.weights(user_items(offsets, item, ITEMS), penalty)
+    got = ease.weights(user_items(training(offsets, item)), penalty)
 
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
@@ -131,36 +131,55 @@ def test_markov_counts_what_came_next(seed):
         for first, second in zip(items[:-1], items[1:], strict=True):
             expected[first, second] += 1
 
-    following = markov.transitions(offsets, item, ITEMS)
+    following = markov.transitions(training(offsets, item))
 
     np.testing.assert_array_equal(following.toarray(), expected)
-    asked, count = questions(offsets, item, 1), popularity(offsets, item, ITEMS)
+    asked, count = questions(offsets, item, 1), popularity(training(offsets, item))
     scores = expected[item[asked.target - 1]] + 1e-4 * count
     assert markov.ranks(asked, following, count).tolist() == brute_force(asked, scores)
 
 
 def test_each_baseline_is_judged_with_the_settings_that_are_best_on_validation():
     offsets, item = random_log(5, users=40)
-    events = Events(offsets, item, np.arange(len(item)))
+    log, told = training(offsets, item), []
     valid, test = questions(offsets, item, 2), questions(offsets, item, 1)
     metric = lambda ranks: float(np.mean(1 / ranks))
 
-    judged = compare.compare(events, ITEMS, valid, test, metric)
+    judged = compare.compare(log, valid, test, metric, told.append)
 
     assert list(judged) == ["popularity", "Markov", "item-kNN", "EASE"]
-    for baseline in compare.learn_all(events, ITEMS):
-        best = judged[baseline.name]
-        assert metric(baseline.ranks(valid)) <= best.valid
+    knn = [f"item-kNN {number}/4" for number in (1, 2, 3, 4)]
+    assert told == ["popularity", "Markov", *knn, "EASE 1/3", "EASE 2/3", "EASE 3/3"]
+    for baseline in compare.all_baselines(log):
+        best, ranks = judged[baseline.name], baseline.learn()
+        assert metric(ranks(valid)) <= best.valid
         if baseline.settings == best.settings:
-            assert metric(baseline.ranks(valid)) == best.valid
-            np.testing.assert_array_equal(baseline.ranks(test), best.test)
+            assert metric(ranks(valid)) == best.valid
+            np.testing.assert_array_equal(ranks(test), best.test)
+
+
+def test_of_a_large_catalogue_the_penalties_beyond_the_best_are_not_tried(monkeypatch):
+    offsets, item = random_log(5, users=40)
+    log, told = training(offsets, item), []
+    asked = questions(offsets, item, 1)
+    by_penalty = {100.0: 0.4, 250.0: 0.3, 500.0: 0.9}
+    learnt = lambda had, penalty: penalty
+    monkeypatch.setattr(ease, "weights", learnt)
+    monkeypatch.setattr(ease, "ranks", lambda questions, table: np.array([by_penalty[table]]))
+    found = {}
+    for many in (ITEMS, ITEMS - 1):
+        monkeypatch.setattr(ease, "MANY_ITEMS", many)
+        told.clear()
+        judged = compare.compare(log, asked, asked, lambda ranks: float(ranks[0]), told.append)
+        found[many] = judged["EASE"].settings["lambda"], told[-1]
+    assert found == {ITEMS: (500, "EASE 3/3"), ITEMS - 1: (100, "EASE 2/3")}
 
 
 @pytest.mark.parametrize("dense_items", [0, 100])
 def test_item_knn_ranks_alike_by_sparse_and_dense_tables(dense_items, monkeypatch):
     monkeypatch.setattr(item_knn, "DENSE_ITEMS", dense_items)
     offsets, item = random_log(8, users=50)
-    similar = item_knn.similarities(user_items(offsets, item, ITEMS), 0.0)
+    [similar] = item_knn.similarities(user_items(training(offsets, item)), (0.0,))
     asked = questions(offsets, item, 1)
     scores = asked.histories(0.8).toarray().astype(np.float64) @ similar.toarray()
     assert item_knn.ranks(asked, similar, 0.8).tolist() == brute_force(asked, scores)

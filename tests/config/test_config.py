@@ -397,3 +397,15 @@ def test_a_damaged_saved_config_names_the_file_and_the_field(tmp_path, text, exp
     (tmp_path / "config.json").write_text(text)
     message = one_line(files.read, tmp_path / "config.json")
     assert expected in message and "config.json" in message
+
+
+def test_a_split_by_time_is_for_retrieval_and_its_moments_for_it_alone():
+    with pytest.raises(ConfigError, match=r"evaluate.test_from=0.7: must be with evaluate.split"):
+        EvaluateConfig(test_from=0.7)
+    with pytest.raises(ConfigError, match=r"evaluate.valid_time='May': must be a time such as"):
+        EvaluateConfig(split="time", valid_time="May")
+    with pytest.raises(ConfigError, match=r"evaluate.at=\(0,\): must be a tuple of whole numbers"):
+        EvaluateConfig(at=(0,))
+    tasks = {"ranking": RankingConfig(tasks=("seen",)), "data": DataConfig(actions=("seen=1",))}
+    with pytest.raises(ConfigError, match="for ranking, which has a split by time of its own"):
+        Config(evaluate=EvaluateConfig(split="time"), **tasks)

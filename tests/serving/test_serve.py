@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gr_jax import serve
+import gr_jax
+from gr_jax import serve, train
 from gr_jax.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,12 +48,26 @@ def keep_asking(url: str, told: list) -> None:
             return told.append(type(error))
 
 
+@pytest.fixture(scope="module")
+def tomorrow(retrieval, tmp_path_factory) -> Path:
+    """A run that goes on from `retrieval` with more events of its log."""
+    folder = tmp_path_factory.mktemp("tomorrow")
+    log = (retrieval.parent / "log.csv").read_text()
+    more = "".join(f"u{user},i{user},{2 * 10**9}\n" for user in range(9))
+    (folder / "log.csv").write_text(f"{log}{more}")
+    (folder / "titles.csv").write_text((retrieval.parent / "titles.csv").read_text())
+    flags = [f"--init-from={retrieval}", f"--data={folder / 'log.csv'}", "--report=false"]
+    assert train.main([*flags, f"--workdir={folder / 'run'}", "--config.train.epochs=1"]) == 0
+    return folder / "run"
+
+
 def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and_ends(
-    retrieval, tmp_path
+    retrieval, tomorrow, tmp_path
 ):
-    port = free_port()
+    port, today = free_port(), tmp_path / "today"
+    today.symlink_to(retrieval)
     flags = [
-        f"--workdir={retrieval}",
+        f"--workdir={today}",
         f"--port={port}",
         "--max-k=10",
         "--max-candidates=10",
@@ -77,7 +92,7 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
     clients = [threading.Thread(target=keep_asking, args=(url, told)) for told in asked]
     for client in clients:
         client.start()
-    lines = []
+    lines, exchanged = [], (0, {})
     while status == 200 and not all(asked):
         time.sleep(0.01)
     if status == 200:  # the model is exchanged under the requests, none of which is lost
@@ -87,6 +102,9 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
             lines.append(line)
             if line.startswith(("reload: done", "reload: the")):
                 break
+        today.unlink()
+        today.symlink_to(tomorrow)
+        exchanged = call(f"{url}/reload", {})
     before_the_end = [len(told) for told in asked]
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=60)
@@ -94,13 +112,15 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
     for client in clients:
         client.join(timeout=60)
     assert status == 200 and answer[0] == 200 and len(answer[1]["items"]) == 3, output
+    versions = {"version": gr_jax.load(tomorrow).version, "before": answer[1]["version"]}
+    assert exchanged == (200, versions) and len(set(versions.values())) == 2, output
     assert process.returncode in (0, -signal.SIGTERM), output
     assert (
         f"http://127.0.0.1:{port}/" in output
         and "index built in" in output
         and "Traceback" not in output
     )
-    assert "reload: done" in output and "warmed up in" in output
+    assert output.count("reload: done") == 2 and "warmed up in" in output
     assert output.index("loading  ") < output.index("warming up:") < output.index("serving  ")
     for told, count in zip(asked, before_the_end, strict=True):
         assert set(told[:count]) == {200}, told[:count]
@@ -137,6 +157,29 @@ def test_the_command_serves_until_a_signal_and_then_answers_what_has_arrived_and
 def test_a_setting_that_cannot_be_is_one_line(retrieval, flags, told):
     with pytest.raises(ConfigError, match=told):
         serve.main([f"--workdir={retrieval}", *flags])
+
+
+# In PYTHONPATH it is imported at the start of Python: the signal comes when jax is imported.
+HANGUP_WHILE_IMPORTING = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "jax":
+            os.kill(os.getpid(), signal.SIGHUP)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_a_reload_in_the_first_second_does_not_end_the_command(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(HANGUP_WHILE_IMPORTING)
+    command = [sys.executable, "-m", "gr_jax.serve", f"--workdir={tmp_path}", "--port=0"]
+    paths = f"{ROOT}{os.pathsep}{tmp_path}"
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "holds no run" in done.stderr, done
 
 
 def test_a_folder_without_a_run_is_refused_at_the_start(tmp_path):

@@ -62,7 +62,7 @@ def test_the_rank_of_every_test_item_is_the_one_of_the_evaluation(tmp_path_facto
     config = Config(
         data=DataConfig(source="csv", **data, time_unit="ms", max_length=6, row_length=16),
         model=ModelConfig(width=16, num_blocks=1, qk_width=8, v_width=8),
-        evaluate=EvaluateConfig(exclude=exclude),
+        evaluate=EvaluateConfig(exclude=exclude, batch_users=32),
         mesh=MeshConfig(data=1),
     )
     run = open_run(config, tmp_path, prepare(config.data))
@@ -71,9 +71,7 @@ def test_the_rank_of_every_test_item_is_the_one_of_the_evaluation(tmp_path_facto
     params = jax.tree.map(noise, params)  # of the bias by time, too, which begins as 0
 
     user_ranks = make_user_ranks(run.graphdef, config, num_items=ITEMS, mesh=run.mesh)
-    rows = evaluation_batches(
-        run.dataset, config.data, "test", run.scheme, batch_users=32, exclude=exclude
-    )
+    rows = evaluation_batches(run.dataset, config.data, config.evaluate, "test", run.scheme)
     judged = user_ranks(params, rows)
     names = run.dataset.catalogue.raw_users(judged.user)
     assert set(names) == set(log)

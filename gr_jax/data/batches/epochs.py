@@ -16,12 +16,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from gr_jax.config import DataConfig
+from gr_jax.config import DataConfig, EvaluateConfig
 from gr_jax.data.batches import packing, sequences, stochastic_length, tokenizer
 from gr_jax.data.batches.batch import ADDED_ROW, WHOLE, Batch, Impressions, Share
 from gr_jax.data.batches.packing import Slots
 from gr_jax.data.batches.sequences import Spans
 from gr_jax.data.dataset import Dataset
+
+LEAVE_ONE_OUT = EvaluateConfig()
 
 
 @runtime_checkable
@@ -231,9 +233,13 @@ def retrieval_batches(
     batch_users: int,
     shards: int = 1,
     seed: int = 0,
+    evaluate: EvaluateConfig = LEAVE_ONE_OUT,
 ) -> TrainBatches:
-    """Training batches of retrieval: the training part of every user. Arguments: `plan_batches`."""
-    spans = sequences.spans(dataset.events.offsets, "train", max_length=config.max_length)
+    """Training batches of retrieval: what `evaluate.split` leaves of every user.
+
+    Other arguments: `plan_batches`.
+    """
+    spans = sequences.spans(dataset.events, evaluate, "train", max_length=config.max_length)
     return plan_batches(
         dataset,
         spans,

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from gr_jax.config import ConfigError, DataConfig
+from gr_jax.config import ConfigError, DataConfig, EvaluateConfig
 from gr_jax.data.batches import packing, sequences, tokenizer
 from gr_jax.data.batches.batch import Batch, Queries
 from gr_jax.data.batches.packing import Slots, token_index
 from gr_jax.data.batches.sequences import Spans
+from gr_jax.data.batches.splits import Split
 from gr_jax.data.dataset import Dataset
 
 
@@ -81,15 +82,13 @@ class EvaluationBatches:
 def evaluation_batches(
     dataset: Dataset,
     config: DataConfig,
-    split: sequences.Split,
+    evaluate: EvaluateConfig,
+    split: Split,
     scheme: tokenizer.TokenScheme = tokenizer.ITEMS,
     *,
-    batch_users: int,
-    exclude: str,
-    sample: int = 0,
     device_multiple: int = 1,
 ) -> EvaluationBatches:
-    """The evaluation of `split`, on a fixed random sample of `sample` users; 0 = on all of them.
+    """The evaluation of `split`: of validation on `evaluate.valid_users`, if that is not 0.
 
     Users whose held-out event is no label (its action is not positive) are left out.
 
@@ -97,7 +96,7 @@ def evaluation_batches(
       ConfigError: no user is left.
     """
     events = dataset.events
-    spans = sequences.spans(events.offsets, split, max_length=config.max_length)
+    spans = sequences.spans(events, evaluate, split, max_length=config.max_length)
     if scheme.positive_bit >= 0:
         assert events.action is not None
         is_label = events.action[spans.last_event + 1] >> scheme.positive_bit & 1
@@ -109,13 +108,15 @@ def evaluation_batches(
                 " there is nothing to evaluate; choose an action that happens, or '' to predict"
                 " every event"
             )
+    sample = evaluate.valid_users if split == "valid" else 0  # the test is on all
     if 0 < sample < len(spans):
         chosen = np.random.default_rng(0).choice(len(spans), sample, replace=False)
         spans = spans.take(np.sort(chosen))
 
     lengths = tokenizer.token_counts(events, spans, scheme)
     rows = packing.RowIndex(packing.pack(lengths, config.row_length))
-    batch_rows = packing.rows_per_batch(rows.packing, len(spans), batch_users, device_multiple)
+    users = evaluate.batch_users
+    batch_rows = packing.rows_per_batch(rows.packing, len(spans), users, device_multiple)
     return EvaluationBatches(
-        dataset, spans, scheme, lengths, rows, config.row_length, batch_rows, exclude
+        dataset, spans, scheme, lengths, rows, config.row_length, batch_rows, evaluate.exclude
     )

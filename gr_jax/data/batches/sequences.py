@@ -1,25 +1,20 @@
 """Histories -> sequences of events: which events are input and which are labels.
 
-Retrieval is leave-one-out: the last event of a user tests, the one before validates. Ranking
-splits by time: events from a moment on are labels, everything before them is their past.
+In retrieval `splits` says which event of a user is asked for. Ranking splits by time: events from a
+moment on are labels, everything before them is their past.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from gr_jax.config import ConfigError, RankingConfig
+from gr_jax.config import ConfigError, EvaluateConfig, RankingConfig
 from gr_jax.data.batches.packing import token_index
-
-Split = Literal["train", "valid", "test"]
-
-# Events at the end of a user's log that a retrieval split may not use as input: its own target and
-# every later one.
-HELD_OUT = {"train": 3, "valid": 2, "test": 1}
+from gr_jax.data.batches.splits import Split, at_shares, day, first_not_before, held_out
+from gr_jax.data.dataset import Events
 
 
 @dataclass(frozen=True)
@@ -77,32 +72,45 @@ class Spans:
         return self.first if self.label_from is None else self.label_from
 
 
-def spans(offsets: Int[np.ndarray, " B1"], split: Split, *, max_length: int) -> Spans:
-    """The most recent `max_length` input events of every user who has a target in `split`.
+def spans(events: Events, evaluate: EvaluateConfig, split: Split, *, max_length: int) -> Spans:
+    """The most recent `max_length` input events of every user who has a part in `split`.
 
-    A user with n events e_0 .. e_{n-1} gives the test target e_{n-1}, the validation target e_{n-2}
-    and trains on the rest: inputs e_0 .. e_{n-4} with labels e_1 .. e_{n-3}. Users with fewer than
-    3 events are in no split, those with 3 not in `train`.
-
-    Args:
-      offsets: user u owns events offsets[u] : offsets[u + 1], in time order.
-      split: train, valid or test.
-      max_length: N.
+    The event after them is the target of validation or test, as `splits.held_out` says. Training
+    has a label at each of its inputs: those of a user with training events e_0 .. e_{n-1} are
+    e_0 .. e_{n-2} with labels e_1 .. e_{n-1}.
 
     Raises:
-      ConfigError: no user is long enough.
+      ConfigError: no user has a part in the split.
     """
-    held_out = HELD_OUT[split]
-    counts = np.diff(offsets)
-    user = np.flatnonzero(counts >= max(3, held_out + 1))
+    held = held_out(events, evaluate)
+    user = np.flatnonzero(held.target[split] >= 0)
     if len(user) == 0:
-        raise ConfigError(
-            f"no user has the {max(3, held_out + 1)} events that the {split} split needs: take a"
-            " longer log, or a lower data.min_events if data.filter left too little"
+        raise ConfigError(_nobody(split, held.moments))
+    first, end = events.offsets[user], held.target[split][user]
+    begin = np.maximum(first, end - max_length)
+    return Spans(user.astype(np.int32), first, begin, (end - begin).astype(np.int32))
+
+
+def _nobody(split: Split, moments: tuple[int, int] | None) -> str:
+    """Why no user has a part in a split, and what to do."""
+    if moments is None:
+        needed = {"train": 4, "valid": 3, "test": 3}[split]
+        return (
+            f"no user has the {needed} events that the {split} split needs: take a longer log, or"
+            " a lower data.min_events if data.filter left too little"
         )
-    end = offsets[user + 1] - held_out
-    begin = np.maximum(offsets[user], end - max_length)
-    return Spans(user.astype(np.int32), offsets[user], begin, (end - begin).astype(np.int32))
+    valid, test = map(day, moments)
+    if split == "train":
+        return (
+            f"no user has two events before {valid}, to train on: choose a later"
+            " evaluate.valid_from or evaluate.valid_time"
+        )
+    since, until = (valid, f" and before {test}") if split == "valid" else (test, "")
+    return (
+        f"no user has events both before {since} and from then on{until}, so nobody can be asked"
+        f" for the {split} split: choose another evaluate.{split}_from or"
+        " evaluate.split=leave_one_out"
+    )
 
 
 def time_bounds(
@@ -116,11 +124,8 @@ def time_bounds(
     Raises:
       ConfigError: a split would have no event.
     """
-    ordered = np.sort(timestamp)
-    low, high = int(ordered[0]), int(ordered[-1]) + 1
-    valid, test = (
-        int(ordered[int(len(ordered) * x)]) for x in (config.valid_from, config.test_from)
-    )
+    low, high = int(timestamp.min()), int(timestamp.max()) + 1
+    valid, test = map(int, at_shares(timestamp, config.valid_from, config.test_from))
     bounds: dict[Split, tuple[int, int]] = {
         "train": (low, valid),
         "valid": (valid, test),
@@ -142,10 +147,7 @@ def labels_between(
     offsets: Int[np.ndarray, " B1"], timestamp: Int[np.ndarray, " E"], low: int, high: int
 ) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
     """Flat indices of each user's first event not before `low`, and first not before `high`."""
-    before = [
-        np.add.reduceat((timestamp < time).astype(np.int64), offsets[:-1]) for time in (low, high)
-    ]
-    return offsets[:-1] + before[0], offsets[:-1] + before[1]
+    return first_not_before(offsets, timestamp, low), first_not_before(offsets, timestamp, high)
 
 
 def label_spans(

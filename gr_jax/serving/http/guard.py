@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from gr_jax.errors import shown
 from gr_jax.serving.http.limits import Message, Receive, Send, answer_error
 
+TOKEN_VARIABLE = "GR_JAX_RELOAD_TOKEN"  # of the environment: not seen in the list of processes
+# Headers of proxies, and of what a browser sends for the page of a site.
+FROM_ELSEWHERE = ("origin", "forwarded", "x-forwarded-for", "x-real-ip", "via")
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -32,6 +36,26 @@ def is_loopback(host: str) -> bool:
 def name_of(host: str) -> str:
     """The name in a `Host` header, without its port."""
     return re.sub(r":\d*$", "", host.strip().lower()).rstrip(".")
+
+
+def refusal_of_reload(headers: Mapping[str, str], client: str, token: str) -> str:
+    """Why a request may not have the server load its workdir again; "" if it may.
+
+    Loading takes seconds of all cores, so not everyone may. What comes through a proxy, or from a
+    page of another site in a browser, may come from anywhere.
+
+    Args:
+      headers: of the request, by lower-case name.
+      client: the address it comes from.
+      token: that allows it; "" = none is set.
+    """
+    if token:
+        given = headers.get("authorization", "").encode()
+        is_known = hmac.compare_digest(given, f"Bearer {token}".encode())
+        return "" if is_known else "give the token: Authorization: Bearer TOKEN"
+    if is_loopback(client) and not any(name in headers for name in FROM_ELSEWHERE):
+        return ""
+    return f"only programs on this machine may, or others with a token: set {TOKEN_VARIABLE}"
 
 
 class Guard:

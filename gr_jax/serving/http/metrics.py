@@ -45,6 +45,12 @@ class Metrics:
             "gr_jax_popularity_answers", "Answers without a known history", registry=self.registry
         )
         self.ready = Gauge("gr_jax_ready", "1 after the warm-up", registry=self.registry)
+        self._model = Gauge(
+            "gr_jax_model", "1 for the model that answers", ["version"], registry=self.registry
+        )
+        self.reloads = Counter(
+            "gr_jax_reloads", "Reloads by how they ended", ["outcome"], registry=self.registry
+        )
         for name in ("hits", "misses", "evictions", "appended", "entries", "bytes"):
             gauge = Gauge(
                 f"gr_jax_cache_{name}", f"Cached histories: {name}", registry=self.registry
@@ -55,6 +61,11 @@ class Metrics:
                 return 0.0 if in_use is None else float(getattr(in_use.counters, name))
 
             gauge.set_function(value)
+
+    def serves(self, version: str) -> None:
+        """Note the version of the model that answers from now on."""
+        self._model.clear()
+        self._model.labels(version).set(1)
 
     def count(self, answer: Answer) -> None:
         """Count an answer."""

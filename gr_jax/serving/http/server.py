@@ -1,4 +1,5 @@
-"""A trained model over HTTP: /recommend, /score, /items, /healthz, /metrics, a page at /, /docs."""
+"""A trained model over HTTP: /recommend, /score, /items, /healthz, /metrics, /reload, a page at /
+and one at /docs."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from gr_jax.serving.history import RequestError
 from gr_jax.serving.http import guard, reference, wire
 from gr_jax.serving.http.limits import BodyLimit, Busy, Limits
 from gr_jax.serving.http.metrics import Measured
-from gr_jax.serving.http.service import NoUser, Service
+from gr_jax.serving.http.service import NotReloaded, NoUser, Service
 from gr_jax.serving.http.wire import NotJson
 from gr_jax.serving.model import TrainedModel
 
@@ -74,6 +75,7 @@ def make_app(
     limits: Limits | None = None,
     *,
     allowed_hosts: Collection[str] | None = None,
+    reload_token: str = "",
     say: Callable[[str], None] = lambda line: None,
     when_settled: Callable[[], None] = lambda: None,
 ) -> FastAPI:
@@ -83,6 +85,7 @@ def make_app(
       model: a model, or how to load it. `app.state.service` loads it again on demand.
       limits: of requests.
       allowed_hosts: names under which it is served; None = any.
+      reload_token: who knows it may POST /reload; "" = programs on this machine may.
       say, when_settled: as of `Service`.
     """
     load = (lambda: model) if isinstance(model, TrainedModel) else model
@@ -107,6 +110,7 @@ def make_app(
     app.state.service = service
     _questions(app, service)
     _pages(app, service)
+    _reload(app, service, reload_token)
     _errors_as_json(app)
 
     # The last added is the outermost.
@@ -186,6 +190,26 @@ def _pages(app: FastAPI, service: Service) -> None:
         return _page(reference.page(app.openapi()))
 
 
+def _reload(app: FastAPI, service: Service, token: str) -> None:
+    """/reload."""
+
+    @app.post(
+        "/reload",
+        response_model=wire.ReloadOut,
+        responses={403: {"model": wire.ErrorOut}, 500: {"model": wire.ErrorOut}, 503: ERRORS[503]},
+    )
+    async def reload(request: Request) -> Response:
+        """Load the workdir again and exchange the model, without a pause; answers when it is done.
+
+        From this machine, or with `Authorization: Bearer TOKEN` where the server has a token.
+        """
+        client = request.client.host if request.client else ""
+        if refusal := guard.refusal_of_reload(request.headers, client, token):
+            raise HTTPException(403, refusal)
+        service.ready()
+        return JSONResponse(await service.reload())
+
+
 def _page(text: str) -> Response:
     return HTMLResponse(text, headers={"content-security-policy": guard.content_policy(text)})
 
@@ -222,6 +246,10 @@ def _errors_as_json(app: FastAPI) -> None:
     @app.exception_handler(NoUser)
     async def no_user(request: Request, error: NoUser) -> Response:
         return told(str(error), 404)
+
+    @app.exception_handler(NotReloaded)
+    async def not_reloaded(request: Request, error: NotReloaded) -> Response:
+        return told(str(error), 500)
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:

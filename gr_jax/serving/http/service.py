@@ -28,6 +28,10 @@ class NoUser(ValueError):
     """The log has no such user."""
 
 
+class NotReloaded(RuntimeError):
+    """The workdir could not be loaded again; the model in use goes on."""
+
+
 class Served:
     """A model that answers, with the batches of its requests."""
 
@@ -55,7 +59,10 @@ class Served:
 
     def _answer(self, queries: Sequence[Query]) -> list[tuple[Answer, bytes]]:
         """Answers and their JSON, which would keep the event loop busy if it was made there."""
-        return [(answer, wire.answer_json(answer)) for answer in self.model.answer(queries)]
+        version = self.model.version
+        return [
+            (answer, wire.answer_json(answer, version)) for answer in self.model.answer(queries)
+        ]
 
     def warm_up(self) -> None:
         """Compile every program."""
@@ -105,6 +112,7 @@ class Served:
             if not model.reader.always >> i & 1
         ]
         return {
+            "version": model.version,
             "kind": "ranking" if model.tasks else "retrieval",
             "items": model.dataset.num_items,
             "tasks": list(model.tasks),
@@ -137,7 +145,8 @@ class Service:
         self.was_loading = False
         self._load, self._say, self._when_settled = load, say, when_settled
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task | None = None
+        self._task: asyncio.Task | None = None  # that loads, or loaded last
+        self._next: asyncio.Task | None = None  # a reload that has not begun
         self._old: set[asyncio.Task] = set()  # batchers that answer their last requests
         # Large bodies are read by one thread, so that the event loop waits for one at most.
         self._reader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="read")
@@ -156,6 +165,7 @@ class Service:
             return self._when_settled()
         self.served, self.status = served, "ready"
         self.metrics.ready.set(1)
+        self.metrics.serves(served.model.version)
         # A full collection walks over all objects of jax, pydantic and the programs, for a third of
         # a second without answers; none of them is garbage.
         gc.collect()
@@ -185,38 +195,59 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(pool, function)
 
     def reload_soon(self) -> None:
-        """Load the model again and exchange it, without a pause; from any thread or signal handler.
+        """Begin a `reload`, from any thread or signal handler; what comes of it is said."""
+        if self._loop is not None:  # else nothing was loaded yet
+            self._loop.call_soon_threadsafe(self._plan_reload)
 
-        If it cannot be loaded the old one goes on.
+    async def reload(self) -> dict[str, str]:
+        """Load the model again and exchange it, without a pause: the JSON of `wire.ReloadOut`.
+
+        A reload that is asked for while another goes on comes after it, since the folder may have
+        changed since that one began to read; several that wait become one.
+
+        Raises:
+          NotReloaded: it cannot be loaded; the model in use goes on.
         """
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._begin_reload)
+        return await asyncio.shield(self._plan_reload())
 
-    def _begin_reload(self) -> None:
-        if self._task is None or not self._task.done() or self.served is None:
-            return self._say("reload: not now, it is still loading")
-        assert self._loop is not None
-        self._task = self._loop.create_task(self._reload(self.served))
+    def _plan_reload(self) -> asyncio.Task[dict[str, str]]:
+        if self._next is None:
+            if self._task is not None and not self._task.done():
+                self._say("reload: once the present loading is over")
+            self._next = asyncio.get_running_loop().create_task(self._reload_after(self._task))
+            # Not every one who asks for a reload waits for it.
+            self._next.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._next
 
-    async def _reload(self, before: Served) -> None:
+    async def _reload_after(self, present: asyncio.Task | None) -> dict[str, str]:
+        if present is not None:
+            await asyncio.wait([present])
+        self._task, self._next = self._next, None
+        before = self.ready()
         self._say("reload: loading")
         try:
-            self.served = await self._bring_up()
+            self.served = served = await self._bring_up()
         except Exception as error:  # a run that is being written to, for one
             told = line_of(error) or f"{type(error).__name__}: {shortened(str(error))}"
-            return self._say(f"reload: the model in use goes on ({told})")
-        self._say("reload: done")
+            self._say(f"reload: the model in use goes on ({told})")
+            self.metrics.reloads.labels("failed").inc()
+            raise NotReloaded(f"the model in use goes on: {told}") from error
+        self.metrics.serves(served.model.version)
+        self.metrics.reloads.labels("done").inc()
+        self._say(f"reload: done, version {served.model.version}")
         ending = asyncio.create_task(before.batcher.close())
         self._old.add(ending)
         ending.add_done_callback(self._old.discard)
+        return {"version": served.model.version, "before": before.model.version}
 
     async def stop(self) -> None:
         """Answer what waits, then end; a compilation cannot be interrupted, and is not awaited."""
         self.was_loading = self._task is not None and not self._task.done()
         self.status = "shutting down"
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        loading = [task for task in (self._next, self._task) if task is not None]
+        for task in loading:
+            task.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)
         if self.served is not None:
             await self.served.batcher.close()
         await asyncio.gather(*self._old)

@@ -100,6 +100,7 @@ class AnswerOut(BaseModel):
         description="popularity: no item of the history is known"
     )
     skipped: int = Field(description="events of the history whose item is not known")
+    version: str = Field(description="of the model that answered; another after a reload")
 
 
 class NamedOut(BaseModel):
@@ -115,10 +116,18 @@ class ItemsOut(BaseModel):
     items: list[NamedOut]
 
 
+class ReloadOut(BaseModel):
+    """The model that answers from now on, and the one that did before."""
+
+    version: str
+    before: str
+
+
 class HealthOut(BaseModel):
     """The state of the server, and the model that it serves once there is one."""
 
     status: Literal["loading", "warming up", "ready", "failed", "shutting down"]
+    version: str | None = None
     kind: Literal["retrieval", "ranking"] | None = None
     items: int | None = None
     tasks: list[str] | None = None
@@ -168,12 +177,12 @@ def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def answer_json(answer: Answer) -> bytes:
-    """The JSON of an answer, as `AnswerOut` describes it."""
+def answer_json(answer: Answer, version: str) -> bytes:
+    """The JSON of an answer of the model with this version, as `AnswerOut` describes it."""
     items = [{"item": i.item, "title": i.title, "score": i.score, "tasks": i.tasks} for i in answer]
     # In parts: 10,000 items at once would keep the other threads waiting for the interpreter.
     parts = [_json(items[start : start + 256])[1:-1] for start in range(0, len(items), 256)]
-    rest = _json({"source": answer.source, "skipped": answer.skipped})
+    rest = _json({"source": answer.source, "skipped": answer.skipped, "version": version})
     return f'{{"items":[{",".join(parts)}],{rest[1:]}'.encode()
 
 

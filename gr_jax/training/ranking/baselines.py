@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from gr_jax.baselines import counts
 from gr_jax.data.batches import impressions
-from gr_jax.data.batches.sequences import Split
+from gr_jax.data.batches.splits import Split
 from gr_jax.data.batches.tokenizer import outcomes
 from gr_jax.data.dataset import Dataset
 from gr_jax.models.heads import are_regressions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import PRNGKeyArray
@@ -13,7 +14,8 @@ from gr_jax.data.batches import impressions, ranking, streaming
 from gr_jax.data.batches.batch import Batch, Impressions
 from gr_jax.data.batches.epochs import TrainBatches
 from gr_jax.data.batches.packing import padded
-from gr_jax.data.batches.sequences import Split, time_bounds
+from gr_jax.data.batches.sequences import time_bounds
+from gr_jax.data.batches.splits import Split
 from gr_jax.data.batches.tokenizer import outcomes
 from gr_jax.models.heads import are_regressions
 from gr_jax.training.ranking import metrics
@@ -148,12 +150,16 @@ class Ranking:
         """The training step, to be jitted."""
         return make_train_step(self.run.graphdef, self.run.optimizer, self.run.config)
 
-    def evaluate(self, params: dict, split: Split) -> dict[str, float]:
+    def evaluate(
+        self, params: dict, split: Split, *, ranks: Path | None = None
+    ) -> dict[str, float]:
         """Metrics over the labels of a split; empty if the split is, as with valid_from=test_from.
 
         Raises:
-          ConfigError: the validation split of a stream.
+          ConfigError: the validation split of a stream; or a file of ranks is asked for.
         """
+        if ranks is not None:
+            raise ConfigError("--ranks: this run ranks no items (ranking.tasks), so there are none")
         if self._is_stream and split == "valid":
             raise ConfigError(
                 "a stream has no validation split: metrics.jsonl has each window's metrics before"
@@ -176,8 +182,9 @@ class Ranking:
         error = None if result is None else metrics.error(result, self.run.config.ranking.tasks)
         return float(epochs_done) if self._is_stream or error is None else -error
 
-    def baselines(self) -> dict[str, dict[str, float]]:
+    def baselines(self, tell: Callable[[str], None]) -> dict[str, dict[str, float]]:
         """The constant rate, means of users and items, and a regression on counts."""
+        tell("counts")
         return baselines(self.run.dataset, self.run.config.ranking.tasks, self._bounds)
 
     def _plan_evaluation(self, low: int, high: int) -> ranking.LabelPlan:

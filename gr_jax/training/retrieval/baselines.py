@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
 from gr_jax.baselines.compare import compare
 from gr_jax.baselines.questions import Questions
+from gr_jax.baselines.training_events import popularity
 from gr_jax.data.batches.evaluation import EvaluationBatches
-from gr_jax.training.retrieval import metrics
+from gr_jax.data.batches.splits import TrainingLog
+from gr_jax.training.retrieval import beyond_accuracy, metrics
 
 
-def baselines(valid: EvaluationBatches, test: EvaluationBatches) -> dict[str, dict[str, float]]:
+def baselines(
+    log: TrainingLog,
+    valid: EvaluationBatches,
+    test: EvaluationBatches,
+    *,
+    at: tuple[int, ...],
+    tell: Callable[[str], None],
+) -> dict[str, dict[str, float]]:
     """Metrics on the test split of each baseline, by its name, with the best validated settings.
 
-    They learn from the training events, see the histories that the model sees, and are judged for
-    the same users by the same rule of exclusion.
+    They see the histories that the model sees, and are judged for the same users by the same rule
+    of exclusion.
+
+    Args:
+      log: the training events, from which they learn.
+      valid, test: what the model is asked.
+      at: K of further metrics.
+      tell: is called with the name of each baseline before it is learnt.
     """
-    dataset = test.dataset
-    judged = compare(
-        dataset.events,
-        dataset.num_items,
-        questions(valid),
-        questions(test),
-        functools.partial(metrics.ndcg, k=10),
-    )
-    return {name: metrics.rank_means(found.test) for name, found in judged.items()}
+    asked, count = questions(test), popularity(log)
+    judged = compare(log, questions(valid), asked, functools.partial(metrics.ndcg, k=10), tell)
+    return {
+        name: metrics.rank_means(found.test, at)
+        | beyond_accuracy.by_popularity(found.test, asked.asked, count)
+        for name, found in judged.items()
+    }
 
 
 def questions(batches: EvaluationBatches) -> Questions:

@@ -1,4 +1,4 @@
-"""Full-catalogue leave-one-out evaluation of a split, batch by batch."""
+"""Evaluation of a split over the full catalogue, batch by batch."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from gr_jax.data.batches.batch import Batch, Queries
 from gr_jax.data.batches.evaluation import EvaluationBatches
 from gr_jax.training import sharding
 from gr_jax.training.lookahead import one_behind
-from gr_jax.training.retrieval import metrics
+from gr_jax.training.retrieval import beyond_accuracy, metrics
+from gr_jax.training.retrieval.lists import best_items
 
 
 class UserRanks(NamedTuple):
     """Rank and probability of the target of each user of a split, in the order of evaluation."""
 
     user: Int[np.ndarray, " Q"]
+    target: Int[np.ndarray, " Q"]  # item id
     # as in `metrics.target_ranks`; inf where the target is left out as an item that the user had
     rank: Float[np.ndarray, " Q"]
     log_prob: Float[np.ndarray, " Q"]
     history: Int[np.ndarray, " Q"]  # events before the target
+    best: Int[np.ndarray, "Q 10"]  # ids of the best items, 0 = none; Q = 0 if not asked for
 
 
 def make_user_ranks(
     graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
-) -> Callable[[dict, EvaluationBatches], UserRanks]:
-    """`user_ranks(params, rows)`: the rank of every user's target in the whole catalogue."""
+) -> Callable[..., UserRanks]:
+    """`user_ranks(params, rows, with_best=False)`: ranks of every user's target in the catalogue.
+
+    With `with_best` also the best 10 items, which costs about as much again as the ranks.
+    """
 
     @jax.jit
     def encode(params: dict, batch: Batch, token: Int[Array, " Q"]) -> Float[Array, "Q D"]:
@@ -58,38 +64,59 @@ def make_user_ranks(
             chunk_items=config.evaluate.chunk_items,
         )
 
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def best(
+        params: dict, queries: Float[Array, "Q D"], seen: Int[Array, "Q S"]
+    ) -> Int[Array, "Q 10"]:
+        return best_items(
+            queries,
+            nnx.merge(graphdef, params).item_vectors(),
+            seen,
+            k=10,
+            num_items=num_items,
+            chunk_items=config.evaluate.chunk_items,
+        )
+
     encode_on_mesh = sharding.on_mesh(mesh, encode)
 
-    def one_batch(params: dict, batch: Batch, queries: Queries) -> dict:
+    def one_batch(params: dict, batch: Batch, queries: Queries, with_best: bool) -> dict:
         batch = sharding.put_whole(batch, sharding.batch_sharding(mesh))
         asked = queries.token, queries.target, queries.seen
         token, target, seen = sharding.put_whole(asked, sharding.replicated(mesh))
-        return rank(params, encode_on_mesh(params, batch, token), target, seen)
+        vectors = encode_on_mesh(params, batch, token)
+        found = rank(params, vectors, target, seen)
+        return found | {"best": best(params, vectors, seen)} if with_best else found
 
-    def user_ranks(params: dict, rows: EvaluationBatches) -> UserRanks:
-        def ranked() -> Iterator[tuple[dict, Array, Int[np.ndarray, " q"]]]:
+    def user_ranks(params: dict, rows: EvaluationBatches, with_best: bool = False) -> UserRanks:
+        def ranked() -> Iterator[tuple[dict, Queries, Int[np.ndarray, " q"]]]:
             for index in range(len(rows)):
                 batch, queries, users = rows.batch(index)
-                yield one_batch(params, batch, queries), queries.is_left_out, users
+                yield one_batch(params, batch, queries, with_best), queries, users
 
         found = []
-        for result, is_left_out, users in one_behind(ranked()):
-            rank = np.where(is_left_out, np.inf, np.asarray(result["rank"]))
-            columns = (column[: len(users)] for column in (rank, np.asarray(result["log_prob"])))
-            found.append((users, *columns, rows.history(users)))
+        for result, queries, users in one_behind(ranked()):
+            n = len(users)
+            rank = np.where(queries.is_left_out, np.inf, np.asarray(result["rank"]))
+            columns = queries.target, rank, np.asarray(result["log_prob"])
+            of_batch = (users, *(column[:n] for column in columns), rows.history(users))
+            lists = np.asarray(result["best"])[:n] if with_best else np.zeros((0, 10), np.int32)
+            found.append((*of_batch, lists))
         return UserRanks(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
     return user_ranks
 
 
-def make_evaluator(
-    graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
-) -> Callable[[dict, EvaluationBatches], dict[str, float]]:
-    """`evaluate(params, rows)`: `metrics.summarise` of the ranks of `make_user_ranks`."""
-    user_ranks = make_user_ranks(graphdef, config, num_items=num_items, mesh=mesh)
+def summary(
+    found: UserRanks, popularity: Float[np.ndarray, " X1"], at: tuple[int, ...] = ()
+) -> dict[str, float]:
+    """Metrics of a split: those of `metrics` and of `beyond_accuracy`.
 
-    def evaluate(params: dict, rows: EvaluationBatches) -> dict[str, float]:
-        found = user_ranks(params, rows)
-        return metrics.summarise(found.rank, found.log_prob, found.history)
-
-    return evaluate
+    Args:
+      found: the ranks; and the best items, if there are metrics of lists.
+      popularity: training events of each item id.
+      at: K of further metrics.
+    """
+    values = metrics.summarise(found.rank, found.log_prob, found.history, at)
+    values |= beyond_accuracy.by_popularity(found.rank, found.target, popularity)
+    lists = beyond_accuracy.of_lists(found.best, popularity) if len(found.best) else {}
+    return values | lists

@@ -1,4 +1,4 @@
-"""Leave-one-out metrics of retrieval: the rank of the held-out item in the whole catalogue."""
+"""Metrics of retrieval: the rank of the held-out item in the whole catalogue."""
 
 from __future__ import annotations
 
@@ -116,7 +116,10 @@ def _removed(seen, targets, num_items):
 
 
 def summarise(
-    ranks: Ranks, log_probs: Float[np.ndarray, " Q"], history: Int[np.ndarray, " Q"]
+    ranks: Ranks,
+    log_probs: Float[np.ndarray, " Q"],
+    history: Int[np.ndarray, " Q"],
+    at: tuple[int, ...] = (),
 ) -> dict[str, float]:
     """Means over the queries, and those of `by_history`, by the names of metrics.jsonl.
 
@@ -128,6 +131,7 @@ def summarise(
       ranks: of each query's target, 1 = best; inf = left out.
       log_probs: of the target.
       history: events of the user before the target.
+      at: K of further hr@K and ndcg@K.
 
     Raises:
       ValueError: there are no queries.
@@ -135,7 +139,7 @@ def summarise(
     if not len(ranks):
         raise ValueError("no queries to evaluate: no user has enough events for this split")
     perplexity = {"log_perplexity": -float(np.mean(log_probs, dtype=np.float64))}
-    return rank_means(ranks) | perplexity | by_history(ranks, history)
+    return rank_means(ranks, at) | perplexity | by_history(ranks, history)
 
 
 def by_history(ranks: Ranks, history: Int[np.ndarray, " Q"]) -> dict[str, float]:
@@ -143,15 +147,22 @@ def by_history(ranks: Ranks, history: Int[np.ndarray, " Q"]) -> dict[str, float]
 
     Names are such as `hr@10/history_16-31`.
     """
-    bucket, found = np.searchsorted(HISTORY_STARTS, history, side="right") - 1, {}
-    for index in np.unique(bucket):
-        here, name = ranks[bucket == index], bucket_name(HISTORY_STARTS, int(index))
+    bucket = np.searchsorted(HISTORY_STARTS, history, side="right") - 1
+    names = [bucket_name(HISTORY_STARTS, index) for index in range(len(HISTORY_STARTS))]
+    return grouped(ranks, bucket, names)
+
+
+def grouped(ranks: Ranks, group: Int[np.ndarray, " Q"], names: Sequence[str]) -> dict[str, float]:
+    """hr@10, ndcg@10 and the number of queries of each group that has any, such as `hr@10/NAME`."""
+    found = {}
+    for index in np.unique(group):
+        here = ranks[group == index]
         values = {
             "hr@10": hit_rate(here, 10),
             "ndcg@10": ndcg(here, 10),
             "queries": float(len(here)),
         }
-        found |= {f"{metric}/{name}": value for metric, value in values.items()}
+        found |= {f"{metric}/{names[index]}": value for metric, value in values.items()}
     return found
 
 
@@ -165,16 +176,16 @@ def bucket_name(starts: Sequence[int], index: int) -> str:
     return f"history_{starts[index]}{end}"
 
 
-def rank_means(ranks: Ranks) -> dict[str, float]:
+def rank_means(ranks: Ranks, at: tuple[int, ...] = ()) -> dict[str, float]:
     """The metrics that depend on the ranks alone; `repeats` is the share of inf.
 
-    `hr@10/se` and `ndcg@10/se` are standard errors over the queries.
+    `hr@10/se` and `ndcg@10/se` are standard errors over the queries. at: further K.
     """
-    metrics = {f"hr@{k}": hit_rate(ranks, k) for k in (1, 10, 50, 200)}
-    metrics |= {f"ndcg@{k}": ndcg(ranks, k) for k in (10, 50, 200)}
+    metrics = {f"hr@{k}": hit_rate(ranks, k) for k in sorted({1, 10, 50, 200, *at})}
+    metrics |= {f"ndcg@{k}": ndcg(ranks, k) for k in sorted({10, 50, 200, *at})}
     metrics |= {
         "hr@10/se": _standard_error(ranks <= 10),
-        "ndcg@10/se": _standard_error(_gains(ranks, 10)),
+        "ndcg@10/se": _standard_error(gains(ranks, 10)),
     }
     return metrics | {"mrr": float(np.mean(1 / ranks)), "repeats": float(np.mean(np.isinf(ranks)))}
 
@@ -201,9 +212,9 @@ def ndcg(ranks: Ranks, k: int) -> float:
     >>> ndcg(np.array([1, 3, 11]), 10)
     0.5
     """
-    return float(np.mean(_gains(ranks, k)))
+    return float(np.mean(gains(ranks, k)))
 
 
-def _gains(ranks: Ranks, k: int) -> Float[np.ndarray, " Q"]:
+def gains(ranks: Ranks, k: int) -> Float[np.ndarray, " Q"]:
     """What each query adds to NDCG@k."""
     return np.where(ranks <= k, 1 / np.log2(ranks + 1.0), 0)

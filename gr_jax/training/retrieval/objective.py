@@ -1,19 +1,23 @@
-"""Retrieval: predict the next item; evaluated by ranking the whole catalogue, leave-one-out."""
+"""Retrieval: predict the next item; evaluated by ranking the whole catalogue."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from gr_jax.baselines.training_events import popularity
+from gr_jax.config import Config
 from gr_jax.data.batches import epochs, tokenizer
 from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.evaluation import EvaluationBatches, evaluation_batches
-from gr_jax.data.batches.sequences import Split
-from gr_jax.training.retrieval import evaluation
+from gr_jax.data.batches.splits import Split, TrainingLog, day, held_out, training_log
+from gr_jax.training import processes
+from gr_jax.training.retrieval import evaluation, rank_file
 from gr_jax.training.retrieval.baselines import baselines
 from gr_jax.training.retrieval.step import make_train_step
 from gr_jax.training.run import Run
@@ -22,18 +26,25 @@ from gr_jax.training.state import TrainState
 
 BEST = "ndcg@10"  # the validation metric that picks the checkpoint
 SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexity")
+SHOWN_OF_LISTS = ("coverage@10", "novelty@10")
+
+
+def shown(config: Config) -> tuple[str, ...]:
+    """The metrics of a table, those of `evaluate.at` behind the first ones."""
+    own = [f"{metric}@{k}" for metric in ("hr", "ndcg") for k in sorted(set(config.evaluate.at))]
+    return (*SHOWN, *(name for name in own if name not in SHOWN), *SHOWN_OF_LISTS)
 
 
 class Retrieval:
     """The objective of a retrieval run; members as of `training.objective.Objective`."""
 
-    shown = SHOWN
     headline = ("hr@10", "ndcg@10", "log_perplexity")
 
     def __init__(self, run: Run):
         self.run = run
+        self.shown = shown(run.config)
         self.epochs = run.config.train.epochs
-        self._evaluate = evaluation.make_evaluator(
+        self._user_ranks = evaluation.make_user_ranks(
             run.graphdef, run.config, num_items=run.dataset.num_items, mesh=run.mesh
         )
         self._held_out = functools.cache(self._plan_evaluation)
@@ -49,6 +60,7 @@ class Retrieval:
             batch_users=config.train.batch_users,
             shards=run.mesh.shape["data"],
             seed=config.seed,
+            evaluate=config.evaluate,
         )
 
     @functools.cached_property
@@ -71,6 +83,24 @@ class Retrieval:
         return (
             f"loss    {self.run.config.loss.kind}",
             f"batch   {rows}, {self.cost.fill:.1%} of them real",
+            *self._about_moments(),
+        )
+
+    def _about_moments(self) -> tuple[str, ...]:
+        """The moments of a split by time, and whom it asks."""
+        events, evaluate = self.run.dataset.events, self.run.config.evaluate
+        if evaluate.split != "time":
+            return ()
+        held = held_out(events, evaluate)
+        assert held.moments is not None
+        trains = int((held.train_end - events.offsets[:-1]).sum())
+        valid, test = (int((held.target[split] >= 0).sum()) for split in ("valid", "test"))
+        since = [day(moment) for moment in held.moments]
+        return (
+            f"split   by time: {trains:,} events before {since[0]} train, validation from then on,"
+            f" test from {since[1]}",
+            f"        asked are {valid:,} and {test:,} of {events.num_users:,} users; the others"
+            " have no event before, or none after",
         )
 
     def make_step(self) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, dict]]:
@@ -85,9 +115,25 @@ class Retrieval:
             item_log_q=log_q,
         )
 
-    def evaluate(self, params: dict, split: Split) -> dict[str, float]:
-        """Metrics over the users of a split."""
-        return self._evaluate(params, self._held_out(split))
+    def evaluate(
+        self, params: dict, split: Split, *, ranks: Path | None = None
+    ) -> dict[str, float]:
+        """Metrics over the users of a split, whose ranks are also written to `ranks`.
+
+        Those of lists are computed for the test alone.
+        """
+        found = self._user_ranks(params, self._held_out(split), with_best=split == "test")
+        if ranks is not None:
+            processes.on_first(lambda: rank_file.write(ranks, found, self.run.dataset.catalogue))
+        return evaluation.summary(found, self._popularity, self.run.config.evaluate.at)
+
+    @functools.cached_property
+    def _training_log(self) -> TrainingLog:
+        return training_log(self.run.dataset, self.run.config.evaluate)
+
+    @functools.cached_property
+    def _popularity(self) -> Float[np.ndarray, " X1"]:
+        return popularity(self._training_log)
 
     def validate(self, params: dict, epochs_done: int) -> dict[str, float]:
         """Metrics on the validation split."""
@@ -97,20 +143,24 @@ class Retrieval:
         """NDCG@10."""
         return (result or {})[BEST]
 
-    def baselines(self) -> dict[str, dict[str, float]]:
+    def baselines(self, tell: Callable[[str], None]) -> dict[str, dict[str, float]]:
         """Popularity, a Markov chain, item-kNN and EASE, as `baselines.baselines`."""
-        return baselines(self._held_out("valid"), self._held_out("test"))
+        return baselines(
+            self._training_log,
+            self._held_out("valid"),
+            self._held_out("test"),
+            at=self.run.config.evaluate.at,
+            tell=tell,
+        )
 
     def _plan_evaluation(self, split: Split) -> EvaluationBatches:
-        run, evaluate = self.run, self.run.config.evaluate
+        run, config = self.run, self.run.config
         return evaluation_batches(
             run.dataset,
-            run.config.data,
+            config.data,
+            config.evaluate,
             split,
             run.scheme,
-            batch_users=evaluate.batch_users,
-            exclude=evaluate.exclude,
-            sample=evaluate.valid_users if split == "valid" else 0,  # the test is on all
             device_multiple=run.mesh.shape["data"],
         )
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.config import ConfigError, DataConfig
-from gr_jax.data.batches import epochs, sequences, tokenizer
+from gr_jax.config import ConfigError, DataConfig, EvaluateConfig
+from gr_jax.data.batches import epochs, tokenizer
 from gr_jax.data.batches.batch import ADDED_ROW, Share
 from gr_jax.data.batches.evaluation import evaluation_batches
 from gr_jax.data.batches.loader import read_batches
@@ -52,7 +52,7 @@ def expected_tokens(dataset, split: str) -> dict[int, list[tuple]]:
     for user in range(len(dataset.events.offsets) - 1):
         first, end = (
             dataset.events.offsets[user],
-            dataset.events.offsets[user + 1] - sequences.HELD_OUT[split],
+            dataset.events.offsets[user + 1] - {"train": 3, "valid": 2, "test": 1}[split],
         )
         if (
             end - first < (1 if split == "train" else 1)
@@ -94,7 +94,7 @@ def test_an_epoch_holds_every_training_token_once(counts, batch_users):
 @given(counts_of_users, st.sampled_from(["valid", "test"]))
 def test_evaluation_asks_each_user_once_from_the_last_token(counts, split):
     dataset = make_log(counts)
-    rows = evaluation_batches(dataset, CONFIG, split, batch_users=4, exclude="history")
+    rows = evaluation_batches(dataset, CONFIG, EvaluateConfig(batch_users=4), split)
     expected = expected_tokens(dataset, split)
     asked = []
     for index in range(len(rows)):
@@ -118,11 +118,11 @@ def test_evaluation_asks_each_user_once_from_the_last_token(counts, split):
 
 def test_excluding_the_visible_leaves_older_items_in_the_ranking():
     dataset = make_log([20, 5])
-    rows = evaluation_batches(dataset, CONFIG, "test", batch_users=10, exclude="visible")
+    rows = evaluation_batches(dataset, CONFIG, EvaluateConfig(exclude="visible"), "test")
     _, queries, users = rows.batch(0)
     seen = queries.seen[users.tolist().index(0)]
     assert sorted(seen[seen != 0].tolist()) == list(range(12, 20))
-    rows = evaluation_batches(dataset, CONFIG, "test", batch_users=10, exclude="none")
+    rows = evaluation_batches(dataset, CONFIG, EvaluateConfig(exclude="none"), "test")
     assert not rows.batch(0)[1].seen.any()
 
 
@@ -133,18 +133,12 @@ def test_a_split_without_a_positive_event_is_an_error_that_names_the_action():
     catalogue = Catalogue(dataset.folder, dataset.meta | {"actions": ["click", "like"]})
     dataset = Dataset(catalogue, dataclasses.replace(dataset.events, action=action))
     clicks = dataclasses.replace(tokenizer.ITEMS, positive_bit=0)
-    assert (
-        len(
-            evaluation_batches(
-                dataset, CONFIG, "valid", clicks, batch_users=10, exclude="history"
-            ).spans
-        )
-        == 3
-    )
+    everyone = evaluation_batches(dataset, CONFIG, EvaluateConfig(), "valid", clicks)
+    assert len(everyone.spans) == 3
     with pytest.raises(
         ConfigError, match="config.loss.positive='click': the test event of no user"
     ) as caught:
-        evaluation_batches(dataset, CONFIG, "test", clicks, batch_users=10, exclude="history")
+        evaluation_batches(dataset, CONFIG, EvaluateConfig(), "test", clicks)
     assert "\n" not in str(caught.value)
 
 
@@ -199,9 +193,7 @@ def test_the_iterator_resumes_at_any_batch():
 def test_a_validation_sample_is_fixed():
     dataset = make_log([6] * 50)
     draws = [
-        evaluation_batches(
-            dataset, CONFIG, "valid", batch_users=8, exclude="history", sample=10
-        ).spans.user
+        evaluation_batches(dataset, CONFIG, EvaluateConfig(valid_users=10), "valid").spans.user
         for _ in range(2)
     ]
     assert len(draws[0]) == 10

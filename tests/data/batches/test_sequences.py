@@ -3,14 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.config import ConfigError, RankingConfig
+from gr_jax.config import ConfigError, EvaluateConfig, RankingConfig
 from gr_jax.data.batches import sequences
+from tests.training.random_log import random_log
 
 
 def events_of(split: str, counts: list[int], max_length: int) -> dict[int, tuple[list[int], int]]:
     """{user: (input events, event after the last input)} with events numbered inside their user."""
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    spans = sequences.spans(offsets, split, max_length=max_length)
+    log = random_log(np.random.default_rng(0), counts=np.array(counts), num_items=9)
+    offsets = log.events.offsets
+    spans = sequences.spans(log.events, EvaluateConfig(), split, max_length=max_length)
     result = {}
     for user, begin, length in zip(spans.user, spans.begin, spans.length, strict=True):
         first = int(begin - offsets[user])
@@ -48,7 +50,7 @@ def test_short_users_are_left_out_of_the_splits_they_have_no_target_for():
 
 def test_a_log_of_short_users_only_is_an_error():
     with pytest.raises(ConfigError, match="no user has the 4 events that the train split needs"):
-        sequences.spans(np.array([0, 2, 5]), "train", max_length=10)
+        events_of("train", [2, 3], 10)
 
 
 @settings(max_examples=200, deadline=None)

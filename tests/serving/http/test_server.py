@@ -54,6 +54,7 @@ def test_recommend_answers_as_load_does(client, loaded):
         assert (ours["item"], ours["title"]) == (theirs.item, theirs.title)
         assert ours["score"] == pytest.approx(theirs.score, abs=1e-5)
     assert answer.json()["source"] == "model" and answer.json()["skipped"] == 0
+    assert answer.json()["version"] == loaded.version
 
 
 def test_events_within_a_second_are_ordered_by_their_full_times(client, loaded):
@@ -404,9 +405,11 @@ def test_a_busy_server_refuses_large_requests_before_they_are_read(client, monke
     assert client.get("/healthz").status_code == 200
 
 
-def test_a_model_is_exchanged_and_one_that_cannot_be_loaded_is_not(loaded, monkeypatch):
-    monkeypatch.setattr(type(loaded), "warm_up", lambda self, **sizes: None)
-    models, said = [loaded, RuntimeError("half\nwritten"), loaded], []
+def test_a_model_is_exchanged_and_one_that_cannot_be_loaded_is_not(retrieval, monkeypatch):
+    first, second = gr_jax.load(retrieval), gr_jax.load(retrieval)
+    second.version = "another"
+    monkeypatch.setattr(type(first), "warm_up", lambda self, **sizes: None)
+    models, said = [first, RuntimeError("half\nwritten"), second], []
 
     def load():
         model = models.pop(0)
@@ -415,18 +418,68 @@ def test_a_model_is_exchanged_and_one_that_cannot_be_loaded_is_not(loaded, monke
         return model
 
     app = server.make_app(load, LIMITS, say=said.append)
-    with TestClient(app) as client:
+    with TestClient(app, client=("127.0.0.1", 5)) as client:
         wait_until_ready(client)
-        service = app.state.service
-        first = service.served
-        for told, exchanged in (("the model in use goes on", False), ("reload: done", True)):
-            service.reload_soon()
-            deadline = time.monotonic() + 60
-            while not any(told in line for line in said) and time.monotonic() < deadline:
-                assert client.post("/recommend", json={"history": []}).is_success
-            assert (service.served is not first) == exchanged
-        assert client.post("/recommend", json={"history": []}).is_success
+        answer = lambda: client.post("/recommend", json={"history": []}).json()["version"]
+        assert answer() == first.version == client.get("/healthz").json()["version"]
+        refused = client.post("/reload")
+        told = "the model in use goes on: RuntimeError: half written"
+        assert refused.status_code == 500 and refused.json() == {"error": told}
+        assert answer() == first.version and len(first.version) == 12
+        done = client.post("/reload")
+        assert done.json() == {"version": "another", "before": first.version}
+        assert answer() == "another" == client.get("/healthz").json()["version"]
+        lines = client.get("/metrics").text.splitlines()
+        assert [x for x in lines if x.startswith("gr_jax_model{")] == [
+            'gr_jax_model{version="another"} 1.0'
+        ]
+        assert 'gr_jax_reloads_total{outcome="failed"} 1.0' in lines
     assert "reload: the model in use goes on (RuntimeError: half written)" in said
+
+
+def test_reloads_that_come_while_a_model_is_loaded_become_one_after_it(loaded, monkeypatch):
+    monkeypatch.setattr(type(loaded), "warm_up", lambda self, **sizes: None)
+    loads, may_load = [], threading.Event()
+
+    def load():
+        loads.append(may_load.wait(60))
+        return loaded
+
+    said = []
+    app = server.make_app(load, LIMITS, say=said.append)
+    with TestClient(app, client=("127.0.0.1", 5)) as client:
+        for _ in range(3):  # of what the first loading has read already, something may be old
+            app.state.service.reload_soon()
+        assert client.post("/reload").status_code == 503, "there is no model yet"
+        may_load.set()
+        wait_until_ready(client)
+        assert client.post("/reload").is_success
+    assert len(loads) == 3 and all(loads), "the first, one for the signals, and that of the request"
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "token", "status"),
+    [
+        ("127.0.0.1", {}, "", 200),
+        ("::1", {}, "", 200),
+        ("192.0.2.1", {}, "", 403),
+        ("127.0.0.1", {"x-forwarded-for": "192.0.2.1"}, "", 403),
+        ("127.0.0.1", {"origin": "http://localhost:8000"}, "", 403),
+        ("127.0.0.1", {"authorization": "Bearer any"}, "secret", 403),
+        ("127.0.0.1", {}, "secret", 403),
+        ("192.0.2.1", {"authorization": "Bearer secret"}, "secret", 200),
+    ],
+)
+def test_programs_of_this_machine_may_reload_and_others_with_a_token(
+    loaded, monkeypatch, client, headers, token, status
+):
+    monkeypatch.setattr(type(loaded), "warm_up", lambda self, **sizes: None)
+    app = server.make_app(loaded, LIMITS, reload_token=token)
+    with TestClient(app, client=(client, 5)) as asking:
+        wait_until_ready(asking)
+        answer = asking.post("/reload", headers=headers)
+        assert answer.status_code == status, answer.text
+        assert status == 200 or "token" in answer.json()["error"].lower()
 
 
 def test_the_interface_is_a_page_without_scripts_and_without_outside_assets(client):

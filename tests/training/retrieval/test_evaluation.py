@@ -24,9 +24,11 @@ def make_log() -> Dataset:
     return random_log(rng, counts=rng.integers(3, 30, 40), num_items=ITEMS)
 
 
-def brute_force(model, dataset: Dataset, config: Config, held_out: int) -> dict[str, float]:
-    """User by user, unpacked, ranking with numpy."""
-    ranks, log_probs, history = [], [], []
+def brute_force(
+    model, dataset: Dataset, config: Config, held_out: int
+) -> tuple[dict[str, float], list]:
+    """Metrics and the best items user by user, unpacked, ranking with numpy."""
+    ranks, log_probs, history, best = [], [], [], []
     table = np.asarray(model.embeddings.item_table[...], np.float64)[1 : ITEMS + 1]
     table /= np.linalg.norm(table, axis=1, keepdims=True)
     encode = jax.jit(model.encode)
@@ -58,8 +60,11 @@ def brute_force(model, dataset: Dataset, config: Config, held_out: int) -> dict[
         ranked[np.asarray(removed[config.evaluate.exclude], int) - 1] = False
         rank = (ranked & (logits >= logits[target])).sum()
         ranks.append(rank if ranked[target] else np.inf)
+        best.append(
+            (np.argsort(-np.where(ranked, logits, -np.inf), kind="stable")[:10] + 1).tolist()
+        )
         log_probs.append(logits[target] - np.log(np.exp(logits).sum()))
-    return metrics.summarise(np.array(ranks), np.array(log_probs), np.array(history))
+    return metrics.summarise(np.array(ranks), np.array(log_probs), np.array(history)), best
 
 
 @pytest.mark.parametrize("exclude", ["history", "visible", "none"])
@@ -75,19 +80,14 @@ def test_packed_evaluation_equals_a_ranking_user_by_user(exclude, split, held_ou
     graphdef, init = make_model(config.model, ModelSizes(num_items=ITEMS, max_length=12))
     params = init(jax.random.key(0))
     mesh = sharding.make_mesh(config.mesh)
-    evaluate = evaluation.make_evaluator(graphdef, config, num_items=ITEMS, mesh=mesh)
-    rows = evaluation_batches(
-        dataset,
-        config.data,
-        split,
-        batch_users=config.evaluate.batch_users,
-        exclude=config.evaluate.exclude,
-        device_multiple=2,
-    )
+    user_ranks = evaluation.make_user_ranks(graphdef, config, num_items=ITEMS, mesh=mesh)
+    rows = evaluation_batches(dataset, config.data, config.evaluate, split, device_multiple=2)
     assert len(rows) > 2
     placed = jax.device_put(params, sharding.replicated(mesh))
-    ours = evaluate(placed, rows)
+    found = user_ranks(placed, rows, with_best=True)
+    ours = metrics.summarise(found.rank, found.log_prob, found.history)
     one_device = dataclasses.replace(config, mesh=MeshConfig(data=1))
-    expected = brute_force(nnx.merge(graphdef, params), dataset, one_device, held_out)
+    expected, best = brute_force(nnx.merge(graphdef, params), dataset, one_device, held_out)
     assert ours == pytest.approx(expected, abs=1e-5)
+    assert found.best.tolist() == [best[user] for user in found.user]
     assert (ours["repeats"] > 0.05) == (exclude != "none")

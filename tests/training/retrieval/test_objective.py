@@ -87,19 +87,26 @@ def popularity_by_user(run: Run) -> dict[str, float]:
     """Metrics of popularity, written out user by user as the evaluation protocol says."""
     dataset, loss, n = run.dataset, run.config.loss, run.config.data.max_length
     assert dataset.events.action is not None
-    logs = [
-        range(a, b)
-        for a, b in zip(dataset.events.offsets[:-1], dataset.events.offsets[1:], strict=True)
-    ]
-    count = np.bincount([dataset.events.item[e] for log in logs for e in log[:-2]], minlength=8)
+    events, evaluate = dataset.events, run.config.evaluate
+    time = np.sort(events.timestamp)
+    low, high = (time[int(len(time) * share)] for share in (0.8, 0.9))
+    train, asked = [], []
+    for a, b in zip(events.offsets[:-1], events.offsets[1:], strict=True):
+        log = list(range(a, b))
+        if evaluate.split == "leave_one_out":
+            train += log[:-2]
+            asked += [log] if len(log) >= 3 else []
+        else:
+            before = [event for event in log if events.timestamp[event] < high]
+            train += [event for event in log if events.timestamp[event] < low]
+            asked += [log[: len(before) + 1]] if 0 < len(before) < len(log) else []
+    count = np.bincount(events.item[train], minlength=8)
     ranks = []
-    for log in logs:
-        if len(log) < 3 or (loss.positive and not dataset.events.action[log[-1]] >> 1 & 1):
+    for log in asked:
+        if loss.positive and not events.action[log[-1]] >> 1 & 1:
             continue
         *before, last = log
-        left_out = {"history": before, "visible": before[-n:], "none": []}[
-            run.config.evaluate.exclude
-        ]
+        left_out = {"history": before, "visible": before[-n:], "none": []}[evaluate.exclude]
         target, seen = (
             int(dataset.events.item[last]),
             {int(dataset.events.item[e]) for e in left_out},
@@ -109,16 +116,18 @@ def popularity_by_user(run: Run) -> dict[str, float]:
     return metrics.rank_means(np.array(ranks))
 
 
+@pytest.mark.parametrize("split", ["leave_one_out", "time"])
 @pytest.mark.parametrize("exclude", ["history", "visible", "none"])
 @pytest.mark.parametrize("loss", [LossConfig(), LIKED], ids=["every event", "liked"])
-def test_popularity_is_judged_on_the_users_and_by_the_protocol_of_the_model(loss, exclude):
+def test_popularity_is_judged_on_the_users_and_by_the_protocol_of_the_model(loss, exclude, split):
     run = run_of(random_dataset(1, users=40, events=14), loss)
     run = dataclasses.replace(
         run,
         config=dataclasses.replace(
-            run.config, evaluate=EvaluateConfig(exclude=exclude, batch_users=8)
+            run.config, evaluate=EvaluateConfig(split, exclude=exclude, batch_users=8)
         ),
     )
-    found = retrieval.Retrieval(run).baselines()
+    found = retrieval.Retrieval(run).baselines(lambda stage: None)
     assert list(found) == ["popularity", "Markov", "item-kNN", "EASE"]
-    assert found["popularity"] == popularity_by_user(run)
+    expected = popularity_by_user(run)
+    assert {name: found["popularity"][name] for name in expected} == expected
