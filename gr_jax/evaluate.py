@@ -19,7 +19,7 @@ from gr_jax import cli
 from gr_jax.config import ConfigError
 from gr_jax.config.overrides import override_all
 from gr_jax.data.batches.splits import Split
-from gr_jax.training.console import metrics_table, not_beaten_line, repeats_line, say
+from gr_jax.training.console import cold_line, metrics_table, not_beaten_line, repeats_line, say
 from gr_jax.training.objective import objective_of
 from gr_jax.training.result import baselines_of
 from gr_jax.training.retrieval import rank_file
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
             metrics_table({args.split: result, **baselines}, objective.shown),
             not_beaten_line(result, baselines),
             repeats_line(result, args.split),
+            cold_line(result, args.split),
         ]
         print("\n".join(line for line in lines if line), file=sys.stderr)
     return 0
