@@ -35,11 +35,13 @@ def baselines(
       tell: is called with the name of each baseline before it is learnt.
     """
     asked, count = questions(test).asked, popularity(log)
-    return {
-        name: metrics.rank_means(found.test, at)
-        | beyond_accuracy.by_popularity(found.test, asked, count)
-        for name, found in judged(log, valid, test, tell).items()
-    }
+    results = {}
+    for name, found in judged(log, valid, test, tell).items():
+        values = metrics.rank_means(found.test, at)
+        values |= beyond_accuracy.by_popularity(found.test, asked, count)
+        lists = {} if found.best is None else beyond_accuracy.of_lists(found.best, count)
+        results[name] = values | lists
+    return results
 
 
 def judged(
