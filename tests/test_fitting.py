@@ -19,6 +19,7 @@ from gr_jax.training import loop
 
 # As the run of tests/serving, so that both share their compiled programs.
 SMALL = {
+    "budget": 0,
     "model.width": 16,
     "model.num_blocks": 1,
     "model.qk_width": 8,

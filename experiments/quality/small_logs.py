@@ -30,7 +30,7 @@ from scipy.sparse.linalg import svds
 from experiments.common.results import RESULTS, arguments, keep
 from experiments.common.retrieval_runs import hardware, ndcg
 from gr_jax.baselines import item_knn
-from gr_jax.baselines.questions import Questions, dense_ranks
+from gr_jax.baselines.questions import DenseScores, Questions
 from gr_jax.baselines.training_events import popularity, user_items
 from gr_jax.config import Config, DataConfig
 from gr_jax.config.overrides import override_all
@@ -187,8 +187,8 @@ def make_prior(run: Run, kind: str) -> dict[str, Array]:
         return {"popularity": jnp.log1p(jnp.asarray(popularity(log))), "share": jnp.asarray(0.5)}
     if not kind:
         return {}
-    similar = item_knn.similarities(user_items(log), 20.0).astype(np.float64)
-    left, value, right = svds(similar, k=RANK, random_state=0)
+    (similar,) = item_knn.similarities(user_items(log), (20.0,))
+    left, value, right = svds(similar.astype(np.float64), k=RANK, random_state=0)
     root = np.sqrt(value).astype(np.float32)
     return {
         "read": jnp.asarray(left * root, jnp.float32),
@@ -235,7 +235,7 @@ def validate(
     def of(part: Questions) -> Float[np.ndarray, "Q X1"]:
         return scores[[begins[int(target)] for target in part.target]]
 
-    return dense_ranks(every, of)
+    return DenseScores(of).ranks(every)
 
 
 def table() -> str:

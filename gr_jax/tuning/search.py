@@ -22,9 +22,11 @@ from gr_jax.config import Config, files
 from gr_jax.config.overrides import override_all
 from gr_jax.files import write_whole
 from gr_jax.training.console import say, table
+from gr_jax.training.own_log import write_chosen
 from gr_jax.training.train import train
 from gr_jax.training.workdir import has_begun
 
+BUDGET = "1x"  # trainings, unless another number is asked for
 FOLDER = "search"  # in the workdir, as long as the search goes on
 FOUND = "search.json"  # in the workdir: what it found
 ROUNDS = (0.25, 0.5, 1.0)  # of the epochs of the first trial
@@ -61,27 +63,34 @@ def neighbours(config: Config) -> list[dict[str, str]]:
         {"optimizer.learning_rate": f"{config.optimizer.learning_rate * 2:g}"},
         {"model.num_blocks": f"{2 * model.num_blocks}"},
         {"optimizer.learning_rate": f"{config.optimizer.learning_rate / 2:g}"},
-        {"model.window": f"{max(1, config.data.max_length // 4)}"},
     ]
 
 
 def search(
-    config: Config, workdir: Path, budget: float, *, fixed: Sequence[str] = ()
+    config: Config,
+    workdir: Path,
+    budget: float,
+    *,
+    fixed: Sequence[str] = (),
+    settles: bool = False,
 ) -> tuple[Config, int]:
     """The best of a config and its neighbours, whose run is in `workdir` then; and an exit code.
 
-    The code is 128 + signal if it was interrupted; the same call goes on.
-
     Args:
-      config: of retrieval.
+      config: what the rules chose. One of ranking or of a stream is not searched.
       workdir: of the run to be; one that has begun is left alone.
       budget: trainings that the neighbours may take together; 0 searches nothing.
       fixed: fields of the config that stay as they are.
+      settles: take the best so far if it is interrupted; else the same call goes on.
+
+    Returns:
+      The config of the run, and 0, or 128 + signal if it was interrupted.
     """
-    if (workdir / FOUND).exists():
+    if (workdir / FOUND).exists() and (workdir / FOLDER).exists():  # interrupted at its end
         return _take_over(workdir), 0
     count = round(2 * budget)
-    if has_begun(workdir) or not count:
+    can_compare = not config.ranking.tasks and config.train.mode == "epochs"
+    if has_begun(workdir) or not count or not can_compare:
         return config, 0
     free = [near for near in neighbours(config) if not set(near) & set(fixed)]
     trials = [
@@ -89,32 +98,36 @@ def search(
         for number, settings in enumerate([{}, *free[:count]])
     ]
 
+    code = _train_all(config, trials)
+    trials = [trial for trial in trials if _scores(trial.folder)]
+    if code and not (settles and trials):
+        return config, code
+    best = max(trials, key=_score)
+    told = [
+        {"settings": t.settings, "epochs": _scores(t.folder)[-1][0], f"valid {BEST}": _score(t)}
+        for t in trials
+    ]
+    found = {"budget": budget, "trials": told, "best": str(best.folder.relative_to(workdir))}
+    write_whole(workdir / FOUND, json.dumps(found, indent=2) + "\n")
+    rows = [("search", "epochs", f"valid {BEST}")]
+    rows += [(t.name, f"{_scores(t.folder)[-1][0]:g}", f"{_score(t):.4f}") for t in trials]
+    say(f"{table(rows)}\nsearch  best: {best.name}")
+    return _take_over(workdir), code
+
+
+def _train_all(config: Config, trials: Sequence[Trial]) -> int:
+    """Train the first to its end, and the others as far as they are worth it; the exit code."""
     first, *others = trials
     if code := _train(config, first):
-        return config, code
+        return code
     epochs = _scores(first.folder)[-1][0]
     for number, share in enumerate(ROUNDS):
         if number:
             others = sorted(others, key=_score, reverse=True)[: max(1, len(others) // 2)]
         for trial in others:
             if code := _train(config, trial, until=math.ceil(share * epochs)):
-                return config, code
-
-    best = max(trials, key=_score)
-    told = [
-        {
-            "settings": trial.settings,
-            "epochs": _scores(trial.folder)[-1][0],
-            f"valid {BEST}": _score(trial),
-        }
-        for trial in trials
-    ]
-    found = {"budget": budget, "trials": told, "best": str(best.folder.relative_to(workdir))}
-    write_whole(workdir / FOUND, json.dumps(found, indent=2) + "\n")
-    rows = [("search", "epochs", f"valid {BEST}")]
-    rows += [(t.name, f"{_scores(t.folder)[-1][0]}", f"{_score(t):.4f}") for t in trials]
-    say(f"{table(rows)}\nsearch  best: {best.name}")
-    return _take_over(workdir), 0
+                return code
+    return 0
 
 
 def _train(config: Config, trial: Trial, *, until: int = 0) -> int:
@@ -137,8 +150,8 @@ def _scores(folder: Path) -> list[tuple[float, float]]:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = (json.loads(line) for line in path.read_text().splitlines())
-    return [(line["epoch"], line[BEST]) for line in lines if line["split"] == "valid"]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(float(line["epoch"]), float(line[BEST])) for line in lines if line["split"] == "valid"]
 
 
 def _score(trial: Trial) -> float:
@@ -155,4 +168,6 @@ def _take_over(workdir: Path) -> Config:
                 shutil.rmtree(workdir / path.name)
             path.rename(workdir / path.name)
     shutil.rmtree(workdir / FOLDER, ignore_errors=True)
-    return files.read(workdir / "config.json")
+    config = files.read(workdir / "config.json")
+    write_chosen(config, workdir, f"A search on validation found it; see {FOUND}.")
+    return config

@@ -44,7 +44,7 @@ def trained(monkeypatch):
 
 
 def test_the_best_on_validation_becomes_the_run_and_the_rest_goes(trained, tmp_path):
-    config, code = search(CONFIG, tmp_path, 2)
+    config, code = search(CONFIG, tmp_path, 2.0)
     assert code == 0 and config.model.temperature == 0.2
     assert (tmp_path / "checkpoints/step").read_text() == "0.2"
     assert config_files.read(tmp_path / "config.json") == config
@@ -55,33 +55,33 @@ def test_the_best_on_validation_becomes_the_run_and_the_rest_goes(trained, tmp_p
 
 
 def test_the_rules_win_where_nothing_near_is_better(trained, tmp_path):
-    config, _ = search(CONFIG, tmp_path, 1, fixed=["model.temperature"])
+    config, _ = search(CONFIG, tmp_path, 1.0, fixed=["model.temperature"])
     assert config == CONFIG, "equal scores are not better"
 
 
 def test_without_a_budget_nothing_is_trained(trained, tmp_path):
-    assert search(CONFIG, tmp_path, 0) == (CONFIG, 0) and not trained.calls
+    assert search(CONFIG, tmp_path, 0.0) == (CONFIG, 0) and not trained.calls
 
 
 def test_a_search_that_was_interrupted_goes_on_without_repeating_a_training(trained, tmp_path):
-    whole, _ = search(CONFIG, tmp_path / "whole", 2)
+    whole, _ = search(CONFIG, tmp_path / "whole", 2.0)
     count = len(trained.calls)
     for at in (1, 3, count):
         trained.calls.clear()
         trained.interrupted_at = at
         folder = tmp_path / str(at)
-        assert search(CONFIG, folder, 2)[1] == 128 + signal.SIGTERM
+        assert search(CONFIG, folder, 2.0)[1] == 128 + signal.SIGTERM
         trained.interrupted_at = 0
-        assert search(CONFIG, folder, 2) == (whole, 0)
+        assert search(CONFIG, folder, 2.0) == (whole, 0)
         assert len(trained.calls) <= count + 1 + (at > 1), "the first one is asked for its end"
 
 
 def test_a_move_that_was_interrupted_is_finished(trained, tmp_path):
-    search(CONFIG, tmp_path, 1)
+    search(CONFIG, tmp_path, 1.0)
     (tmp_path / "search/1").mkdir(parents=True)
     (tmp_path / "checkpoints").rename(tmp_path / "search/1/checkpoints")
     count = len(trained.calls)
-    config, _ = search(CONFIG, tmp_path, 1)
+    config, _ = search(CONFIG, tmp_path, 1.0)
     assert config.model.temperature == 0.2 and len(trained.calls) == count
     assert (tmp_path / "checkpoints/step").exists() and not (tmp_path / "search").exists()
 
