@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int, Int64
 
-from gr_jax.data.batches.sequences import Split
+from gr_jax.data.batches.splits import Split
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.log.frames import Table, as_given
 from gr_jax.errors import shown
