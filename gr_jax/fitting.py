@@ -13,7 +13,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar, no_type_check
+from typing import TypeVar
 
 import narwhals as nw
 import polars as pl
@@ -22,7 +22,7 @@ from gr_jax import folders
 from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.config.overrides import leaves, override_all
 from gr_jax.data.log import detect, frames
-from gr_jax.errors import shown
+from gr_jax.errors import shown, tells_types
 from gr_jax.serving.load import load
 from gr_jax.serving.model import TrainedModel
 from gr_jax.serving.tables import EVENTS, LOG_FOLDER
@@ -40,7 +40,7 @@ _LENGTHS = ("data.max_length", "data.row_length")  # chosen together, after the 
 Override = str | int | float | bool | tuple[str, ...] | list[str]
 
 
-@no_type_check  # by the tests: a wrong type is told in a line, as any other mistake
+@tells_types
 def fit(
     events: frames.Table | pl.LazyFrame | str | os.PathLike[str],
     *,

@@ -17,12 +17,14 @@ told for each tenth of the users.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,20 +50,21 @@ def speed(workdir: Path, folder: Path) -> dict:
     model = gr_jax.load(workdir)
     log = model.log_users
     users = np.arange(len(log))
+    trained = log._trained
+    assert trained is not None
     batches = []
-    encode = log._encode
 
-    def keeping(*arguments):
-        batches.append(arguments)
-        return encode(*arguments)
+    def keeping(*batch: Any) -> Any:
+        batches.append(batch)
+        return trained.encode(*batch)
 
-    log.__dict__["_encode"] = keeping
+    log._trained = dataclasses.replace(trained, encode=keeping)
     log.vectors(users, log.asked(users, None))
-    log.__dict__["_encode"] = encode
+    log._trained = trained
 
     def encoder() -> None:
         for batch in batches:
-            jax.block_until_ready(encode(*batch))
+            jax.block_until_ready(trained.encode(*batch))
 
     lists = user_lists.Lists(model.wanted(10), model.id_types, model.version)
 
@@ -78,7 +81,7 @@ def speed(workdir: Path, folder: Path) -> dict:
             measured[name].append((end[0] - start[0], end[1] - start[1]))
     found: dict = {"users": len(users), "items": model.dataset.num_items}
     found["events"] = model.dataset.num_events
-    found["tokens_of_rows"] = sum(batch[1].item.size for batch in batches)
+    found["tokens_of_rows"] = sum(batch[0].item.size for batch in batches)
     for name, seconds in measured.items():
         wall, processor = (min(values) for values in zip(*seconds[1:], strict=True))
         found[f"{name}_users_per_second"] = round(len(users) / wall)
@@ -98,10 +101,16 @@ def memory(users: int, folder: Path) -> dict:
     )
     log.write_parquet(folder / "log.parquet")
     del log
-    names = {"user_column": "user", "item_column": "item", "time_column": "time"}
     path, prepared, workdir = str(folder / "log.parquet"), str(folder / "made"), folder / "run"
     facts = LogFacts(users, ITEMS, users * EVENTS, long_history=EVENTS, repeats=0.0)
-    data = DataConfig(source="parquet", path=path, prepared=prepared, **names)
+    data = DataConfig(
+        source="parquet",
+        path=path,
+        prepared=prepared,
+        user_column="user",
+        item_column="item",
+        time_column="time",
+    )
     config = choose(data, facts).config
     run = open_run(config, workdir, dataset_to_train_on(workdir, config))
     claim(workdir, config, run.dataset)
