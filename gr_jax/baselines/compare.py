@@ -9,16 +9,17 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import sparse
 
 from gr_jax.baselines import ease, item_knn, markov
-from gr_jax.baselines.questions import Questions, sparse_ranks
+from gr_jax.baselines.questions import Questions, Scores, SparseScores, best_items
 from gr_jax.baselines.training_events import popularity, user_items
 from gr_jax.data.batches.splits import TrainingLog
 
 SHRINKAGES = (0.0, 20.0)
 RECENCIES = (1.0, 0.8)  # weight of an event of the history, to the power of the steps back
+LISTED = 5 * 10**8  # scores of the test, of users times items, up to which there are lists: seconds
 PENALTIES = (100.0, 250.0, 500.0)
 
 Ranks = Float[np.ndarray, " Q"]  # 1 = best; inf = the held-out item is not ranked
@@ -29,7 +30,7 @@ class Baseline(NamedTuple):
 
     name: str
     settings: dict[str, float]
-    learn: Callable[[], Callable[[Questions], Ranks]]
+    learn: Callable[[], Scores]
     # learning takes long, and what is best is in the middle: once it gets worse, the further
     # settings are left out
     is_slow: bool = False
@@ -41,6 +42,7 @@ class Judged(NamedTuple):
     settings: dict[str, float]
     valid: float  # the metric that chose them
     test: Ranks
+    best: Int[np.ndarray, "Q 10"] | None  # items of the lists of the test; None = would take long
 
 
 def all_baselines(log: TrainingLog) -> list[Baseline]:
@@ -51,30 +53,19 @@ def all_baselines(log: TrainingLog) -> list[Baseline]:
     count = functools.cache(lambda: popularity(log))
     had = functools.cache(lambda: user_items(log))
     nothing = lambda part: sparse.csr_array((len(part.target), log.num_items + 1))
-    by_popularity = lambda asked: sparse_ranks(asked, count(), nothing)
     found = [
-        Baseline("popularity", {}, lambda: by_popularity),
-        Baseline(
-            "Markov",
-            {},
-            lambda: functools.partial(
-                markov.ranks, following=markov.transitions(log), popularity=count()
-            ),
-        ),
+        Baseline("popularity", {}, lambda: SparseScores(count(), nothing)),
+        Baseline("Markov", {}, lambda: markov.scores(markov.transitions(log), count())),
     ]
 
     tables = functools.cache(lambda: item_knn.similarities(had(), SHRINKAGES))
     for (number, shrinkage), recency in itertools.product(enumerate(SHRINKAGES), RECENCIES):
-        learn = lambda number=number, recency=recency: functools.partial(
-            item_knn.ranks, similar=tables()[number], recency=recency
-        )
+        learn = lambda number=number, recency=recency: item_knn.scores(tables()[number], recency)
         settings = {"shrinkage": shrinkage, "recency": recency}
         found.append(Baseline("item-kNN", settings, learn))
 
     for penalty in PENALTIES if log.num_items <= ease.MOST_ITEMS else ():
-        learn = lambda penalty=penalty: functools.partial(
-            ease.ranks, table=ease.weights(had(), penalty)
-        )
+        learn = lambda penalty=penalty: ease.scores(ease.weights(had(), penalty))
         is_slow = log.num_items > ease.MANY_ITEMS
         found.append(Baseline("EASE", {"lambda": penalty}, learn, is_slow))
     return found
@@ -97,6 +88,7 @@ def compare(
         setting if there are several.
     """
     best: dict[str, Judged] = {}
+    has_lists = len(test.target) * log.num_items <= LISTED
     left = all_baselines(log)
     settings, tried, given_up = Counter(baseline.name for baseline in left), Counter(), set()
     while left:
@@ -106,11 +98,12 @@ def compare(
             continue
         tried[name] += 1
         tell(f"{name} {tried[name]}/{settings[name]}" if settings[name] > 1 else name)
-        ranks = baseline.learn()
-        value = metric(ranks(valid))
+        scores = baseline.learn()
+        value = metric(scores.ranks(valid))
         if name not in best or value > best[name].valid:
-            best[name] = Judged(baseline.settings, value, ranks(test))
+            lists = best_items(test, scores) if has_lists else None
+            best[name] = Judged(baseline.settings, value, scores.ranks(test), lists)
         elif baseline.is_slow:
             given_up.add(name)
-        del ranks, baseline
+        del scores, baseline
     return best
