@@ -33,9 +33,11 @@ FIELD = re.compile(
 FILE = re.compile(r"[`( ]((?:[\w.]+/)*\w+\.(?:py|json|sh|md))(?:[`:) ,]|$)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 MADE = (
+    "best.py",
     "config.json",
     "chosen.py",
     "dataset.json",
+    "init_from.json",
     "result.json",
     "block_sizes.json",
 )  # what the commands write
