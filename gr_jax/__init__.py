@@ -1,6 +1,7 @@
 """Generative recommenders in JAX: HSTU retrieval and ranking on packed sequences.
 
-`gr_jax.load(workdir)` is a trained model that answers: see `gr_jax.serving.model`.
+`gr_jax.fit(events)` trains a model on a table, and `gr_jax.load(workdir)` opens that of a run; what
+it answers is in `gr_jax.serving.model`.
 
 Dimension letters, in every signature and einsum string:
 
@@ -31,17 +32,36 @@ Words, one meaning each:
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gr_jax.config import Config as Config
+    from gr_jax.config import ConfigError as ConfigError
+    from gr_jax.fitting import fit as fit
+    from gr_jax.serving.history import RequestError as RequestError
     from gr_jax.serving.load import load as load
+    from gr_jax.serving.model import TrainedModel as TrainedModel
 
 __version__ = "0.1.0"
 
+# Imported on demand: a training process needs none of what serves, and `--help` nothing at all.
+_PUBLIC = {
+    "Config": "gr_jax.config",
+    "ConfigError": "gr_jax.config",
+    "RequestError": "gr_jax.serving.history",
+    "TrainedModel": "gr_jax.serving.model",
+    "fit": "gr_jax.fitting",
+    "load": "gr_jax.serving.load",
+}
+__all__ = ["Config", "ConfigError", "RequestError", "TrainedModel", "fit", "load"]
+
 
 def __getattr__(name: str) -> object:
-    if name == "load":  # imported on demand: a training process needs none of it
-        from gr_jax.serving.load import load
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
 
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

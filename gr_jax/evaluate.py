@@ -16,10 +16,9 @@ import sys
 from pathlib import Path
 
 from gr_jax import cli
-from gr_jax.config import ConfigError
-from gr_jax.config.overrides import override_all
+from gr_jax.config import Config, ConfigError
 from gr_jax.data.batches.splits import Split
-from gr_jax.training.console import metrics_table, not_beaten_line, repeats_line, say
+from gr_jax.training.console import cold_line, metrics_table, not_beaten_line, repeats_line, say
 from gr_jax.training.objective import objective_of
 from gr_jax.training.result import baselines_of
 from gr_jax.training.retrieval import rank_file
@@ -42,10 +41,11 @@ def main(argv: list[str]) -> int:
             raise ConfigError("--against compares the tests of two runs: give --workdir beside it")
         return _compare(args.workdir, args.against, only_json=args.json)
 
+    if args.ranks is not None and not args.ranks.absolute().parent.is_dir():
+        raise ConfigError(f"--ranks={args.ranks}: there is no folder {args.ranks.parent}")
     run, params = open_trained(args.workdir)
     if args.at:
-        config = override_all(run.config, {"evaluate.at": f"({args.at},)"})
-        run = dataclasses.replace(run, config=config)
+        run = dataclasses.replace(run, config=_with_own_k(run.config, args.at))
     objective = objective_of(run)
     result = objective.evaluate(params, args.split, ranks=args.ranks)
     say(json.dumps(result, indent=2))
@@ -55,9 +55,19 @@ def main(argv: list[str]) -> int:
             metrics_table({args.split: result, **baselines}, objective.shown),
             not_beaten_line(result, baselines),
             repeats_line(result, args.split),
+            cold_line(result, args.split),
         ]
         print("\n".join(line for line in lines if line), file=sys.stderr)
     return 0
+
+
+def _with_own_k(config: Config, text: str) -> Config:
+    """The config with the numbers of --at as `evaluate.at`."""
+    try:
+        at = tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--at={text}: expected whole numbers such as 5,20") from None
+    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, at=at))
 
 
 def _compare(workdir: Path, other: Path, *, only_json: bool) -> int:

@@ -34,6 +34,17 @@ def test_further_k_and_the_rank_of_every_user_are_told(finished, tmp_path, capsy
     assert f"{found['hr@5']:.4f}" in line
 
 
+def test_mistakes_in_what_is_asked_for_are_told_before_anything_is_computed(finished, tmp_path):
+    missing = tmp_path / "no" / "ranks.parquet"
+    for flag, said in (
+        (f"--ranks={missing}", f"there is no folder {missing.parent}"),
+        ("--at=five", "--at=five: expected whole numbers such as 5,20"),
+        ("--at=0", r"config.evaluate.at=\(0,\): must be a tuple of whole numbers of at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            evaluate.main([f"--workdir={finished}", flag])
+
+
 def test_a_run_is_compared_with_another_user_by_user(finished, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
@@ -86,6 +97,8 @@ def test_a_run_with_a_split_by_time_is_trained_judged_and_reported(config_file, 
     assert sum(parts) == asked and 0 < test["coverage@10"] <= 1 and test["novelty@10"] > 0
     assert result["baselines"]["popularity"].keys() >= {"hr@5", "cold", "ndcg@10/se"}
 
-    table = tables.results(records.read([tmp_path]))
-    assert {"hr@5", "ndcg@5", "coverage@10", "novelty@10"} <= set(table.head)
-    assert "evaluate.split=time" in tables.title(records.read([tmp_path])[0])
+    [record] = records.read([tmp_path])
+    further = tables.further_results([record])
+    assert {"hr@5", "ndcg@5"} <= set(further["At other K"].head)
+    assert {"coverage@10", "novelty@10", "cold"} <= set(further["Beyond accuracy"].head)
+    assert "evaluate.split=time" in tables.title(record)

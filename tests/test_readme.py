@@ -3,6 +3,7 @@
 The tutorial as a whole is run by experiments/newcomer.py.
 """
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gr_jax
 from gr_jax import train
 from gr_jax.config import Config, files
 from gr_jax.config.overrides import leaves, override_all
@@ -32,6 +34,9 @@ FIELD = re.compile(
 )
 FILE = re.compile(r"[`( ]((?:[\w.]+/)*\w+\.(?:py|json|sh|md))(?:[`:) ,]|$)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
+SIZES = {"width": 8, "num_blocks": 1, "num_heads": 1, "qk_width": 4, "v_width": 4}
+SMALL = {f"model.{name}": size for name, size in SIZES.items()}
+SMALL |= {"train.steps": 2, "mesh.data": 1}
 MADE = (
     "best.py",
     "config.json",
@@ -82,9 +87,7 @@ def trained(checkout) -> Path:
     for user in range(40, 56):
         items = [1193, 661, 2355, *rng.integers(3000, 3020, 9)]
         lines += [f"{user},{item},{978_300_000 + 50 * i}" for i, item in enumerate(items)]
-    sizes = ("width=8", "num_blocks=1", "num_heads=1", "qk_width=4", "v_width=4")
-    small = [f"--config.model.{size}" for size in sizes]
-    small += ["--config.train.steps=2", "--config.mesh.data=1", "--report=false"]
+    small = [*(f"--config.{name}={value}" for name, value in SMALL.items()), "--report=false"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(checkout)
         Path("clicks.csv").write_text("\n".join(lines) + "\n")
@@ -193,6 +196,7 @@ def test_text_is_at_most_100_columns_wide():
     "name",
     [
         "README.md",
+        "docs/index.md",
         "docs/own_log.md",
         "docs/ranking.md",
         "docs/serving.md",
@@ -203,6 +207,7 @@ def test_text_is_at_most_100_columns_wide():
 def test_the_python_of_a_page_runs(name, trained, monkeypatch):
     """Its blocks in order, as one program."""
     monkeypatch.chdir(trained)
+    monkeypatch.setattr(gr_jax, "fit", functools.partial(gr_jax.fit, **SMALL), raising=False)
     blocks = PYTHON.findall((ROOT / name).read_text())
     assert blocks
     names: dict = {}

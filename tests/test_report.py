@@ -63,12 +63,12 @@ def test_training_ends_with_a_page_that_needs_nothing_else(trained):
         and "url(" not in page.replace("url(#", "")
     )
     results = section(page, "Results")
-    for word in ("hr@10", "valid", "test", "popularity"):
+    for word in ("hr@10", "valid", "test", "popularity", "±", "coverage@10", "hr@10 head"):
         assert word in results
     headings = re.findall(r"<h3>(.*?)</h3>", section(page, "Curves"))
     assert [heading.split(",")[0] for heading in headings] == [
         "Loss",
-        "By length of the history",
+        "By length of the history and by popularity",
         "Validation",
         "Speed of training",
         "Attention bias as learned",

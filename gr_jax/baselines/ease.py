@@ -6,12 +6,13 @@ Steck 2019, "Embarrassingly shallow autoencoders for sparse data".
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from scipy import sparse
 from scipy.linalg import get_lapack_funcs
 
-from gr_jax.baselines.questions import Questions, dense_ranks
+from gr_jax.baselines.questions import DenseScores
 
+MANY_ITEMS = 5000  # seconds for each penalty
 MOST_ITEMS = 15_000  # two tables of 0.9 GB, and 20 seconds on two cores for each penalty
 
 
@@ -40,6 +41,6 @@ def weights(had: sparse.csr_array, penalty: float) -> Float32[np.ndarray, "X1 X1
     return table
 
 
-def ranks(questions: Questions, table: Float32[np.ndarray, "X1 X1"]) -> Float[np.ndarray, " Q"]:
-    """Ranks of the held-out items by the sum of the weights from the items of the history."""
-    return dense_ranks(questions, lambda part: part.histories() @ table)
+def scores(table: Float32[np.ndarray, "X1 X1"]) -> DenseScores:
+    """Scores by the sum of the weights from the items of the history."""
+    return DenseScores(lambda part: part.histories() @ table)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 from scipy import sparse
 
-from gr_jax.baselines.questions import Questions, dense_ranks, sparse_ranks
+from gr_jax.baselines.questions import DenseScores, Scores, SparseScores
 
 PAIRS = 2 * 10**9  # of items that users had together: a quarter of a minute on one core
 NEIGHBOURS = 10**8  # entries of the similarities in memory, 0.8 GB for each shrinkage
@@ -51,19 +50,17 @@ def similarities(
     return [sparse.csr_array(sparse.vstack(kept, format="csr")) for kept in blocks]
 
 
-def ranks(
-    questions: Questions, similar: sparse.csr_array, recency: float
-) -> Float[np.ndarray, " Q"]:
-    """Ranks of the held-out items by the sum of similarities to the history.
+def scores(similar: sparse.csr_array, recency: float) -> Scores:
+    """Scores by the sum of similarities to the items of the history.
 
     The similarity to an item k events before the last one counts `recency ** k`.
     """
-    width = questions.num_items + 1
+    width = similar.shape[0]
     if width <= DENSE_ITEMS and similar.nnz > 0.05 * width * width:
         table = similar.toarray()
-        return dense_ranks(questions, lambda part: part.histories(recency).toarray() @ table)
+        return DenseScores(lambda part: part.histories(recency).toarray() @ table)
     score = lambda part: sparse.csr_array(part.histories(recency) @ similar, dtype=np.float64)
-    return sparse_ranks(questions, np.zeros(width), score, block=1024)
+    return SparseScores(np.zeros(width), score, block=1024)
 
 
 def _fewer_users(had: sparse.csr_array, seed: int) -> sparse.csr_array:

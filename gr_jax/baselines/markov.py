@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import sparse
 
-from gr_jax.baselines.questions import Questions, sparse_ranks
+from gr_jax.baselines.questions import SparseScores
 from gr_jax.data.batches.splits import TrainingLog
 
 POPULARITY = 1e-4  # of a count: it decides among items that never followed, and ties
@@ -22,9 +22,6 @@ def transitions(log: TrainingLog) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(follows)), pair), shape=shape)
 
 
-def ranks(
-    questions: Questions, following: sparse.csr_array, popularity: Float[np.ndarray, " X1"]
-) -> Float[np.ndarray, " Q"]:
-    """Ranks of the held-out items by transitions from the last item, then by popularity."""
-    score = lambda part: following[part.item[part.target - 1]]
-    return sparse_ranks(questions, POPULARITY * popularity, score)
+def scores(following: sparse.csr_array, popularity: Float[np.ndarray, " X1"]) -> SparseScores:
+    """Scores by transitions from the last item of the history, then by popularity."""
+    return SparseScores(POPULARITY * popularity, lambda part: following[part.item[part.target - 1]])

@@ -1,8 +1,9 @@
-"""What baselines are asked: the held-out events of a split, and the ranks of their items."""
+"""What baselines are asked: the held-out events of a split, the ranks of their items, and lists."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import sparse
 
 from gr_jax.data.batches.packing import token_index
 
+GROUP = 64  # scores of which the maximum is looked at first
 SCORES = 1 << 24  # scores of one block of questions that are in memory at a time
 
 
@@ -58,66 +60,112 @@ class Questions(NamedTuple):
             )
 
 
-def sparse_ranks(
-    questions: Questions,
-    base: Float[np.ndarray, " X1"],
-    score: Callable[[Questions], sparse.csr_array],
-    *,
-    block: int = 4096,
-) -> Float[np.ndarray, " Q"]:
-    """Ranks of the held-out items by `base` of an item plus a sparse score of question and item.
+@dataclass(frozen=True)
+class SparseScores:
+    """Scores by `base` of an item plus a sparse score of question and item.
 
-    Costs what the sparse scores have entries, whatever the size of the catalogue.
-
-    Args:
-      questions: the held-out events.
-      base: a score for each item id that is the same for all questions.
-      score: questions -> [Q, X + 1], float64, of which most entries are absent: 0.
-      block: questions whose scores are in memory at a time.
-
-    Returns:
-      Ranked items that score at least as high as the held-out one, itself included; inf where it
-      is among the items that are not ranked.
+    Ranks cost what the sparse scores have entries, whatever the size of the catalogue.
     """
-    in_order = np.sort(base[1:])
-    ranks = [np.zeros(0)]
-    for part in questions.blocks(block):
-        scores, asked = score(part).tocoo(), part.asked
-        owner, item, value = scores.row.astype(np.int64), scores.col.astype(np.int64), scores.data
-        target_score = base[asked]
-        found = item == asked[owner]
-        target_score[owner[found]] = base[asked[owner[found]]] + value[found]
 
-        # By the base alone; then the difference that the sparse scores make, and what is removed.
-        rank = len(in_order) - np.searchsorted(in_order, target_score).astype(np.float64)
-        by_base = base[item] >= target_score[owner]
-        by_both = base[item] + value >= target_score[owner]
-        removed_owner, removed_item = part.removed()
-        width = len(base)
-        gone = _is_in(owner * width + item, removed_owner * width + removed_item)
-        change = np.where(gone, 0, by_both.astype(np.int64) - by_base)
-        rank += np.bincount(owner, change, minlength=len(asked))
-        above = base[removed_item] >= target_score[removed_owner]
-        rank -= np.bincount(removed_owner[above], minlength=len(asked))
-        rank[removed_owner[removed_item == asked[removed_owner]]] = np.inf
-        ranks.append(rank)
-    return np.concatenate(ranks)
+    base: Float[np.ndarray, " X1"]  # of each item id, the same for all questions
+    # questions -> [Q, X + 1], float64, of which most entries are absent: 0
+    score: Callable[[Questions], sparse.csr_array]
+    block: int = 4096  # questions whose scores are in memory at a time
+
+    def dense(self, part: Questions) -> Float[np.ndarray, "Q X1"]:
+        """The score of every question and item."""
+        return self.score(part).toarray() + self.base
+
+    def ranks(self, questions: Questions) -> Float[np.ndarray, " Q"]:
+        """Ranked items that score at least as high as the held-out one, itself included.
+
+        inf where it is among the items that are not ranked.
+        """
+        base, in_order = self.base, np.sort(self.base[1:])
+        ranks = [np.zeros(0)]
+        for part in questions.blocks(self.block):
+            scores, asked = self.score(part).tocoo(), part.asked
+            owner, item, value = (
+                scores.row.astype(np.int64),
+                scores.col.astype(np.int64),
+                scores.data,
+            )
+            target_score = base[asked]
+            found = item == asked[owner]
+            target_score[owner[found]] = base[asked[owner[found]]] + value[found]
+
+            # By the base alone; then the difference that the sparse scores make, and what is
+            # removed.
+            rank = len(in_order) - np.searchsorted(in_order, target_score).astype(np.float64)
+            by_base = base[item] >= target_score[owner]
+            by_both = base[item] + value >= target_score[owner]
+            removed_owner, removed_item = part.removed()
+            width = len(base)
+            gone = _is_in(owner * width + item, removed_owner * width + removed_item)
+            change = np.where(gone, 0, by_both.astype(np.int64) - by_base)
+            rank += np.bincount(owner, change, minlength=len(asked))
+            above = base[removed_item] >= target_score[removed_owner]
+            rank -= np.bincount(removed_owner[above], minlength=len(asked))
+            rank[removed_owner[removed_item == asked[removed_owner]]] = np.inf
+            ranks.append(rank)
+        return np.concatenate(ranks)
 
 
-def dense_ranks(
-    questions: Questions, score: Callable[[Questions], Float32[np.ndarray, "Q X1"]]
-) -> Float[np.ndarray, " Q"]:
-    """Ranks of the held-out items by a score of every question and item, as `sparse_ranks`."""
-    ranks = [np.zeros(0)]
+@dataclass(frozen=True)
+class DenseScores:
+    """Scores of every question and item."""
+
+    dense: Callable[[Questions], Float32[np.ndarray, "Q X1"]]
+
+    def ranks(self, questions: Questions) -> Float[np.ndarray, " Q"]:
+        """Ranks of the held-out items, as those of `SparseScores`."""
+        ranks = [np.zeros(0)]
+        for part in questions.blocks(max(1, SCORES // (questions.num_items + 1))):
+            scores, asked = self.dense(part), part.asked
+            target_score = np.take_along_axis(scores, asked[:, None], axis=1)
+            owner, item = part.removed()
+            scores[owner, item] = -np.inf
+            rank = (scores[:, 1:] >= target_score).sum(1).astype(np.float64)
+            rank[owner[item == asked[owner]]] = np.inf
+            ranks.append(rank)
+        return np.concatenate(ranks)
+
+
+Scores = SparseScores | DenseScores
+
+
+def best_items(questions: Questions, scores: Scores, k: int = 10) -> Int[np.ndarray, "Q {k}"]:
+    """The k ranked items with the highest scores, best first; 0 where there are fewer.
+
+    Costs questions times catalogue.
+    """
+    best = [np.zeros((0, k), np.int64)]
     for part in questions.blocks(max(1, SCORES // (questions.num_items + 1))):
-        scores, asked = score(part), part.asked
-        target_score = np.take_along_axis(scores, asked[:, None], axis=1)
+        score = scores.dense(part)
         owner, item = part.removed()
-        scores[owner, item] = -np.inf
-        rank = (scores[:, 1:] >= target_score).sum(1).astype(np.float64)
-        rank[owner[item == asked[owner]]] = np.inf
-        ranks.append(rank)
-    return np.concatenate(ranks)
+        score[owner, item] = -np.inf
+        score[:, 0] = -np.inf
+        # The k best are in the k groups with the highest maxima: most scores are only looked at.
+        apart = score.shape[1] // GROUP  # columns between the members of a group
+        rest = np.arange(apart * GROUP, score.shape[1])
+        maxima = score[:, : apart * GROUP].reshape(len(score), GROUP, apart).max(1)
+        group = _largest(maxima, k)
+        near = (group[:, :, None] + apart * np.arange(GROUP)).reshape(len(score), -1)
+        near = np.hstack([near, np.broadcast_to(rest, (len(score), len(rest)))])
+        value = np.take_along_axis(score, near, axis=1)
+        top = _largest(value, k)
+        ids, value = (np.take_along_axis(table, top, axis=1) for table in (near, value))
+        order = np.lexsort((ids, -value), axis=1)
+        ids = np.take_along_axis(np.where(value > -np.inf, ids, 0), order, axis=1)
+        best.append(np.pad(ids, ((0, 0), (0, k - ids.shape[1]))))
+    return np.concatenate(best)
+
+
+def _largest(values: Float[np.ndarray, "Q n"], k: int) -> Int[np.ndarray, "Q m"]:
+    """Columns of the k largest values of each row, in any order; all if there are fewer."""
+    if values.shape[1] <= k:
+        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    return np.argpartition(values, -k, axis=1)[:, -k:]
 
 
 def _ranges(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ SPANS = {
     "1 day": 86400,
     "1 month": 2629746,
     "1 year": 31556952,
+}
+GROUPS = {  # by the names of their metrics: what distinguishes them
+    "history": "events of the user before",
+    "popularity": "popularity of the item that came",
 }
 STYLE: Any = {
     "axes.grid": True,
@@ -93,7 +98,7 @@ def draw(records: Sequence[Record], biases: Mapping[str, Bias], folder: Path) ->
             suffix = f"-{number + 1}" if number else ""
             figures += [
                 _loss(group, colour, folder, suffix),
-                _by_history(group, colour, folder, suffix),
+                _by_group(group, colour, folder, suffix),
                 _metrics(group, colour, folder, suffix),
             ]
         figures.append(_speed(records, colour, folder))
@@ -183,54 +188,59 @@ def _metrics(
     return drawing.finish(folder, f"Validation, {title(records[0])}", caption)
 
 
-def _by_history(
+def _by_group(
     records: Sequence[Record], colour: Mapping[str, str], folder: Path, suffix: str
 ) -> Figure | None:
+    """The metrics of the groups of users or labels that are evaluated apart."""
     metrics = [f"ne/{task}" for task in records[0].tasks if task != "rating"] or ["hr@10"]
-    found = {(r.name, m): _buckets(r.evaluated[1], m) for r in records for m in metrics}
-    metrics = [m for m in metrics if any(found[r.name, m] for r in records)]
-    if not metrics:
+    panels = {}
+    for metric, kind in itertools.product(metrics, GROUPS):
+        found = {r.name: _groups(r.evaluated[1], f"{metric}/{kind}_") for r in records}
+        if any(found.values()):
+            panels[metric, kind] = found
+    if not panels:
         return None
-    drawing = Drawing(f"history{suffix}", len(metrics))
-    for panel, metric in zip(drawing.panels, metrics, strict=True):
-        runs = [r for r in records if found[r.name, metric]]
-        buckets = sorted({b for r in runs for b in found[r.name, metric]}, key=_first_of)
+    drawing = Drawing(f"history{suffix}", len(panels))
+    for panel, ((metric, kind), found) in zip(drawing.panels, panels.items(), strict=True):
+        runs = [r for r in records if found[r.name]]
+        groups = sorted({b for r in runs for b in found[r.name]}, key=_first_of)
         width = 0.8 / len(runs)
         for i, run in enumerate(runs):
-            values = found[run.name, metric]
+            values = found[run.name]
             at = [
-                n + (i - (len(runs) - 1) / 2) * width for n, b in enumerate(buckets) if b in values
+                n + (i - (len(runs) - 1) / 2) * width for n, b in enumerate(groups) if b in values
             ]
             label = run.name if run.result is not None else f"{run.name}, {run.evaluated[0]}"
-            panel.bar(
-                at,
-                [values[b] for b in buckets if b in values],
-                width,
-                color=colour[run.name],
-                label=label,
-            )
-        panel.set_xticks(range(len(buckets)), buckets, rotation=25)
+            bars = [values[b] for b in groups if b in values]
+            panel.bar(at, bars, width, color=colour[run.name], label=label)
+        queries = _groups(runs[0].evaluated[1], f"queries/{kind}_")
+        names = [f"{b}\n{queries[b]:,.0f}" if b in queries else b for b in groups]
+        panel.set_xticks(range(len(groups)), names, fontsize=6 if len(groups) > 5 else 8)
         panel.grid(axis="x", visible=False)
-        panel.set(title=metric, xlabel="events of the user before")
+        panel.set(title=metric, xlabel=GROUPS[kind])
         if len(records) > 1:  # room for the legend
             panel.set_ylim(top=panel.get_ylim()[1] * (1 + 0.1 * len(runs)))
     _legend(drawing.panels[0], records)
     caption = "On the test part, or on the last validation of a run that is not finished."
+    about = "By length of the history" + " and by popularity" * (not records[0].tasks)
     if records[0].tasks:
         caption += " NE of a bucket is relative to the rate of the bucket; lower is better."
-    return drawing.finish(folder, f"By length of the history, {title(records[0])}", caption)
+    else:
+        caption += " Under each group the users in it."
+    return drawing.finish(folder, f"{about}, {title(records[0])}", caption)
 
 
-def _buckets(values: Json, metric: str) -> dict[str, float]:
-    """Values of `metric/history_*` by the bucket."""
-    start = f"{metric}/history_"
+def _groups(values: Json, start: str) -> dict[str, float]:
+    """Values of the names that begin so, by what follows."""
     return {
         name.removeprefix(start): value for name, value in values.items() if name.startswith(start)
     }
 
 
-def _first_of(bucket: str) -> int:
-    return int(bucket.rstrip("+").partition("-")[0])
+def _first_of(group: str) -> int:
+    """A number that sorts the groups of a kind."""
+    parts = ("head", "mid", "tail")
+    return parts.index(group) if group in parts else int(group.rstrip("+").partition("-")[0])
 
 
 def _speed(records: Sequence[Record], colour: Mapping[str, str], folder: Path) -> Figure | None:

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gr_jax.data.dataset import Dataset
+from gr_jax.serving.answer import Item
 from gr_jax.serving.load import trained_model
-from gr_jax.serving.model import Item, TrainedModel
+from gr_jax.serving.model import TrainedModel
 from gr_jax.training.run import open_trained
 from pallas_kernels.bucket_ranges import bucket_limits
 

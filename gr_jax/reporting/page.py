@@ -22,10 +22,13 @@ table { border-collapse: collapse; font-size: .85rem; margin: .4rem 0; }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #eee;
   font-variant-numeric: tabular-nums; }
 th { border-bottom: 2px solid #ccc; white-space: nowrap; }
-th.word, td.word { text-align: left; overflow-wrap: anywhere; }
+th.word, td.word { text-align: left; overflow-wrap: anywhere; min-width: 4.5rem; }
+td { white-space: nowrap; } td.word { white-space: normal; }
 td.best { font-weight: 700; }
 svg { max-width: 100%; height: auto; }
 .figures { display: flex; flex-wrap: wrap; gap: 0 2rem; } .figures p.note { max-width: 24rem; }
+.figures > div { max-width: 100%; overflow-x: auto; }
+@media (max-width: 600px) { .figures svg { max-width: none; } }
 .users { display: grid; grid-template-columns: repeat(auto-fit, minmax(310px, 1fr)); gap: 1rem; }
 .user { border: 1px solid #ddd; border-radius: 6px; padding: .6rem .9rem; font-size: .85rem; }
 .user table { width: 100%; font-size: inherit; }

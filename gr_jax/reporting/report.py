@@ -46,6 +46,8 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
         if len(groups) > 1:
             results.append(page.heading(tables.title(group[0])))
         results.append(page.table(tables.results(group)))
+        for name, table in tables.further_results(group).items():
+            results += [page.heading(name), page.table(table)]
     samples = []
     for name, seen in found.items():
         if len(runs) > 1:

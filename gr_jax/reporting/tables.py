@@ -10,10 +10,12 @@ from gr_jax.config import Config
 from gr_jax.config.objective import MOMENTS
 from gr_jax.config.overrides import comments, leaves
 from gr_jax.reporting.records import Json, Record
+from gr_jax.training.console import with_error
 from gr_jax.training.ranking.metrics import metric_names
 from gr_jax.training.retrieval import objective as retrieval
 
 LOWER_IS_BETTER = ("ne", "mse", "log_loss", "log_perplexity")
+NEITHER = ("repeats", "cold")  # of the log, not of the model
 NEAREST_TO_ONE = ("calibration",)
 SPEED = (
     "Medians of the training reports. Fill: real tokens per token computed."
@@ -78,30 +80,44 @@ def title(record: Record) -> str:
     )
 
 
-def shown(record: Record) -> tuple[str, ...]:
-    """Names of the metrics in a table of this kind of run."""
-    return metric_names(record.tasks) if record.tasks else retrieval.shown(record.config)
-
-
 def results(records: Sequence[Record]) -> Table:
     """Metrics of runs of one kind on their splits, and of the baselines on the test split."""
+    tasks = records[0].tasks
+    return _results(records, metric_names(tasks) if tasks else retrieval.SHOWN)
+
+
+def further_results(records: Sequence[Record]) -> dict[str, Table]:
+    """More tables of runs of one kind by their headings: own K, and what is beyond accuracy.
+
+    A table for which there are no values is left out.
+    """
+    if records[0].tasks:
+        return {}
+    own = dict.fromkeys(name for r in records for name in retrieval.own_metrics(r.config))
+    found = {
+        "At other K": _results(records, tuple(own)),
+        "Beyond accuracy": _results(records, retrieval.BEYOND),
+    }
+    return {name: table for name, table in found.items() if len(table.head) > 2}
+
+
+def _results(records: Sequence[Record], metrics: Sequence[str]) -> Table:
     rows: list[tuple[str, str, Json]] = []  # (run, split, values)
     for record in records:
         if record.result is None:
-            split, values = record.evaluated
+            split, line = record.evaluated
+            values = {name: value for name, value in line.items() if isinstance(value, float)}
             rows.append((record.name, f"{split or 'no validation yet'} (not finished)", values))
         else:
             rows += [(record.name, split, record.result[split]) for split in ("valid", "test")]
     rows += _baselines(records)
     # A metric that the labels leave undefined has no column.
     defined = {name for *_, values in rows for name in values}
-    metrics = tuple(name for name in shown(records[0]) if name in defined or not defined)
-
-    cells = (
-        tuple(f"{values[m]:.4f}" if m in values else "" for m in metrics) for *_, values in rows
-    )
+    metrics = [name for name in metrics if name in defined or not defined]
+    cells = (tuple(with_error(values, name) for name in metrics) for *_, values in rows)
     table = tuple((name, split, *line) for (name, split, _), line in zip(rows, cells, strict=True))
-    return Table(("run", "split", *metrics), table, 2, _best(metrics, rows))
+    head = (name.replace("/popularity_", " ") for name in metrics)
+    return Table(("run", "split", *head), table, 2, _best(metrics, rows))
 
 
 def _baselines(records: Sequence[Record]) -> list[tuple[str, str, Json]]:
@@ -130,7 +146,7 @@ def _best(
     tests, found = [(i, values) for i, (_, split, values) in enumerate(rows) if split == "test"], []
     for column, metric in enumerate(metrics):
         having = [(_cost(metric, values[metric]), i) for i, values in tests if metric in values]
-        if len(having) > 1:
+        if len(having) > 1 and metric not in NEITHER:
             found.append((min(having)[1], 2 + column))
     return frozenset(found)
 

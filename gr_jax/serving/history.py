@@ -245,7 +245,7 @@ def sequences(
         if dataset.events.action is None
         else column("action", [0] * len(histories), np.int32),
         rating=None if dataset.events.rating is None else np.zeros(offsets[-1], np.float32),
-        **_known(dataset.events, user),
+        **known_of(dataset.events, user),
     )
     visible = np.minimum(lengths, max_length)
     begin = asked - visible
@@ -254,7 +254,7 @@ def sequences(
     return events, Spans(number, offsets[:-1], begin, length)
 
 
-def _known(log: Events, user: Int[np.ndarray, " B"]) -> dict[str, Any]:
+def known_of(log: Events, user: Int[np.ndarray, " B"]) -> dict[str, Any]:
     """Columns of features and series of these users of the log; empty where a user is -1."""
     is_user, index, known = user >= 0, np.maximum(user, 0), {}
     if log.user_features is not None:

@@ -73,7 +73,10 @@ def trained_model(
     reader = HistoryReader.of(run.config, run.dataset, newer)
     left_out = left_out_events(run.config)
     version = version_of(run, params)
-    return TrainedModel(run.dataset, reader, answerer, left_out=left_out, version=version)
+    trained = run, params
+    return TrainedModel(
+        run.dataset, reader, answerer, left_out=left_out, trained=trained, version=version
+    )
 
 
 def version_of(run: Run, params: dict) -> str:

@@ -2,57 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, cast, no_type_check, overload
+from collections.abc import Iterable, Sequence
+from typing import cast, no_type_check, overload
 
 import numpy as np
-from jaxtyping import Int32, Int64
 
 from gr_jax.config import Config
-from gr_jax.data.dataset import Dataset
-from gr_jax.errors import shown
-from gr_jax.serving.history import (
-    AtTime,
-    Event,
-    HistoryReader,
-    RawEvent,
-    RawId,
-    RequestError,
-    in_list,
-    is_batch,
-)
-from gr_jax.serving.query import Answerer, Cache, Query, Scored
+from gr_jax.serving.answer import Answer, Item
+from gr_jax.serving.history import AtTime, Event, RawEvent, RawId, RequestError, in_list, is_batch
+from gr_jax.serving.many import ModelOfMany
+from gr_jax.serving.popular import Source, answer_all
+from gr_jax.serving.query import Cache, Query, Scored
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """An item of an answer."""
-
-    item: str  # raw id
-    title: str | None
-    # retrieval: cosine; ranking: prediction of the task that orders; popularity: share of events
-    score: float
-    tasks: dict[str, float] | None = None  # ranking: the prediction for each task
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """Items, best first, or in the order of the candidates."""
-
-    items: tuple[Item, ...]
-    source: Literal["model", "popularity"]  # popularity: no item of the history is known
-    skipped: int  # events of the history whose item the catalogue does not have
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
-class TrainedModel:
+class TrainedModel(ModelOfMany):
     """A trained model. Calls may come from several threads; one at a time is computed fastest.
 
     Attributes:
@@ -61,38 +24,10 @@ class TrainedModel:
       version: a short hash of what the answers depend on, told with them when served.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        reader: HistoryReader,
-        answerer: Answerer,
-        *,
-        left_out: int | None,
-        version: str = "",
-    ):
-        """`left_out`: as of `left_out_events`, unless a request says otherwise."""
-        self.dataset, self.reader, self.answerer = dataset, reader, answerer
-        self.left_out, self.version = left_out, version
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Labels that ranking predicts, in order; () in retrieval."""
-        return self.answerer.tasks
-
     @property
     def cache(self) -> Cache | None:
         """The cache of histories; None if there is none."""
         return self.answerer.cache
-
-    @functools.cached_property
-    def popularity(self) -> Int64[np.ndarray, " X1"]:
-        """Events of each item in the log; of the padding 0."""
-        return np.bincount(self.dataset.events.item, minlength=self.dataset.num_items + 1)
-
-    @functools.cached_property
-    def _by_popularity(self) -> Int32[np.ndarray, " X"]:
-        """The items, the most frequent first, of equal ones the smaller id."""
-        return (np.argsort(-self.popularity[1:], kind="stable") + 1).astype(np.int32)
 
     def history(self, user: RawId) -> list[Event]:
         """The history of a user of the log as (item, time, actions).
@@ -272,22 +207,14 @@ class TrainedModel:
           RequestError: the request cannot be answered, in one line.
           ConfigError: there is no history, and the log has no such user.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise RequestError(f"k={shown(k)}: must be an integer of at least 1")
-        if task != "" and task not in self.tasks:
-            known = ", ".join(self.tasks) or "none: it is a retrieval run"
-            raise RequestError(f"task={shown(task)}: the tasks are {known}")
-        if not isinstance(exclude_seen, bool | None):  # the text "false" would be true
-            raise RequestError(f"exclude_seen={shown(exclude_seen)}: must be True, False or None")
+        number, last = self._checked(k, exclude_seen, task)
         if history is None:
             read = self.reader.of_log("" if user is None else user, at_time=at_time)
         else:
             read = self.reader.history(history, at_time=at_time, user=user)
-        number = self.tasks.index(task) if task else 0
         if candidates is not None:
             return Query(read, task=number, candidates=self.reader.items(candidates, "candidates"))
         removed = self.reader.items(deny, "deny", may_be_unknown=True)
-        last = {None: self.left_out, True: None, False: 0}[exclude_seen]
         seen = read.item if last is None else read.item[max(0, len(read) - last) :]
         removed = np.unique(np.concatenate([removed, seen]))
         allowed = None if allow is None else np.unique(self.reader.items(allow, "allow"))
@@ -296,30 +223,10 @@ class TrainedModel:
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """The answers to checked requests, computed together; each is what it would be alone."""
-        by_model = [i for i, query in enumerate(queries) if self.answerer.can_answer(query)]
-        computed = self.answerer.answer([queries[i] for i in by_model]) if by_model else []
-        scored = dict(zip(by_model, computed, strict=True))
-        return [
-            self._answer(query, scored[i], "model")
-            if i in scored
-            else self._answer(query, self._popular(query), "popularity")
-            for i, query in enumerate(queries)
-        ]
+        answers = answer_all(queries, self.answerer, self.popular)
+        return [self._answer(query, *one) for query, one in zip(queries, answers, strict=True)]
 
-    def _popular(self, query: Query) -> Scored:
-        ids = query.candidates
-        if ids is None:
-            ids = self._by_popularity
-            if query.allowed is not None:
-                ids = ids[np.isin(ids, query.allowed)]
-            ids = ids[: query.k + len(query.removed)]
-            ids = ids[~np.isin(ids, query.removed)][: query.k]
-        share = self.popularity[ids] / max(1, self.dataset.num_events)
-        return Scored(ids, share.astype(np.float32))
-
-    def _answer(
-        self, query: Query, scored: Scored, source: Literal["model", "popularity"]
-    ) -> Answer:
+    def _answer(self, query: Query, scored: Scored, source: Source) -> Answer:
         tasks: list[dict[str, float] | None] = [None] * len(scored.ids)
         if scored.predictions is not None:
             tasks = [dict(zip(self.tasks, row, strict=True)) for row in scored.predictions.tolist()]
@@ -338,7 +245,7 @@ class TrainedModel:
         """Compile everything that calls up to these sizes need, so that none waits for it."""
         self.answerer.warm_up(max_queries=max_queries, max_k=max_k, max_candidates=max_candidates)
         # Read now and not at the first request:
-        _ = self._by_popularity, self.dataset.catalogue.item_ids([""])
+        _ = self.popular.in_order, self.dataset.catalogue.item_ids([""])
 
     def description(self) -> str:
         """The kind of model and its size, in a line."""

@@ -22,6 +22,7 @@ from gr_jax.training.objective import Objective, is_out_of_patience, is_over, la
 from gr_jax.training.state import TrainState
 from gr_jax.training.tables.admission import Revision
 
+FEW = 0.01  # share of targets below which nothing is told
 LARGE = 0.1  # share of targets that are left out above which the line names the remedy
 
 
@@ -44,7 +45,7 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def say_late(what: str, seconds: float = 1.0) -> Callable[[str], None]:
+def say_late(what: str, seconds: float = 2.0) -> Callable[[str], None]:
     """`say` for the stages of `what`: those that begin when it has gone on for some time."""
     began = time.monotonic()
 
@@ -163,10 +164,19 @@ def repeats_line(result: dict[str, float], split: str) -> str:
     return line
 
 
+def cold_line(result: Mapping[str, float], split: str) -> str:
+    """Console line of the share of targets that no training event has; "" if there are few."""
+    share = result.get("cold", 0.0)
+    if share < FEW:
+        return ""
+    what = "are items that nobody had in training; only a model with data.item_features knows them"
+    return f"cold    {share:.1%} of the {split} targets {what}"
+
+
 def metrics_table(columns: Mapping[str, Mapping[str, float]], shown: Sequence[str]) -> str:
     """Table of the metrics of several columns, such as splits and baselines, by their names."""
     rows = [
-        (name, *(_value(column, name) for column in columns.values()))
+        (name, *(with_error(column, name) for column in columns.values()))
         for name in shown
         if any(name in column for column in columns.values())
     ]
@@ -178,8 +188,8 @@ def on_test(baselines: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[s
     return {f"{name} (test)": values for name, values in baselines.items()}
 
 
-def _value(metrics: Mapping[str, float], name: str) -> str:
-    """A metric, with its standard error where that is known."""
+def with_error(metrics: Mapping[str, float], name: str) -> str:
+    """A metric as text, with its standard error where that is known; "" where it is not there."""
     if name not in metrics:
         return ""
     error = f" ±{metrics[f'{name}/se']:.4f}" if f"{name}/se" in metrics else ""
@@ -200,6 +210,6 @@ def not_beaten_line(test: Mapping[str, float], baselines: Mapping[str, Mapping[s
     if sign * (ours - having[name]) > error:
         return ""
     return (
-        f"the model does not beat {name}: {metric} {_value(test, metric)} against"
+        f"the model does not beat {name}: {metric} {with_error(test, metric)} against"
         f" {having[name]:.4f}; what to try is in docs/own_log.md"
     )

@@ -17,6 +17,7 @@ from gr_jax.files import write_whole
 from gr_jax.training import processes
 from gr_jax.training.checkpoint import Checkpoints, Progress
 from gr_jax.training.console import (
+    cold_line,
     metrics_table,
     not_beaten_line,
     on_test,
@@ -96,9 +97,9 @@ def report(
     write_whole(path, json.dumps(result, indent=2) + "\n")
 
     say(metrics_table(results | on_test(baselines), objective.shown))
-    if line := not_beaten_line(results["test"], baselines):
-        say(line)
-    if line := repeats_line(results["test"], "test"):
+    test = results["test"]
+    notes = not_beaten_line(test, baselines), repeats_line(test, "test"), cold_line(test, "test")
+    for line in filter(None, notes):
         say(line)
     folder, seconds = run.workdir / "checkpoints", time.monotonic() - started
     say(f"best checkpoint: step {best_step} in {folder}; {seconds:.0f} s in all")

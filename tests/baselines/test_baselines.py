@@ -1,5 +1,7 @@
 """Baselines against dense computations on small random logs."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from gr_jax.baselines import compare, ease, item_knn, markov
-from gr_jax.baselines.questions import Questions, dense_ranks, sparse_ranks
+from gr_jax.baselines.questions import DenseScores, Questions, SparseScores, best_items
 from gr_jax.baselines.training_events import popularity, user_items
 from gr_jax.data.batches.splits import TrainingLog
 
@@ -67,11 +69,35 @@ def test_sparse_and_dense_ranks_are_those_of_counting_item_by_item(seed, held_ou
     base = rng.integers(0, 3, ITEMS + 1).astype(np.float64)
 
     rows = iter(np.split(scores, np.arange(2, len(scores), 2)))  # blocks of two questions
-    got = sparse_ranks(asked, base, lambda _: sparse.csr_array(next(rows)), block=2)
-    np.testing.assert_array_equal(got, brute_force(asked, scores + base))
+    by_rows = SparseScores(base, lambda _: sparse.csr_array(next(rows)), block=2)
+    np.testing.assert_array_equal(by_rows.ranks(asked), brute_force(asked, scores + base))
 
-    got = dense_ranks(asked, lambda _: (scores + base).astype(np.float32))
-    np.testing.assert_array_equal(got, brute_force(asked, scores + base))
+    dense = DenseScores(lambda _: (scores + base).astype(np.float32))
+    np.testing.assert_array_equal(dense.ranks(asked), brute_force(asked, scores + base))
+
+    whole = SparseScores(base, lambda _: sparse.csr_array(scores))
+    for found in (best_items(asked, dense, k=4), best_items(asked, whole, k=4)):
+        for q, row in enumerate(found):
+            gone = set(asked.item[asked.seen_from[q] : asked.target[q]].tolist())
+            left = {i: scores[q, i] + base[i] for i in range(1, ITEMS + 1) if i not in gone}
+            values = sorted(left.values(), reverse=True)[:4]
+            assert [left[i] for i in row.tolist() if i] == values, (
+                "any of equal items may be listed"
+            )
+            assert len(set(row[row > 0])) == len(values) and (row[len(values) :] == 0).all()
+
+
+def test_lists_of_a_larger_catalogue_are_those_of_sorting_all_scores():
+    rng = np.random.default_rng(0)
+    scores = rng.permuted(np.tile(np.arange(1001.0), (30, 1)), axis=1)  # without ties
+    item = rng.integers(1, 1001, 600).astype(np.int32)
+    first = np.arange(0, 600, 20)
+    asked = Questions(item, first, first, first + 19, 1000)
+    found = best_items(asked, DenseScores(lambda _: scores.astype(np.float32)))
+    for row, begin, of_user in zip(found, first, scores, strict=True):
+        gone = set(item[begin : begin + 19].tolist())
+        order = [int(i) for i in np.argsort(-of_user) if i and int(i) not in gone]
+        assert row.tolist() == order[:10]
 
 
 @given(seed=st.integers(0, 2**31), recency=st.sampled_from([1.0, 0.8]))
@@ -136,7 +162,7 @@ def test_markov_counts_what_came_next(seed):
     np.testing.assert_array_equal(following.toarray(), expected)
     asked, count = questions(offsets, item, 1), popularity(training(offsets, item))
     scores = expected[item[asked.target - 1]] + 1e-4 * count
-    assert markov.ranks(asked, following, count).tolist() == brute_force(asked, scores)
+    assert markov.scores(following, count).ranks(asked).tolist() == brute_force(asked, scores)
 
 
 def test_each_baseline_is_judged_with_the_settings_that_are_best_on_validation():
@@ -148,13 +174,34 @@ def test_each_baseline_is_judged_with_the_settings_that_are_best_on_validation()
     judged = compare.compare(log, valid, test, metric, told.append)
 
     assert list(judged) == ["popularity", "Markov", "item-kNN", "EASE"]
-    assert told == ["popularity", "Markov", "item-kNN", "EASE 1/3", "EASE 2/3", "EASE 3/3"]
-    for baseline in compare.learn_all(log, told.append):
-        best = judged[baseline.name]
-        assert metric(baseline.ranks(valid)) <= best.valid
+    knn = [f"item-kNN {number}/4" for number in (1, 2, 3, 4)]
+    assert told == ["popularity", "Markov", *knn, "EASE 1/3", "EASE 2/3", "EASE 3/3"]
+    for baseline in compare.all_baselines(log):
+        best, scores = judged[baseline.name], baseline.learn()
+        assert metric(scores.ranks(valid)) <= best.valid
         if baseline.settings == best.settings:
-            assert metric(baseline.ranks(valid)) == best.valid
-            np.testing.assert_array_equal(baseline.ranks(test), best.test)
+            assert metric(scores.ranks(valid)) == best.valid
+            np.testing.assert_array_equal(scores.ranks(test), best.test)
+            np.testing.assert_array_equal(best_items(test, scores), best.best)
+
+
+def test_of_a_large_catalogue_the_penalties_beyond_the_best_are_not_tried(monkeypatch):
+    offsets, item = random_log(5, users=40)
+    log, told = training(offsets, item), []
+    asked = questions(offsets, item, 1)
+    by_penalty = {100.0: 0.4, 250.0: 0.3, 500.0: 0.9}
+    learnt = lambda had, penalty: penalty
+    monkeypatch.setattr(ease, "weights", learnt)
+    rank_of = lambda table: SimpleNamespace(ranks=lambda _: np.array([by_penalty[table]]))
+    monkeypatch.setattr(ease, "scores", rank_of)
+    monkeypatch.setattr(compare, "LISTED", 0)
+    found = {}
+    for many in (ITEMS, ITEMS - 1):
+        monkeypatch.setattr(ease, "MANY_ITEMS", many)
+        told.clear()
+        judged = compare.compare(log, asked, asked, lambda ranks: float(ranks[0]), told.append)
+        found[many] = judged["EASE"].settings["lambda"], told[-1]
+    assert found == {ITEMS: (500, "EASE 3/3"), ITEMS - 1: (100, "EASE 2/3")}
 
 
 @pytest.mark.parametrize("dense_items", [0, 100])
@@ -164,4 +211,4 @@ def test_item_knn_ranks_alike_by_sparse_and_dense_tables(dense_items, monkeypatc
     [similar] = item_knn.similarities(user_items(training(offsets, item)), (0.0,))
     asked = questions(offsets, item, 1)
     scores = asked.histories(0.8).toarray().astype(np.float64) @ similar.toarray()
-    assert item_knn.ranks(asked, similar, 0.8).tolist() == brute_force(asked, scores)
+    assert item_knn.scores(similar, 0.8).ranks(asked).tolist() == brute_force(asked, scores)

@@ -5,8 +5,9 @@ import numpy as np
 
 from gr_jax.data.dataset import Catalogue, Dataset, Events
 from gr_jax.reporting import learned
+from gr_jax.serving.answer import Answer, Item
 from gr_jax.serving.history import Event
-from gr_jax.serving.model import Answer, Item, TrainedModel
+from gr_jax.serving.model import TrainedModel
 from pallas_kernels import time_bucket
 
 

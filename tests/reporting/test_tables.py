@@ -31,6 +31,17 @@ def test_the_best_test_value_of_each_metric_is_marked_and_a_shared_baseline_is_t
     ]
 
 
+def test_own_k_and_what_is_beyond_accuracy_have_tables_of_their_own():
+    config = override_all(Config(), {"evaluate.at": "(5, 10)"})
+    values = {"hr@10": 0.3, "hr@10/se": 0.01, "hr@5": 0.2, "coverage@10": 0.4, "cold": 0.1}
+    run = record("a", config, **{name.replace("@", "at"): x for name, x in values.items()})
+    assert tables.results([run]).rows[1] == ("a", "test", "0.3000 ±0.0100")
+    further = tables.further_results([run])
+    assert further["At other K"].head == ("run", "split", "hr@5")
+    assert further["Beyond accuracy"].head == ("run", "split", "coverage@10", "cold")
+    assert list(tables.further_results([record("b", hrat10=0.3)])) == []
+
+
 def test_calibration_is_best_near_one():
     data = DataConfig(actions=("click=click",))
     config = Config(data=data, ranking=RankingConfig(tasks=("click",)))
@@ -81,6 +92,9 @@ def test_runs_of_another_protocol_are_not_compared_and_their_headings_say_so():
         {"data.filter": "k_core"},
         {"data.filter": "k_core", "data.min_events": "9"},
         {"evaluate.exclude": "visible"},
+        {"evaluate.split": "time"},
+        {"evaluate.split": "time", "evaluate.test_from": "0.95"},
+        {"evaluate.split": "time", "evaluate.test_time": "2024-05-01"},
         {"evaluate.valid_users": "5"},
         LIKED,
         LIKED | redefined,

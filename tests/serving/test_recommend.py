@@ -22,15 +22,22 @@ def test_the_table_has_titles_ids_and_scores_of_what_load_recommends(retrieval, 
 
 def test_items_of_the_history_come_when_asked_for(retrieval, capsys):
     told = {}
-    for seen in ("judged", "true", "false"):
+    for seen in ("judged", "false", "true"):
         assert (
             recommend.main(
-                [f"--workdir={retrieval}", "--user=u3", "-k", "40", "--json", f"--seen={seen}"]
+                [
+                    f"--workdir={retrieval}",
+                    "--user=u3",
+                    "-k",
+                    "40",
+                    "--json",
+                    f"--exclude-seen={seen}",
+                ]
             )
             == 0
         )
         told[seen] = len(json.loads(capsys.readouterr().out)["items"])
-    assert told == {"judged": 26, "true": 40, "false": 26}
+    assert told == {"judged": 26, "false": 40, "true": 26}
 
 
 def test_json_holds_the_same(retrieval, capsys):
@@ -59,7 +66,7 @@ def test_json_holds_the_same(retrieval, capsys):
         (["--user=u3", "--k=0"], "k=0: must be an integer of at least 1"),
         (["--user=u3", "--task=liked"], "task='liked': the tasks are none"),
         (["--user=u3", "--at-time=5"], "at_time=5 is before the last event"),
-        ([], "--user=STR must be given"),
+        ([], "--user=ID, or --users=all.FILE"),
     ],
 )
 def test_a_mistake_is_one_line(retrieval, flags, told):

@@ -103,8 +103,11 @@ def moments_of(timestamp: Int[np.ndarray, " E"], evaluate: EvaluateConfig) -> tu
         ((timestamp >= test).any(), fields[1], "from it on, to test on"),
     ):
         if not has_events:
-            span = f"the log is from {day(timestamp.min())} to {day(timestamp.max())}"
-            raise ConfigError(f"config.evaluate.{field}: there is no event {which}; {span}")
+            first, last = (day(int(time)) for time in (timestamp.min(), timestamp.max()))
+            raise ConfigError(
+                f"config.evaluate.{field}: there is no event {which};"
+                f" the log is from {first} to {last}"
+            )
     return valid, test
 
 
@@ -128,4 +131,4 @@ def first_not_before(
 
 def day(moment: int) -> str:
     """A time as it is told: its day in UTC."""
-    return str(np.datetime64(int(moment), "s").astype("datetime64[D]"))
+    return str(np.datetime64(moment, "s").astype("datetime64[D]"))

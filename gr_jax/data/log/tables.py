@@ -34,7 +34,7 @@ def read(
       ConfigError: the file cannot be read; it lacks a column, or has it twice, or of a type whose
         text is no name.
     """
-    if _is_parquet(file):
+    if is_parquet(file):
         check_columns(file, columns(file), what)
         with _readable(file):
             frame = pl.read_parquet(file, columns=list(what))
@@ -53,7 +53,7 @@ def read(
 
 def columns(file: Path) -> list[str]:
     """Names of the columns; raises as `read`."""
-    if _is_parquet(file):
+    if is_parquet(file):
         with _readable(file):
             return list(pl.read_parquet_schema(file))
     with _plain(file) as plain:
@@ -93,7 +93,8 @@ def check_columns(
             raise ConfigError(f"{file}: no {purpose} {name!r}, only {shown[:500]}{did_you_mean}")
 
 
-def _is_parquet(file: Path) -> bool:
+def is_parquet(file: Path) -> bool:
+    """True by the name of a file or its first bytes."""
     with open(file, "rb") as content:
         return file.suffix == ".parquet" or content.read(4) == b"PAR1"
 
@@ -106,7 +107,7 @@ def _readable(file: Path) -> Iterator[None]:
     except pl.exceptions.NoDataError:
         raise ConfigError(f"{file}: empty file") from None
     except (pl.exceptions.PolarsError, OSError) as error:
-        kind = "Parquet" if _is_parquet(file) else "CSV"
+        kind = "Parquet" if is_parquet(file) else "CSV"
         raise ConfigError(
             f"{file}: not a readable {kind} file ({str(error).splitlines()[0][:120]})"
         ) from None

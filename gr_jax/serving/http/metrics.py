@@ -8,8 +8,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from gr_jax.serving.answer import Answer
 from gr_jax.serving.http.limits import Message, Receive, Send
-from gr_jax.serving.model import Answer
 from gr_jax.serving.query import Cache
 
 CLIENT_CLOSED = 499  # as nginx logs it: nobody was there any more to be answered

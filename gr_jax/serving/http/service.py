@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import polars as pl
 
 from gr_jax.errors import line_of, shortened, shown
+from gr_jax.serving.answer import Answer
 from gr_jax.serving.history import RequestError
 from gr_jax.serving.http import wire
 from gr_jax.serving.http.batching import Batcher
 from gr_jax.serving.http.limits import SMALL, Busy, Limits
 from gr_jax.serving.http.metrics import Metrics
-from gr_jax.serving.model import Answer, TrainedModel
+from gr_jax.serving.model import TrainedModel
 from gr_jax.serving.query import Cache, Query
 
 T = TypeVar("T")

@@ -15,7 +15,8 @@ from pydantic import (
 )
 
 from gr_jax.errors import shortened, shown
-from gr_jax.serving.model import Answer, TrainedModel
+from gr_jax.serving.answer import Answer
+from gr_jax.serving.model import TrainedModel
 from gr_jax.serving.moments import LAST_TIME, Moment, moment
 
 ItemId = Annotated[StrictStr | StrictInt, Field(description="raw id of the log, as text or number")]

@@ -36,11 +36,13 @@ def baselines(
     """
     asked, count = questions(test), popularity(log)
     judged = compare(log, questions(valid), asked, functools.partial(metrics.ndcg, k=10), tell)
-    return {
-        name: metrics.rank_means(found.test, at)
-        | beyond_accuracy.by_popularity(found.test, asked.asked, count)
-        for name, found in judged.items()
-    }
+    results = {}
+    for name, found in judged.items():
+        values = metrics.rank_means(found.test, at)
+        values |= beyond_accuracy.by_popularity(found.test, asked.asked, count)
+        lists = {} if found.best is None else beyond_accuracy.of_lists(found.best, count)
+        results[name] = values | lists
+    return results
 
 
 def questions(batches: EvaluationBatches) -> Questions:

@@ -19,6 +19,7 @@ from gr_jax.data.batches.splits import Split, TrainingLog, day, held_out, traini
 from gr_jax.training import processes
 from gr_jax.training.retrieval import evaluation, rank_file
 from gr_jax.training.retrieval.baselines import baselines
+from gr_jax.training.retrieval.beyond_accuracy import PARTS
 from gr_jax.training.retrieval.step import make_train_step
 from gr_jax.training.run import Run
 from gr_jax.training.speed import StepCost
@@ -26,13 +27,21 @@ from gr_jax.training.state import TrainState
 
 BEST = "ndcg@10"  # the validation metric that picks the checkpoint
 SHOWN = ("hr@10", "hr@50", "hr@200", "ndcg@10", "ndcg@200", "mrr", "log_perplexity")
-SHOWN_OF_LISTS = ("coverage@10", "novelty@10")
+BEYOND = (
+    *("coverage@10", "novelty@10", "repeats", "cold"),
+    *(f"hr@10/{part}" for part in PARTS),
+)
+
+
+def own_metrics(config: Config) -> tuple[str, ...]:
+    """The metrics that `evaluate.at` adds to those shown."""
+    added = (f"{metric}@{k}" for metric in ("hr", "ndcg") for k in sorted(set(config.evaluate.at)))
+    return tuple(name for name in added if name not in SHOWN)
 
 
 def shown(config: Config) -> tuple[str, ...]:
-    """The metrics of a table, those of `evaluate.at` behind the first ones."""
-    own = [f"{metric}@{k}" for metric in ("hr", "ndcg") for k in sorted(set(config.evaluate.at))]
-    return (*SHOWN, *(name for name in own if name not in SHOWN), *SHOWN_OF_LISTS)
+    """The metrics of the final table."""
+    return (*SHOWN, *own_metrics(config), *BEYOND[:2])
 
 
 class Retrieval:

@@ -64,7 +64,8 @@ def write(path: Path, found: UserRanks, catalogue: Catalogue) -> None:
         table.write_parquet(partial)
         os.replace(partial, path)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ConfigError(f"{path}: cannot be written: {reason}") from None
     finally:
         partial.unlink(missing_ok=True)
 
