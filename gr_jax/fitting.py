@@ -14,15 +14,16 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar, no_type_check
+from typing import TypeVar
 
 import narwhals as nw
 import polars as pl
 
+from gr_jax import folders
 from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.config.overrides import leaves, override_all
 from gr_jax.data.log import detect, frames
-from gr_jax.errors import shown
+from gr_jax.errors import shown, tells_types
 from gr_jax.serving.load import load
 from gr_jax.serving.model import TrainedModel
 from gr_jax.serving.tables import EVENTS, LOG_FOLDER
@@ -33,12 +34,15 @@ from gr_jax.training.workdir import has_begun
 from gr_jax.tuning.search import search
 
 ITEMS, PREPARED = "items.parquet", "prepared"  # in the folder of the log
+_BY_ARGUMENTS = {f"data.{name}" for name in "source path prepared item_file".split()} | {
+    f"data.{name}_column" for name in ("user", "item", "time")
+}
 _LENGTHS = ("data.max_length", "data.row_length")  # chosen together, after the log is known
 
 Override = str | int | float | bool | tuple[str, ...] | list[str]
 
 
-@no_type_check  # by the tests: a wrong type is told in a line, as any other mistake
+@tells_types
 def fit(
     events: frames.Table | pl.LazyFrame | str | os.PathLike[str],
     *,
@@ -88,6 +92,8 @@ def fit(
     if not 0 <= budget < math.inf:
         raise ConfigError(f"budget={shown(budget)}: must be a number of trainings, 0 or more")
     _check_names(overrides)
+    if len({user, item, time}) < 3:
+        raise ConfigError(f"user={user!r}, item={item!r}, time={time!r}: each has its own column")
     texts = {name: _text(value) for name, value in overrides.items()}
     columns = {"user_column": user, "item_column": item, "time_column": time}
 
@@ -128,6 +134,8 @@ def _tables_named(workdir: Path) -> Iterator[None]:
 def _folder(workdir: str | os.PathLike[str] | None) -> tuple[Path, Callable[[], None]]:
     """The folder of the run, and what removes it if it is temporary."""
     if workdir is not None:
+        if not os.fspath(workdir):
+            raise ConfigError("workdir='' is no folder: name one, or leave it out")
         return Path(workdir).expanduser(), lambda: None
     folder = tempfile.TemporaryDirectory(prefix="gr_jax-")
     return Path(folder.name), folder.cleanup
@@ -152,7 +160,10 @@ def _log(
 ) -> tuple[DataConfig, nw.DataFrame | None]:
     """The log of a run: tables become files in its workdir; and what the tables look like."""
     folder, like = workdir / LOG_FOLDER, None
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise folders.unwritable(workdir, error) from None
     log = _path(events)
     if log is None:
         log = folder / EVENTS
@@ -233,7 +244,9 @@ def _trained(config: Config, workdir: Path, code: int) -> TrainedModel:
 
 
 def _check_names(overrides: Mapping[str, Override]) -> None:
-    """Raise a ConfigError for what is neither an argument nor looks like a field."""
+    """Raise a ConfigError for what is no argument and no field, or a field that arguments set."""
+    if taken := next((name for name in overrides if name in _BY_ARGUMENTS), ""):
+        raise ConfigError(f"{taken}: events, user, item, time and items of fit decide it")
     known = [name for name in inspect.signature(fit).parameters if name != "overrides"]
     for name in overrides:
         if "." not in name and name not in leaves(Config()):

@@ -38,9 +38,11 @@ SIZES = {"width": 8, "num_blocks": 1, "num_heads": 1, "qk_width": 4, "v_width": 
 SMALL = {f"model.{name}": size for name, size in SIZES.items()}
 SMALL |= {"train.steps": 2, "mesh.data": 1}
 MADE = (
+    "best.py",
     "config.json",
     "chosen.py",
     "dataset.json",
+    "init_from.json",
     "result.json",
     "block_sizes.json",
 )  # what the commands write

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from gr_jax.config import Config
+from gr_jax.training import trackers
 from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
 from gr_jax.training.console import describe, patience_line, say
 from gr_jax.training.init_from import first_state
@@ -36,6 +37,7 @@ def train(config: Config, workdir: Path, *, judge: Judge | None = None) -> int:
 
         # -- Data, mesh and model -----------------------------------------------------------------
         check_config(workdir, config)
+        trackers.check(config.train.trackers)
         run = open_run(config, workdir, dataset_to_train_on(workdir, config))
         claim(workdir, config, run.dataset)
 
@@ -51,7 +53,12 @@ def train(config: Config, workdir: Path, *, judge: Judge | None = None) -> int:
         say(describe(objective, state, progress))
 
         # -- Loop ---------------------------------------------------------------------------------
-        log = MetricsLog(workdir, resume_step=int(state.step))
+        done = int(state.step)
+        log = MetricsLog(
+            workdir,
+            resume_step=done,
+            open_trackers=lambda: trackers.open_all(config, workdir, resume_step=done),
+        )
         stack.callback(log.close)
         state, progress, signal = train_loop(
             objective,

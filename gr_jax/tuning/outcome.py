@@ -53,8 +53,8 @@ def _by_field(axes: Any, dimension: Dimension, found: list[Outcome]) -> None:
     for state, color in (("complete", "C0"), ("pruned", "0.7")):
         of_state = [one for one in found if one.state == state]
         texts = [one.settings[dimension.field] for one in of_state]
-        is_range = isinstance(dimension, Range)
-        places = [float(x) if is_range else dimension.texts.index(x) for x in texts]
+        place = float if isinstance(dimension, Range) else dimension.texts.index
+        places = [place(text) for text in texts]
         axes.scatter(places, [one.score for one in of_state], c=color, s=18, label=state)
     if isinstance(dimension, Range):
         axes.set_xscale("log" if dimension.is_log else "linear")

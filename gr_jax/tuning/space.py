@@ -18,7 +18,7 @@ from gr_jax.config.overrides import leaves, nearest, parse_as
 from gr_jax.errors import shown
 
 if TYPE_CHECKING:
-    from optuna.trial import Trial
+    from optuna.trial import BaseTrial
 
 
 class Choices(NamedTuple):
@@ -73,16 +73,16 @@ def _dimension(text: str, config: Config) -> Dimension:
 
 def _range(field: str, kind: type, text: str) -> Range:
     low, high, *rest = text.split(":")
-    ends = [float(parse_as(end, kind, f"--search: config.{field}")) for end in (low, high)]
+    least, most = (float(parse_as(end, kind, f"--search: config.{field}")) for end in (low, high))
     if rest not in ([], ["log"]):
         hint = difflib.get_close_matches(":".join(rest), ["log"], 1)
         told = "; did you mean log?" if hint else "; only log may follow"
         raise ConfigError(f"--search: {field}={text}: LOW:HIGH or LOW:HIGH:log{told}")
-    if not ends[0] < ends[1]:
+    if not least < most:
         raise ConfigError(f"--search: {field}={text}: the first has to be the smaller number")
-    if rest and ends[0] <= 0:
+    if rest and least <= 0:
         raise ConfigError(f"--search: {field}={text}: a logarithm needs numbers above 0")
-    return Range(field, *ends, bool(rest), kind is int)
+    return Range(field, least, most, bool(rest), kind is int)
 
 
 def combinations(dimensions: Sequence[Dimension]) -> list[dict[str, str]] | None:
@@ -95,7 +95,7 @@ def combinations(dimensions: Sequence[Dimension]) -> list[dict[str, str]] | None
     return [dict(zip(names, texts, strict=True)) for texts in products]
 
 
-def suggest(trial: Trial, dimensions: Sequence[Dimension]) -> dict[str, str]:
+def suggest(trial: BaseTrial, dimensions: Sequence[Dimension]) -> dict[str, str]:
     """The settings of a trial, as texts of config fields."""
     found = {}
     for dimension in dimensions:
