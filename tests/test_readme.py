@@ -208,7 +208,9 @@ def test_text_is_at_most_100_columns_wide():
 def test_the_python_of_a_page_runs(name, trained, monkeypatch):
     """Its blocks in order, as one program."""
     monkeypatch.chdir(trained)
-    monkeypatch.setattr(gr_jax, "fit", functools.partial(gr_jax.fit, budget=0, **SMALL), raising=False)
+    monkeypatch.setattr(
+        gr_jax, "fit", functools.partial(gr_jax.fit, budget=0, **SMALL), raising=False
+    )
     blocks = PYTHON.findall((ROOT / name).read_text())
     assert blocks
     names: dict = {}

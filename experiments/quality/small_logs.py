@@ -210,7 +210,9 @@ def loss_of(
     length = jnp.arange(batch.label.shape[1])
     gap = length[None, :] - length[:, None]
     same = (batch.segment[:, :, None] == batch.segment[:, None, :]) & (batch.label > 0)[:, None]
-    weight = jnp.where(same & (gap >= 0), jnp.where(gap == 0, 1.0, future ** jnp.maximum(gap, 1)), 0)
+    weight = jnp.where(
+        same & (gap >= 0), jnp.where(gap == 0, 1.0, future ** jnp.maximum(gap, 1)), 0
+    )
     weight /= jnp.maximum(weight.sum(-1, keepdims=True), 1e-9)
     smoothing = config.loss.smoothing
     value = (1 - smoothing) * (weight * of_labels).sum(-1)

@@ -77,7 +77,9 @@ def choose(data: DataConfig, log: LogFacts) -> Choice:
         if full
         else LossConfig(kind="group", negatives=512, group=32),
         optimizer=OptimizerConfig(table="rowwise_adamw" if rowwise else "dense"),
-        train=TrainConfig(epochs=EPOCHS, batch_users=batch, validate_every=validate_every, patience=8),
+        train=TrainConfig(
+            epochs=EPOCHS, batch_users=batch, validate_every=validate_every, patience=8
+        ),
         evaluate=EvaluateConfig(exclude=exclude, valid_users=10_000 if log.users > 50_000 else 0),
     )
     against = "all items" if full else "512 random items for 32 neighbouring events"
