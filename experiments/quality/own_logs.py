@@ -27,8 +27,8 @@ from scipy import stats
 from experiments.common.markdown import spread
 from experiments.common.results import RESULTS, ROOT, arguments, keep
 from experiments.common.retrieval_runs import hardware, ndcg
-from gr_jax.data.batches.splits import training_log
 from gr_jax.data.batches.evaluation import evaluation_batches
+from gr_jax.data.batches.splits import training_log
 from gr_jax.training.retrieval.baselines import judged
 from gr_jax.training.run import open_trained
 

@@ -46,6 +46,7 @@ from gr_jax.training.objective import objective_of
 from gr_jax.training.own_log import facts
 from gr_jax.training.retrieval.baselines import questions
 from gr_jax.training.run import Run, open_run
+from gr_jax.training.tables.rowwise import RowwiseOptimizer
 
 NAME = "small_logs"
 RANK = 64  # of the prior: the cosines of item-kNN are cut to it
@@ -126,8 +127,9 @@ def best_validation(run: Run, variant: Variant) -> tuple[Float[np.ndarray, " Q"]
     rows = evaluation_batches(run.dataset, config.data, config.evaluate, "valid", run.scheme)
     prior = make_prior(run, variant.prior)
     params = {"model": run.fresh_state()[0].params, "prior": prior}
-    assert isinstance(run.optimizer, optax.GradientTransformation)
-    state = run.optimizer.init(params)
+    optimizer = run.optimizer
+    assert not isinstance(optimizer, RowwiseOptimizer)
+    state = optimizer.init(params)
     score = functools.partial(logits, run, is_learnt=variant.prior.endswith("learnt"))
 
     def loss(params: dict, batch: Batch, key: Array) -> Array:
@@ -136,8 +138,8 @@ def best_validation(run: Run, variant: Variant) -> tuple[Float[np.ndarray, " Q"]
     @jax.jit
     def step(params: dict, mean: dict, state: optax.OptState, batch: Batch, number: Array):
         key = jax.random.fold_in(jax.random.key(config.seed), number)
-        updates, state = run.optimizer.update(jax.grad(loss)(params, batch, key), state, params)
-        params = optax.apply_updates(params, updates)
+        updates, state = optimizer.update(jax.grad(loss)(params, batch, key), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
         share = jnp.minimum(AVERAGE, (1 + number) / (10 + number))
         return params, jax.tree.map(lambda m, p: share * m + (1 - share) * p, mean, params), state
 
@@ -188,7 +190,7 @@ def make_prior(run: Run, kind: str) -> dict[str, Array]:
     if not kind:
         return {}
     (similar,) = item_knn.similarities(user_items(log), (20.0,))
-    left, value, right = svds(similar.astype(np.float64), k=RANK, random_state=0)
+    left, value, right = svds(similar.astype(np.float64), k=RANK, v0=np.ones(similar.shape[0]))
     root = np.sqrt(value).astype(np.float32)
     return {
         "read": jnp.asarray(left * root, jnp.float32),
