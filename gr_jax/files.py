@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write `text`; readers see all of it or the file before it, even if the process is killed.
+    """Write `text` in UTF-8; readers see all of it or the file before it, even if the process is killed.
 
     Raises:
       OSError: no space, or no permission; the file before is still there.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
