@@ -41,7 +41,7 @@ def override_all(config: Config, overrides: Mapping[str, str]) -> Config:
             raise ConfigError(
                 f"{path}.{leaf} is a group of fields: set one of {', '.join(vars(old))}"
             )
-        change[leaf] = _parse(text, type(old), f"{path}.{leaf}")
+        change[leaf] = parse_as(text, type(old), f"{path}.{leaf}")
     return _replace(config, changes)
 
 
@@ -61,7 +61,12 @@ def _replace(config: typing.Any, changes: dict) -> typing.Any:
     return dataclasses.replace(config, **new)
 
 
-def _parse(text: str, kind: type, path: str) -> object:
+def parse_as(text: str, kind: type, path: str) -> typing.Any:
+    """The value of a field of type `kind`, from its text on the command line.
+
+    Raises:
+      ConfigError: it is of another type; begins with `path`.
+    """
     if kind is str:
         return text
     if kind is bool and text.lower() in ("true", "false"):

@@ -70,10 +70,14 @@ class TrainConfig:
     validate_every: int = 1  # epochs between validations
     patience: int = 10  # validations without a better NDCG@10 before stopping; 0 = never stop early
     checkpoint_every: int = 500  # steps between checkpoints, besides the one after each validation
+    # where metrics go besides metrics.jsonl, of tensorboard (if it is installed), wandb and mlflow
+    trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self):
         check_types(self, "train.")
         check_choice("train.mode", self.mode, ("epochs", "streaming"))
+        for tracker in self.trackers:
+            check_choice("train.trackers", tracker, ("tensorboard", "wandb", "mlflow"))
         check_at_least(1, self, "train.", "windows", "session_gap", "epochs", "batch_users")
         check_at_least(1, self, "train.", "log_every", "validate_every", "checkpoint_every")
         check_at_least(0, self, "train.", "steps", "patience", "sampling_rate")

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from gr_jax.training.speed import SpeedMeter
 from gr_jax.training.state import TrainState, shardings_of
 from gr_jax.training.tables.admission import catalogue_maker, make_update
 
+# Told the epochs done and the score of each validation; True ends the run after it.
+Judge = Callable[[int, float], bool]
+
 
 def train_loop(
     objective: Objective,
@@ -34,6 +37,7 @@ def train_loop(
     *,
     started: float,
     interruption: Interruption,
+    judge: Judge | None = None,
 ) -> tuple[TrainState, Progress, int]:
     """Train until the run is over or a signal arrives at a process.
 
@@ -44,6 +48,7 @@ def train_loop(
       checkpoints, log: where the run is saved and its metrics go.
       started: `time.monotonic()` at the start of the run, as if it had never been interrupted.
       interruption: of this process.
+      judge: told of each validation; may end the run after it.
 
     Returns:
       The state, saved if the disk allows; the progress; and the number of the signal, 0 = none.
@@ -101,9 +106,10 @@ def train_loop(
         report(objective, losses, meter, log)
         meter.pause()
         check_finite(step, state.params)
-        before = progress
+        before, ends = progress, False
         if validates:
-            progress = validate(objective, step, state, progress, log)
+            progress, score = validate(objective, step, state, progress, log)
+            ends = judge is not None and judge(epoch, score)
         if is_stream:  # its newest parameters are its best, validated or not
             progress = dataclasses.replace(progress, best_step=step)
         progress = dataclasses.replace(
@@ -111,7 +117,7 @@ def train_loop(
         )
         progress = save(checkpoints, step, state, progress, before)
         meter.resume()
-        if stop or is_over(objective, step, progress):
+        if stop or ends or is_over(objective, step, progress):
             break
     return state, progress, stop
 
@@ -156,8 +162,8 @@ def fetch(pending: list[tuple[int, dict]], *, leave: int) -> tuple[dict[int, flo
 
 def validate(
     objective: Objective, step: int, state: TrainState, progress: Progress, log: MetricsLog
-) -> Progress:
-    """Validate the parameters after `step`, log the metrics, and return the progress after it."""
+) -> tuple[Progress, float]:
+    """Validate the parameters after `step` and log the metrics: the progress, and the score."""
     epoch = objective.plan.locate(step)[0]
     result = objective.validate(catalogue_maker(objective.run.mesh)(state), epoch)
     score = processes.broadcast_from_first(objective.score(result, epoch))
@@ -167,7 +173,7 @@ def validate(
         is_best = progress.best_step == step
         epoch = epochs_at(objective, step)
         say(valid_line(step, epoch, result, objective, is_best=is_best))
-    return progress
+    return progress, score
 
 
 def save(

@@ -1,40 +1,42 @@
-"""The metrics of a run over time: metrics.jsonl, and TensorBoard if tensorboardX is installed."""
+"""The metrics of a run over time: metrics.jsonl, and the trackers of the run."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gr_jax.config import ConfigError
 from gr_jax.files import write_whole
-from gr_jax.training import processes
+from gr_jax.training import processes, trackers
+from gr_jax.training.trackers import Tracker
 
 
 class MetricsLog:
-    """Appends one JSON object a line to metrics.jsonl, and writes the same to TensorBoard.
+    """Appends one JSON object a line to metrics.jsonl, and tells the same to trackers.
 
     Of several processes the first writes; the logs of the others are silent.
     """
 
-    def __init__(self, workdir: Path, *, resume_step: int = 0):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        resume_step: int = 0,
+        open_trackers: Callable[[], list[Tracker]] = list,
+    ):
+        """`open_trackers`: called by the process that writes."""
         self._path = workdir / "metrics.jsonl"
-        self._tensorboard = None
+        self._trackers: list[Tracker] = []
         self._lost = 0  # lines that could not be written
         self._newest: dict[str, dict[str, float]] = {}  # values of this session by split
         if not processes.is_first():
             return
         self._forget_after(resume_step)
-        if importlib.util.find_spec("tensorboardX"):
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=resume_step or None
-            )
+        self._trackers = open_trackers()
 
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that a resumed run repeats, and a last line cut short by a kill."""
@@ -68,9 +70,7 @@ class MetricsLog:
                 file=sys.stderr,
                 flush=True,
             )
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        trackers.tell(self._trackers, step, split, values)
 
     def last(self, split: str) -> dict[str, float]:
         """The newest values of `split`; empty before the first, and if another process writes."""
@@ -92,6 +92,6 @@ class MetricsLog:
             )
 
     def close(self) -> None:
-        """Flush TensorBoard."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        """End the trackers."""
+        for tracker in self._trackers:
+            tracker.close()

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 from gr_jax.config import Config
+from gr_jax.training import trackers
 from gr_jax.training.checkpoint import Checkpoints, NotSaved, Progress
 from gr_jax.training.console import describe, patience_line, say
 from gr_jax.training.init_from import first_state
-from gr_jax.training.loop import Interruption, train_loop
+from gr_jax.training.loop import Interruption, Judge, train_loop
 from gr_jax.training.metrics_log import MetricsLog
 from gr_jax.training.objective import is_over, objective_of
 from gr_jax.training.result import finish
@@ -23,8 +24,12 @@ from gr_jax.training.workdir import (
 )
 
 
-def train(config: Config, workdir: Path) -> int:
-    """Run or resume the training of `config` in `workdir`; return the exit code."""
+def train(config: Config, workdir: Path, *, judge: Judge | None = None) -> int:
+    """Run or resume the training of `config` in `workdir`; return the exit code.
+
+    judge: compares the run with others by its validations, and may end it. The test split is then
+    not looked at; the same call without a judge does that.
+    """
     start_of_session = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_training(workdir))
@@ -32,6 +37,7 @@ def train(config: Config, workdir: Path) -> int:
 
         # -- Data, mesh and model -----------------------------------------------------------------
         check_config(workdir, config)
+        trackers.check(config.train.trackers)
         run = open_run(config, workdir, dataset_to_train_on(workdir, config))
         claim(workdir, config, run.dataset)
 
@@ -47,7 +53,12 @@ def train(config: Config, workdir: Path) -> int:
         say(describe(objective, state, progress))
 
         # -- Loop ---------------------------------------------------------------------------------
-        log = MetricsLog(workdir, resume_step=int(state.step))
+        done = int(state.step)
+        log = MetricsLog(
+            workdir,
+            resume_step=done,
+            open_trackers=lambda: trackers.open_all(config, workdir, resume_step=done),
+        )
         stack.callback(log.close)
         state, progress, signal = train_loop(
             objective,
@@ -57,6 +68,7 @@ def train(config: Config, workdir: Path) -> int:
             log,
             started=started,
             interruption=interruption,
+            judge=judge,
         )
         step, again = int(state.step), "the same command goes on"
         if line := patience_line(objective, step, progress):
@@ -70,6 +82,9 @@ def train(config: Config, workdir: Path) -> int:
         if signal and not is_over(objective, step, progress):
             say(f"interrupted: step {step} is saved in {workdir}; {again}")
             return 128 + signal
+
+        if judge is not None:
+            return 0
 
         # -- Finish: evaluate the best checkpoint -------------------------------------------------
         finish(objective, state, progress, checkpoints, log, started=started)

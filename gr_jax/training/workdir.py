@@ -29,6 +29,7 @@ FREE_ON_RESUME = (
     "train.log_every",
     "train.patience",
     "train.checkpoint_every",
+    "train.trackers",
     "evaluate.at",
     "mesh",
     "data.path",
