@@ -82,9 +82,7 @@ def read(path: Path, *, remedy: str) -> pl.DataFrame:
     kinds = {"user": pl.String, "item": pl.String, "rank": pl.Int64}
     columns = [pl.col(name).cast(kind) for name, kind in kinds.items()]
     try:
-        table = pl.read_parquet(path).select(
-            pl.col(name).cast(kind) for name, kind in kinds.items()
-        )
+        table = pl.read_parquet(path).select(columns)
     except (pl.exceptions.PolarsError, OSError):
         table = None
     if table is None or table["user"].is_duplicated().any():
