@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write `text` in UTF-8; readers see all of it or the file before it, even if the process is killed.
+    """Write `text` in UTF-8; readers see all of it, or the file before it if it is cut short.
 
     Raises:
       OSError: no space, or no permission; the file before is still there.

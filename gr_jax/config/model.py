@@ -37,6 +37,9 @@ class ModelConfig:
     cross_layers: int = 3  # DCN-v2 cross layers (dlrm only)
     input_dropout: float = 0.2  # after the input embeddings
     dropout: float = 0.2  # before the output projection of a block, and that of its SwiGLU
+    # rank of the scores of item-kNN that are added to those of a trained retrieval model, with the
+    # weight that is best on validation; 0 = none
+    knn_rank: int = 0
     temperature: float = 0.05  # of the dot product of L2-normalised vectors
     # float32 | bfloat16: activations and matmuls; parameters stay float32
     compute_dtype: str = "float32"
@@ -58,7 +61,7 @@ class ModelConfig:
     def _check_sizes(self) -> None:
         check_at_least(1, self, "model.", "width", "num_blocks", "num_heads", "qk_width")
         check_at_least(1, self, "model.", "v_width", "ffn_width", "head_width")
-        check_at_least(0, self, "model.", "swiglu_width", "cross_layers")
+        check_at_least(0, self, "model.", "swiglu_width", "cross_layers", "knn_rank")
         for name in ("num_blocks", "cross_layers"):
             value = getattr(self, name)
             check(value <= MOST_LAYERS, f"model.{name}", value, f"at most {MOST_LAYERS}")

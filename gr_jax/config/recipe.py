@@ -20,6 +20,7 @@ FULL_SOFTMAX = 50_000  # items up to which a step compares with all of them
 SMALL = 300_000  # events up to which a model has to be held back from learning them by heart
 EPOCHS = 400  # at most; patience ends a training
 SPARSE = 50  # and events an item
+KNN_RANK = 64  # of the item-kNN that is added; on small logs 256 was no better
 MANY_REPEATS = 0.1  # share of events from which repeats are ranked
 
 
@@ -71,6 +72,7 @@ def choose(data: DataConfig, log: LogFacts) -> Choice:
             v_width=width,
             input_dropout=dropout,
             dropout=dropout,
+            knn_rank=0 if rowwise else KNN_RANK,
             temperature=temperature,
         ),
         loss=LossConfig(smoothing=smoothing)
@@ -89,6 +91,9 @@ def choose(data: DataConfig, log: LogFacts) -> Choice:
         f"dropouts of {dropout}, label smoothing {smoothing}: {log.events / log.items:,.0f} events"
         " an item",
         f"each next item is compared with {against}: {log.items:,} items",
+        "scores of item-kNN are added with the weight that is best on validation"
+        if not rowwise
+        else f"no item-kNN is added: {log.items:,} items",
         f"items that a user had before are {'ranked too' if exclude == 'none' else 'left out'}:"
         f" {log.repeats:.1%} of the events are repeats",
         f"up to {EPOCHS} epochs, ended by 8 validations without a better one",

@@ -27,7 +27,7 @@ from gr_jax.serving.history import NAMED, HistoryReader, RawId, RequestError, kn
 from gr_jax.serving.index import MIN_K, ExactIndex, FaissIndex
 from gr_jax.serving.popular import PopularItems, answer_all
 from gr_jax.serving.query import Answerer, Query
-from gr_jax.serving.retriever import Retriever
+from gr_jax.serving.retriever import KnnEncoder, Retriever
 from gr_jax.serving.rows import RowMaker
 from gr_jax.serving.trained import Trained
 
@@ -127,18 +127,22 @@ class LogUsers:
             names = self.catalogue.raw_users(users)
             moments = zip(names, asked.tolist(), strict=True)
             return self.answerer.encoder([self.reader.of_log(u, at_time=t) for u, t in moments])
+        encoder = self.answerer.encoder
+        events, spans = self._histories(users, asked, encoder.maker.max_events)
         # All are queued before the first is waited for.
-        found = list(self._encoded(users, asked, self._trained, self.answerer.encoder.maker))
-        vectors = [np.asarray(some)[: len(places)] for places, some in found]
+        found = list(self._encoded(events, spans, self._trained, encoder.maker))
+        parts = [np.asarray(some)[: len(places)] for places, some in found]
         order = np.argsort(np.concatenate([places for places, _ in found]))
-        return np.concatenate(vectors)[order]
+        vectors = np.concatenate(parts)[order]
+        if not isinstance(encoder, KnnEncoder):
+            return vectors
+        return encoder.with_knn(vectors, events.item, spans.begin, spans.begin + spans.length)
 
     def _encoded(
-        self, users: np.ndarray, asked: np.ndarray, trained: Trained, maker: RowMaker
+        self, events: Events, spans: Spans, trained: Trained, maker: RowMaker
     ) -> Iterator[tuple[np.ndarray, Array]]:
-        """Places in `users`, and their vectors: the histories packed into rows, batch by batch."""
+        """Places in the spans, and their vectors: histories packed into rows, batch by batch."""
         max_length, scheme = maker.max_events, maker.scheme
-        events, spans = self._histories(users, asked, max_length)
         count = tokenizer.token_counts(events, spans, scheme)
         longest = max(SHORTEST_ROW, scheme.max_tokens(max_length))
         lengths = [size for size in buckets.lengths(longest) if size >= SHORTEST_ROW]

@@ -14,7 +14,8 @@ class Item:
 
     item: str  # raw id
     title: str | None
-    # retrieval: cosine; ranking: prediction of the task that orders; popularity: share of events
+    # retrieval: cosine, with item-kNN where the run adds it; ranking: prediction of the task that
+    # orders; popularity: share of events
     score: float
     tasks: dict[str, float] | None = None  # ranking: the prediction for each task
 

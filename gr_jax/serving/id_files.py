@@ -33,7 +33,9 @@ def read_ids(file: Path, columns: Sequence[str]) -> pl.Series:
         name = named[0] if named else there[0]
         ids = tables.read(file, {name: "column"})[name]
     else:
-        ids = pl.Series("raw", file.read_text(encoding="utf-8").splitlines(), pl.String).str.strip_chars()
+        ids = pl.Series(
+            "raw", file.read_text(encoding="utf-8").splitlines(), pl.String
+        ).str.strip_chars()
     ids = ids.filter(ids.fill_null("") != "").unique(maintain_order=True)
     if not len(ids):
         raise ConfigError(f"{file}: no ids in it")

@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from gr_jax.baselines import knn_vectors
+from gr_jax.baselines.knn_vectors import KnnVectors
 from gr_jax.config import ConfigError
 from gr_jax.data.batches.batch import Batch, Impressions
 from gr_jax.data.dataset import Dataset
@@ -23,7 +25,7 @@ from gr_jax.serving.history import HistoryReader
 from gr_jax.serving.m_falcon import MICRO_BATCHES, CandidateScorer, QueryScorer, Settings
 from gr_jax.serving.model import TrainedModel, left_out_events
 from gr_jax.serving.newer_log import newer_log
-from gr_jax.serving.retriever import Encoder, Retriever
+from gr_jax.serving.retriever import Encoder, HistoryEncoder, Retriever, with_knn
 from gr_jax.serving.rows import RowMaker
 from gr_jax.serving.trained import Trained
 from gr_jax.training import sharding
@@ -97,6 +99,8 @@ def version_of(run: Run, params: dict) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(sharding.path_name(path).encode())
         digest.update(np.asarray(leaf).tobytes())
+    if (knn := _knn(run)) is not None:
+        digest.update(f"{knn.weight}".encode())  # its vectors follow from the log
     return digest.hexdigest()[:12]
 
 
@@ -125,14 +129,24 @@ def predictions(
 
 
 def _retriever(run: Run, params: dict, index_backend: str, max_bytes: int) -> Retriever:
-    vectors = nnx.merge(run.graphdef, params).item_vectors()
-    items = index.build(vectors, num_items=run.dataset.num_items, backend=index_backend)
     maker = RowMaker(run.dataset, run.scheme, run.config.data.max_length)
     if run.config.model.kind == "hstu" and max_bytes:
         scorer = QueryScorer(run.graphdef, params)
-        return Retriever(CachedEncoder(scorer, maker, max_bytes=max_bytes), items)
-    encode = sharding.on_mesh(run.mesh, jax.jit(functools.partial(last_vectors, run.graphdef)))
-    return Retriever(Encoder(functools.partial(encode, params), maker), items)
+        encoder: HistoryEncoder = CachedEncoder(scorer, maker, max_bytes=max_bytes)
+    else:
+        encode = sharding.on_mesh(run.mesh, jax.jit(functools.partial(last_vectors, run.graphdef)))
+        encoder = Encoder(functools.partial(encode, params), maker)
+    vectors = np.asarray(nnx.merge(run.graphdef, params).item_vectors())
+    encoder, vectors = with_knn(encoder, vectors, _knn(run), run.config.model.temperature)
+    items = index.build(vectors, num_items=run.dataset.num_items, backend=index_backend)
+    return Retriever(encoder, items)
+
+
+def _knn(run: Run) -> KnnVectors | None:
+    """Item-kNN, if the run adds it to its scores."""
+    if not run.config.model.knn_rank or run.scheme.tasks:
+        return None
+    return knn_vectors.read(run.workdir, run.dataset.num_items)
 
 
 def _ranker(run: Run, params: dict, max_bytes: int) -> ranker.Ranker:

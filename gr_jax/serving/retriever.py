@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float32, Int
 
+from gr_jax.baselines.knn_vectors import KnnVectors
 from gr_jax.data.batches.batch import Batch
 from gr_jax.serving import buckets
 from gr_jax.serving.history import History, warm_up_history
@@ -99,8 +100,63 @@ def query_rows(
     return batch, np.pad(count - 1, (0, num_rows - len(histories))).astype(np.int32)
 
 
+class KnnEncoder:
+    """An encoder whose vectors have those of item-kNN behind them."""
+
+    def __init__(self, encoder: HistoryEncoder, knn: KnnVectors, temperature: float):
+        """`temperature`: of the model, whose scores are its logits times that."""
+        self.encoder, self.knn, self.temperature = encoder, knn, temperature
+
+    @property
+    def maker(self) -> RowMaker:
+        """Of the rows of histories."""
+        return self.encoder.maker
+
+    @property
+    def cache(self) -> Cache | None:
+        """The cache of histories, if there is one."""
+        return self.encoder.cache
+
+    def __call__(self, histories: Sequence[History]) -> Float32[np.ndarray, "B D"]:
+        """A vector for each history; none may be empty."""
+        visible = [history.item[-self.maker.max_events :] for history in histories]
+        end = np.cumsum([len(items) for items in visible])
+        begin = np.concatenate([[0], end[:-1]])
+        # behind the events the place of the one that is asked for
+        item = np.append(np.concatenate(visible), np.int32(0))
+        return self.with_knn(self.encoder(histories), item, begin, end)
+
+    def with_knn(
+        self,
+        vectors: Float32[np.ndarray, "B D"],
+        item: Int[np.ndarray, " E"],
+        begin: Int[np.ndarray, " B"],
+        end: Int[np.ndarray, " B"],
+    ) -> Float32[np.ndarray, "B Dr"]:
+        """Vectors of the model with those of item-kNN, of the items begin .. end of each."""
+        of_knn = self.knn.queries(item, begin, end) * np.float32(self.temperature)
+        return np.concatenate([vectors, of_knn], axis=1)
+
+    def warm_up(self, *, max_histories: int) -> None:
+        """Compile everything that calls with up to this many histories need."""
+        self.encoder.warm_up(max_histories=max_histories)
+
+
+def with_knn(
+    encoder: HistoryEncoder,
+    vectors: Float32[np.ndarray, "entries D"],
+    knn: KnnVectors | None,
+    temperature: float,
+) -> tuple[HistoryEncoder, Float32[np.ndarray, "_ Dr"]]:
+    """An encoder and the vectors of items, both with those of item-kNN behind them if given."""
+    if knn is None:
+        return encoder, vectors
+    items = np.concatenate([vectors[: len(knn.items)], knn.items], axis=1)
+    return KnnEncoder(encoder, knn, temperature), items
+
+
 class Retriever:
-    """Answers by the cosine of a history's vector with those of the items.
+    """Answers by the product of a history's vector with those of the items.
 
     Attributes:
       encoder: of histories. index: of items.

@@ -7,6 +7,7 @@ Both have the members that the training loop works with:
     make_step()                     the training step, a pure function
     validate(params, epochs_done)   metrics while training; None if there is nothing to validate on
     score(metrics, epochs_done)     one number for them; the checkpoint with the highest is the best
+    complete(params)                fits what follows the training; a line that tells it, or ""
     evaluate(params, split, ranks)  metrics of a split; retrieval writes the ranks to a file, if any
     baselines(tell)                 name -> metrics on the test split, to compare with
     about, shown, headline          console lines, and the metrics of the final table and of a line

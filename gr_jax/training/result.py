@@ -60,6 +60,8 @@ def finish(
     if objective.run.config.train.mode == "streaming":  # the last window before training on it
         valid = log.last("valid")
     else:
+        if line := objective.complete(params):
+            say(line)
         valid = objective.evaluate(params, "valid")
     ranks = None if objective.run.config.ranking.tasks else objective.run.workdir / TEST_RANKS
     results = {"valid": valid, "test": objective.evaluate(params, "test", ranks=ranks)}

@@ -11,6 +11,7 @@ from jax import export as jax_export
 from jaxtyping import Array
 
 from gr_jax import folders
+from gr_jax.baselines import knn_vectors
 from gr_jax.config import ConfigError, files
 from gr_jax.data.batches.tokenizer import token_scheme
 from gr_jax.data.run_dataset import dataset_of
@@ -31,7 +32,7 @@ from gr_jax.serving.model import TrainedModel, left_out_events
 from gr_jax.serving.newer_log import newer_log
 from gr_jax.serving.query import Answerer
 from gr_jax.serving.ranker import Ranker, SequencePredictor
-from gr_jax.serving.retriever import Encoder, Retriever
+from gr_jax.serving.retriever import Encoder, Retriever, with_knn
 from gr_jax.serving.rows import RowMaker
 
 ITEMS = "embeddings/item_table"  # the parameters of items
@@ -67,8 +68,11 @@ def load_exported(
         )
     else:
         encode = lambda batch, last: call(leaves, fields_of(batch), last)
-        encoder = Encoder(encode, RowMaker(dataset, scheme, max_length), lengths=lengths)
+        alone = Encoder(encode, RowMaker(dataset, scheme, max_length), lengths=lengths)
+        model = config.model
+        knn = knn_vectors.read(workdir, dataset.num_items) if model.knn_rank else None
         vectors = unit(np.asarray(on_device[ITEMS]))
+        encoder, vectors = with_knn(alone, vectors, knn, model.temperature)
         items = indices.build(vectors, num_items=dataset.num_items, backend=index)
         answerer = Retriever(encoder, items)
     newer = newer_log(config.data, data) if data else None

@@ -150,6 +150,10 @@ class Ranking:
         """The training step, to be jitted."""
         return make_train_step(self.run.graphdef, self.run.optimizer, self.run.config)
 
+    def complete(self, params: dict) -> str:
+        """Nothing follows the training."""
+        return ""
+
     def evaluate(
         self, params: dict, split: Split, *, ranks: Path | None = None
     ) -> dict[str, float]:

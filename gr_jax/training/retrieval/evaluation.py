@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from gr_jax.baselines.knn_vectors import KnnVectors
 from gr_jax.config import Config
 from gr_jax.data.batches.batch import Batch, Queries
 from gr_jax.data.batches.evaluation import EvaluationBatches
@@ -35,9 +37,10 @@ class UserRanks(NamedTuple):
 def make_user_ranks(
     graphdef: nnx.GraphDef, config: Config, *, num_items: int, mesh: jax.sharding.Mesh
 ) -> Callable[..., UserRanks]:
-    """`user_ranks(params, rows, with_best=False)`: ranks of every user's target in the catalogue.
+    """`user_ranks(params, rows, with_best=False, knn=None)`: ranks of every user's target.
 
-    With `with_best` also the best 10 items, which costs about as much again as the ranks.
+    With `with_best` also the best 10 items, which costs about as much again as the ranks. With
+    `knn` its scores are added to those of the model.
     """
 
     @jax.jit
@@ -53,6 +56,7 @@ def make_user_ranks(
         queries: Float[Array, "Q D"],
         target: Int[Array, " Q"],
         seen: Int[Array, "Q S"],
+        further: Float[Array, "entries r"] | None,
     ) -> dict:
         return metrics.target_ranks(
             queries,
@@ -62,15 +66,20 @@ def make_user_ranks(
             num_items=num_items,
             temperature=config.model.temperature,
             chunk_items=config.evaluate.chunk_items,
+            further=further,
         )
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def best(
-        params: dict, queries: Float[Array, "Q D"], seen: Int[Array, "Q S"]
+        params: dict,
+        queries: Float[Array, "Q D"],
+        seen: Int[Array, "Q S"],
+        further: Float[Array, "entries r"] | None,
     ) -> Int[Array, "Q 10"]:
+        items = nnx.merge(graphdef, params).item_vectors()
         return best_items(
             queries,
-            nnx.merge(graphdef, params).item_vectors(),
+            items if further is None else jnp.concatenate([items, further], axis=-1),
             seen,
             k=10,
             num_items=num_items,
@@ -79,19 +88,47 @@ def make_user_ranks(
 
     encode_on_mesh = sharding.on_mesh(mesh, encode)
 
-    def one_batch(params: dict, batch: Batch, queries: Queries, with_best: bool) -> dict:
+    def one_batch(
+        params: dict,
+        batch: Batch,
+        queries: Queries,
+        with_best: bool,
+        of_knn: tuple[np.ndarray, Array] | None,
+    ) -> dict:
         batch = sharding.put_whole(batch, sharding.batch_sharding(mesh))
         asked = queries.token, queries.target, queries.seen
         token, target, seen = sharding.put_whole(asked, sharding.replicated(mesh))
-        vectors = encode_on_mesh(params, batch, token)
-        found = rank(params, vectors, target, seen)
-        return found | {"best": best(params, vectors, seen)} if with_best else found
+        vectors, further = encode_on_mesh(params, batch, token), None
+        if of_knn is not None:
+            more, further = of_knn
+            more = np.pad(more, [(0, len(vectors) - len(more)), (0, 0)])
+            more = sharding.put_whole(more, sharding.replicated(mesh))
+            vectors = jnp.concatenate([vectors, more], axis=-1)
+        found = rank(params, vectors, target, seen, further)
+        return found | {"best": best(params, vectors, seen, further)} if with_best else found
 
-    def user_ranks(params: dict, rows: EvaluationBatches, with_best: bool = False) -> UserRanks:
+    def user_ranks(
+        params: dict,
+        rows: EvaluationBatches,
+        with_best: bool = False,
+        knn: KnnVectors | None = None,
+    ) -> UserRanks:
+        of_users, of_items = None, None
+        if knn is not None:
+            spans, entries = rows.spans, len(params["embeddings"]["item_table"])
+            events = np.asarray(rows.dataset.events.item)
+            of_users = knn.queries(events, spans.begin, spans.begin + spans.length)
+            of_users = of_users * np.float32(config.model.temperature)  # of scores, not of logits
+            of_items = np.pad(knn.items, [(0, entries - len(knn.items)), (0, 0)])
+            of_items = sharding.put_whole(of_items, sharding.replicated(mesh))
+
         def ranked() -> Iterator[tuple[dict, Queries, Int[np.ndarray, " q"]]]:
             for index in range(len(rows)):
                 batch, queries, users = rows.batch(index)
-                yield one_batch(params, batch, queries, with_best), queries, users
+                of_knn = None
+                if of_users is not None:
+                    of_knn = of_users[np.searchsorted(rows.spans.user, users)], of_items
+                yield one_batch(params, batch, queries, with_best, of_knn), queries, users
 
         found = []
         for result, queries, users in one_behind(ranked()):

@@ -18,7 +18,7 @@ HISTORY_STARTS = (0, 16, 32, 64, 128, 256, 512)
 
 
 def target_ranks(
-    queries: Float[Array, "Q D"],
+    queries: Float[Array, "Q Dr"],
     item_table: Float[Array, "rows D"],
     targets: Int[Array, " Q"],
     seen: Int[Array, "Q S"],
@@ -26,13 +26,15 @@ def target_ranks(
     num_items: int,
     temperature: float,
     chunk_items: int,
+    further: Float[Array, "rows r"] | None = None,
 ) -> dict[str, Array]:
     """Rank and log-probability of each query's target among items 1..num_items.
 
-    queries: unit length. item_table: raw item vectors by id, normalised here; entry 0 and entries
-    above num_items are padding. seen: ids that are not ranked, in any order, with repeats, 0 =
-    none; the target itself is ranked even if it is among them. Scores of [Q, chunk_items] are the
-    most that is in memory.
+    queries: unit length, without their columns for `further`. item_table: raw item vectors by id,
+    normalised here; entry 0 and entries above num_items are padding. further: more columns of the
+    vectors of items, taken as they are. seen: ids that are not ranked, in any order, with repeats,
+    0 = none; the target itself is ranked even if it is among them. Scores of [Q, chunk_items] are
+    the most that is in memory.
 
     Returns:
       rank [Q] int32: ranked items that score at least as high as the target, itself included: 1 is
@@ -51,6 +53,9 @@ def target_ranks(
         # The last chunk reaches back, not past the end.
         first = jnp.minimum(index * chunk, rows - chunk)
         items = l2_normalise(jax.lax.dynamic_slice_in_dim(item_table, first, chunk))
+        if further is not None:
+            more = jax.lax.dynamic_slice_in_dim(further, first, chunk)
+            items = jnp.concatenate([items, more], axis=-1)
         # Full float32, where a GPU would round the factors: near ties decide ranks.
         scores = jnp.matmul(queries, items.T, precision=jax.lax.Precision.HIGHEST)
         return scores, first, jnp.maximum(index * chunk, 1)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from gr_jax.baselines import knn_vectors
+from gr_jax.baselines.knn_vectors import KnnVectors
 from gr_jax.baselines.training_events import popularity
 from gr_jax.config import Config
 from gr_jax.data.batches import epochs, tokenizer
@@ -17,7 +20,7 @@ from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.evaluation import EvaluationBatches, evaluation_batches
 from gr_jax.data.batches.splits import Split, TrainingLog, day, held_out, training_log
 from gr_jax.training import processes
-from gr_jax.training.retrieval import evaluation, rank_file
+from gr_jax.training.retrieval import evaluation, metrics, rank_file
 from gr_jax.training.retrieval.baselines import baselines
 from gr_jax.training.retrieval.beyond_accuracy import PARTS
 from gr_jax.training.retrieval.step import make_train_step
@@ -42,6 +45,10 @@ def own_metrics(config: Config) -> tuple[str, ...]:
 def shown(config: Config) -> tuple[str, ...]:
     """The metrics of the final table."""
     return (*SHOWN, *own_metrics(config), *BEYOND[:2])
+
+
+KNN_WEIGHTS = (0.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0)  # of its scores, in logits
+WEIGHTS_STALE = 2  # weights without a better NDCG@10, after which none is tried
 
 
 class Retrieval:
@@ -129,9 +136,12 @@ class Retrieval:
     ) -> dict[str, float]:
         """Metrics over the users of a split, whose ranks are also written to `ranks`.
 
-        Those of lists are computed for the test alone.
+        With `model.knn_rank` they are those of the model and item-kNN together, once `complete` has
+        found a weight. Metrics of lists are computed for the test alone.
         """
-        found = self._user_ranks(params, self._held_out(split), with_best=split == "test")
+        found = self._user_ranks(
+            params, self._held_out(split), with_best=split == "test", knn=self._knn
+        )
         if ranks is not None:
             processes.on_first(lambda: rank_file.write(ranks, found, self.run.dataset.catalogue))
         return evaluation.summary(found, self._popularity, self.run.config.evaluate.at)
@@ -145,8 +155,43 @@ class Retrieval:
         return popularity(self._training_log)
 
     def validate(self, params: dict, epochs_done: int) -> dict[str, float]:
-        """Metrics on the validation split."""
-        return self.evaluate(params, "valid")
+        """Metrics of the model alone on the validation split."""
+        found = self._user_ranks(params, self._held_out("valid"))
+        return evaluation.summary(found, self._popularity, self.run.config.evaluate.at)
+
+    @functools.cached_property
+    def _knn(self) -> KnnVectors | None:
+        """What `complete` found."""
+        if not self.run.config.model.knn_rank:
+            return None
+        return knn_vectors.read(self.run.workdir, self.run.dataset.num_items)
+
+    def complete(self, params: dict) -> str:
+        """With `model.knn_rank`: learn item-kNN and the weight that is best on validation.
+
+        It is written into the workdir. Weights grow until NDCG@10 has not for `WEIGHTS_STALE`.
+
+        Returns:
+          A line that tells it; "" without `model.knn_rank`.
+        """
+        rank = self.run.config.model.knn_rank
+        if not rank:
+            return ""
+        learnt, rows = knn_vectors.learn(self._training_log, rank), self._held_out("valid")
+        found: list[tuple[float, float]] = []
+        for weight in KNN_WEIGHTS:
+            knn = replace(learnt, weight=weight) if weight else None
+            ndcg = metrics.ndcg(self._user_ranks(params, rows, knn=knn).rank, 10)
+            found.append((ndcg, -weight))  # of equal ones the smaller
+            if len(found) - 1 - found.index(max(found)) == WEIGHTS_STALE:
+                break
+        ndcg, weight = max(found)
+        best = self._knn = replace(learnt, weight=-weight)
+        processes.on_first(lambda: knn_vectors.write(best, self.run.workdir))
+        return (
+            f"item-kNN is added with a weight of {-weight:g}: ndcg@10 on validation"
+            f" {found[0][0]:.4f} -> {ndcg:.4f}"
+        )
 
     def score(self, result: dict[str, float] | None, epochs_done: int) -> float:
         """NDCG@10."""
