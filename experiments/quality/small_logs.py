@@ -25,13 +25,12 @@ import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
-from scipy.sparse.linalg import svds
 
 from experiments.common.results import RESULTS, arguments, keep
 from experiments.common.retrieval_runs import hardware, ndcg
-from gr_jax.baselines import item_knn
+from gr_jax.baselines import knn_vectors
 from gr_jax.baselines.questions import DenseScores, Questions
-from gr_jax.baselines.training_events import popularity, user_items
+from gr_jax.baselines.training_events import popularity
 from gr_jax.config import Config, DataConfig
 from gr_jax.config.overrides import override_all
 from gr_jax.config.recipe import choose
@@ -57,7 +56,7 @@ class Variant(NamedTuple):
     """What differs from the config that the rules choose."""
 
     settings: dict[str, str] = {}
-    prior: str = ""  # in the logits: knn | knn learnt | popularity
+    prior: str = ""  # in the logits from the first step on: knn | knn learnt | popularity
     future: float = 0.0  # labels: weight of an item k events later is this ** k, 0 = the next alone
     average: bool = False  # validate the exponential mean of the parameters
 
@@ -189,12 +188,10 @@ def make_prior(run: Run, kind: str) -> dict[str, Array]:
         return {"popularity": jnp.log1p(jnp.asarray(popularity(log))), "share": jnp.asarray(0.5)}
     if not kind:
         return {}
-    (similar,) = item_knn.similarities(user_items(log), (20.0,))
-    left, value, right = svds(similar.astype(np.float64), k=RANK, v0=np.ones(similar.shape[0]))
-    root = np.sqrt(value).astype(np.float32)
+    vectors = knn_vectors.learn(log, RANK)
     return {
-        "read": jnp.asarray(left * root, jnp.float32),
-        "write": jnp.asarray(right.T * root, jnp.float32),
+        "read": jnp.asarray(vectors.read),
+        "write": jnp.asarray(vectors.items),
         "decay": jnp.asarray(np.log(0.8 / 0.2), jnp.float32),
         "scale": jnp.asarray(10.0),
     }

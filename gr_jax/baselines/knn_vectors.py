@@ -49,7 +49,7 @@ class KnnVectors:
           begin, end: of each history in them.
         """
         asked = Questions(item, begin, begin, end, len(self.read) - 1)
-        return np.float32(self.weight) * (asked.histories(RECENCY) @ self.read)
+        return np.asarray(asked.histories(RECENCY) @ (np.float32(self.weight) * self.read))
 
 
 def learn(log: TrainingLog, rank: int) -> KnnVectors:
@@ -62,9 +62,10 @@ def learn(log: TrainingLog, rank: int) -> KnnVectors:
     (table,) = item_knn.similarities(user_items(log), (SHRINKAGE,))
     table, rank = table.astype(np.float64), min(rank, log.num_items)
     if log.num_items <= max(DENSE, rank + 1):
-        left, value, right = np.linalg.svd(table.toarray())
+        factors = np.linalg.svd(table.toarray())
     else:
-        left, value, right = svds(table, k=rank, v0=np.ones(table.shape[0]))
+        factors = svds(table, k=rank, v0=np.ones(log.num_items + 1))
+    left, value, right = map(np.asarray, factors)
     order = np.argsort(-value)[:rank]
     root = np.sqrt(value[order])
     read, items = left[:, order] * root, right[order].T * root
@@ -88,8 +89,8 @@ def read(workdir: Path, num_items: int) -> KnnVectors | None:
     if not path.exists():
         return None
     try:
-        with np.load(path) as file:
-            found = KnnVectors(file["read"], file["items"], float(file["weight"]))
+        with path.open("rb") as file, np.load(file) as tables:
+            found = KnnVectors(tables["read"], tables["items"], float(tables["weight"]))
         fits = found.read.shape == found.items.shape and len(found.read) == num_items + 1
         if not fits or not all(np.isfinite(table).all() for table in (found.read, found.items)):
             raise ValueError("of another catalogue, or not finite")

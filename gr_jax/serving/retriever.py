@@ -106,11 +106,7 @@ class KnnEncoder:
     def __init__(self, encoder: HistoryEncoder, knn: KnnVectors, temperature: float):
         """`temperature`: of the model, whose scores are its logits times that."""
         self.encoder, self.knn, self.temperature = encoder, knn, temperature
-
-    @property
-    def maker(self) -> RowMaker:
-        """Of the rows of histories."""
-        return self.encoder.maker
+        self.maker = encoder.maker
 
     @property
     def cache(self) -> Cache | None:

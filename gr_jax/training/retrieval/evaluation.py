@@ -113,7 +113,7 @@ def make_user_ranks(
         with_best: bool = False,
         knn: KnnVectors | None = None,
     ) -> UserRanks:
-        of_users, of_items = None, None
+        of_users = of_items = None
         if knn is not None:
             spans, entries = rows.spans, len(params["embeddings"]["item_table"])
             events = np.asarray(rows.dataset.events.item)
@@ -126,7 +126,7 @@ def make_user_ranks(
             for index in range(len(rows)):
                 batch, queries, users = rows.batch(index)
                 of_knn = None
-                if of_users is not None:
+                if of_users is not None and of_items is not None:
                     of_knn = of_users[np.searchsorted(rows.spans.user, users)], of_items
                 yield one_batch(params, batch, queries, with_best, of_knn), queries, users
 
