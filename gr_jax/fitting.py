@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import math
 import os
 import shutil
 import signal
@@ -13,15 +14,16 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar, no_type_check
+from typing import TypeVar
 
 import narwhals as nw
 import polars as pl
 
+from gr_jax import folders
 from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.config.overrides import leaves, override_all
 from gr_jax.data.log import detect, frames
-from gr_jax.errors import shown
+from gr_jax.errors import shown, tells_types
 from gr_jax.serving.load import load
 from gr_jax.serving.model import TrainedModel
 from gr_jax.serving.tables import EVENTS, LOG_FOLDER
@@ -29,14 +31,18 @@ from gr_jax.training.console import say, silence
 from gr_jax.training.own_log import config_for
 from gr_jax.training.train import train
 from gr_jax.training.workdir import has_begun
+from gr_jax.tuning.search import search
 
 ITEMS, PREPARED = "items.parquet", "prepared"  # in the folder of the log
+_BY_ARGUMENTS = {f"data.{name}" for name in "source path prepared item_file".split()} | {
+    f"data.{name}_column" for name in ("user", "item", "time")
+}
 _LENGTHS = ("data.max_length", "data.row_length")  # chosen together, after the log is known
 
 Override = str | int | float | bool | tuple[str, ...] | list[str]
 
 
-@no_type_check  # by the tests: a wrong type is told in a line, as any other mistake
+@tells_types
 def fit(
     events: frames.Table | pl.LazyFrame | str | os.PathLike[str],
     *,
@@ -47,6 +53,7 @@ def fit(
     workdir: str | os.PathLike[str] | None = None,
     items: frames.Table | pl.LazyFrame | str | os.PathLike[str] | None = None,
     progress: bool = True,
+    budget: float = 1.0,
     **overrides: Override,
 ) -> TrainedModel:
     """A model trained on a table of events, ready to recommend.
@@ -71,6 +78,8 @@ def fit(
       items: a table or file with the item column. A column `title` names the items, and those of
         `data.item_features` are features: where it has none, all others.
       progress: False prints nothing.
+      budget: without a config: trainings that the search of settings near those chosen may take;
+        0 = none.
       overrides: fields of the config by dotted names: `**{"train.epochs": 5}`; columns of what
         happened at an event too: `**{"data.actions": ("click=is_click",)}`.
 
@@ -80,7 +89,11 @@ def fit(
     """
     if config is not None and not isinstance(config, Config):
         raise ConfigError(f"config={shown(config)}: expected a gr_jax.Config, or None")
+    if not 0 <= budget < math.inf:
+        raise ConfigError(f"budget={shown(budget)}: must be a number of trainings, 0 or more")
     _check_names(overrides)
+    if len({user, item, time}) < 3:
+        raise ConfigError(f"user={user!r}, item={item!r}, time={time!r}: each has its own column")
     texts = {name: _text(value) for name, value in overrides.items()}
     columns = {"user_column": user, "item_column": item, "time_column": time}
 
@@ -90,10 +103,12 @@ def fit(
             with _tables_named(place):
                 data, like = _log(events, items, _data(config, columns, texts), place)
                 if config is None:
-                    config = config_for(data, place)
+                    chosen = override_all(config_for(data, place), texts)
+                    fixed = tuple(texts)
+                    config, code = search(chosen, place, float(budget), fixed=fixed, settles=True)
                 else:
-                    config = dataclasses.replace(config, data=data)
-                model = _trained(override_all(config, texts), place)
+                    config, code = override_all(dataclasses.replace(config, data=data), texts), 0
+                model = _trained(config, place, code)
         except BaseException:
             close()
             raise
@@ -119,6 +134,8 @@ def _tables_named(workdir: Path) -> Iterator[None]:
 def _folder(workdir: str | os.PathLike[str] | None) -> tuple[Path, Callable[[], None]]:
     """The folder of the run, and what removes it if it is temporary."""
     if workdir is not None:
+        if not os.fspath(workdir):
+            raise ConfigError("workdir='' is no folder: name one, or leave it out")
         return Path(workdir).expanduser(), lambda: None
     folder = tempfile.TemporaryDirectory(prefix="gr_jax-")
     return Path(folder.name), folder.cleanup
@@ -143,7 +160,10 @@ def _log(
 ) -> tuple[DataConfig, nw.DataFrame | None]:
     """The log of a run: tables become files in its workdir; and what the tables look like."""
     folder, like = workdir / LOG_FOLDER, None
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise folders.unwritable(workdir, error) from None
     log = _path(events)
     if log is None:
         log = folder / EVENTS
@@ -203,9 +223,12 @@ def _kept(file: Path, workdir: Path, write: Callable[[Path], T]) -> T:
         new.unlink(missing_ok=True)
 
 
-def _trained(config: Config, workdir: Path) -> TrainedModel:
-    """The best model of the training, which goes on if it has begun."""
-    code = train(config, workdir)
+def _trained(config: Config, workdir: Path, code: int) -> TrainedModel:
+    """The best model of the training, which goes on if it has begun.
+
+    code: of the search before it; 0 = it was not interrupted.
+    """
+    code = code or train(config, workdir)
     shutil.rmtree(workdir / LOG_FOLDER / PREPARED, ignore_errors=True)  # the run has its own
     if code == 128 + signal.SIGTERM:
         raise SystemExit(code)
@@ -221,7 +244,9 @@ def _trained(config: Config, workdir: Path) -> TrainedModel:
 
 
 def _check_names(overrides: Mapping[str, Override]) -> None:
-    """Raise a ConfigError for what is neither an argument nor looks like a field."""
+    """Raise a ConfigError for what is no argument and no field, or a field that arguments set."""
+    if taken := next((name for name in overrides if name in _BY_ARGUMENTS), ""):
+        raise ConfigError(f"{taken}: events, user, item, time and items of fit decide it")
     known = [name for name in inspect.signature(fit).parameters if name != "overrides"]
     for name in overrides:
         if "." not in name and name not in leaves(Config()):

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import time
 from pathlib import Path
 
 from gr_jax import cli
 from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.config.overrides import override_all
+from gr_jax.errors import shown
+from gr_jax.tuning import BUDGET
 
 # What computes is imported by the functions that need it: that takes seconds, after the first line.
 
@@ -32,6 +35,11 @@ FLAGS: dict[str, cli.Flag] = {
         "workdir of an earlier run to begin from; its config holds where no --config is given",
     ),
     "workdir": (Path, None, "folder of the run; default runs/<config>[-<variant>], or runs/<log>"),
+    "budget": (
+        str,
+        BUDGET,
+        "with --data: trainings that the search of settings near those chosen may take; 0 = none",
+    ),
     "report": (bool, True, "write report.html at the end of one process; --report=false does not"),
     "coordinator": (
         str,
@@ -64,10 +72,17 @@ def main(argv: list[str]) -> int:
     from gr_jax.training import processes
     from gr_jax.training.console import say
     from gr_jax.training.train import train
+    from gr_jax.tuning.search import search
 
     processes.join(args.coordinator, args.processes, args.process, args.peer_timeout)
     with processes.exit_all_on_error():
-        code = train(config_of(args, workdir), workdir)
+        config = config_of(args, workdir)
+        if args.data and args.init_from is None and jax.process_count() == 1:
+            budget = trainings(args.budget)
+            config, code = search(config, workdir, budget, fixed=tuple(args.overrides))
+            if code:
+                return code
+        code = train(config, workdir)
         if code == 0 and args.report and jax.process_count() == 1:
             say("report  ...")
             from gr_jax.reporting.report import write_after_training
@@ -81,6 +96,24 @@ def default_workdir(spec: str) -> str:
     """runs/ml_1m-large for configs/ml_1m.py:large, runs/clicks for data/clicks.csv.gz."""
     file, _, variant = spec.partition(":")
     return f"runs/{Path(file).name.split('.')[0]}" + (f"-{variant}" if variant else "")
+
+
+def trainings(budget: str) -> float:
+    """The number of `--budget=2x`.
+
+    >>> trainings("2x"), trainings("0.5")
+    (2.0, 0.5)
+
+    Raises:
+      ConfigError: it is none, or negative.
+    """
+    try:
+        number = float(budget.removesuffix("x"))
+    except ValueError:
+        number = -1
+    if not 0 <= number < math.inf:
+        raise ConfigError(f"--budget={shown(budget)}: must be a number of trainings, such as 2x")
+    return number
 
 
 def config_of(args: argparse.Namespace, workdir: Path) -> Config:

@@ -19,6 +19,7 @@ from gr_jax.training import loop
 
 # As the run of tests/serving, so that both share their compiled programs.
 SMALL = {
+    "budget": 0,
     "model.width": 16,
     "model.num_blocks": 1,
     "model.qk_width": 8,
@@ -152,6 +153,10 @@ def test_it_trains_in_any_thread_without_a_word_and_leaves_nothing(
         ({"train.epochs": "many"}, "config.train.epochs: expected int, got 'many'"),
         ({"config": "configs/ml_1m.py"}, "config='configs/ml_1m.py': expected a gr_jax.Config"),
         ({"user": "user"}, "events: no column 'user'"),
+        ({"user": "product"}, "user='product', item='product', .* each has its own column"),
+        ({"data.path": "x"}, "data.path: events, user, item, time and items of fit decide it"),
+        ({"workdir": ""}, "workdir='' is no folder"),
+        ({"workdir": "/proc/x"}, "/proc/x: cannot be written"),
         ({"items": "no.csv"}, "no.csv: no such file"),
         ({"data.item_features": ["kind"]}, "data.item_features=.* give their table by items="),
         ({"events": "no.csv"}, "no.csv: no such file"),

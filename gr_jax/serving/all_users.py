@@ -10,17 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Int64
 
 from gr_jax.data.batches import packing, tokenizer
-from gr_jax.data.batches.batch import Batch
 from gr_jax.data.batches.packing import Slots, token_index
 from gr_jax.data.batches.sequences import Spans
 from gr_jax.data.dataset import Dataset, Events
@@ -31,9 +28,8 @@ from gr_jax.serving.index import MIN_K, ExactIndex, FaissIndex
 from gr_jax.serving.popular import PopularItems, answer_all
 from gr_jax.serving.query import Answerer, Query
 from gr_jax.serving.retriever import Retriever
-from gr_jax.training import sharding
-from gr_jax.training.lookahead import one_behind
-from gr_jax.training.run import Run
+from gr_jax.serving.rows import RowMaker
+from gr_jax.serving.trained import Trained
 
 TOKENS = 8192  # of a batch of rows
 VECTORS = (TOKENS // 8, TOKENS)  # histories of a batch
@@ -66,9 +62,9 @@ class LogUsers:
         reader: HistoryReader,
         answerer: Answerer,
         popular: PopularItems,
-        trained: tuple[Run, dict] | None,
+        trained: Trained | None,
     ):
-        """`trained`: the run and its parameters; None = of an export, which is slower."""
+        """`trained`: of the model; None = of an export, which is slower."""
         self.reader, self.answerer, self.popular = reader, answerer, popular
         self.dataset = reader.dataset
         self._trained = trained
@@ -131,18 +127,17 @@ class LogUsers:
             names = self.catalogue.raw_users(users)
             moments = zip(names, asked.tolist(), strict=True)
             return self.answerer.encoder([self.reader.of_log(u, at_time=t) for u, t in moments])
-        run, params = self._trained
-        found = []
-        for places, vectors in one_behind(self._encoded(users, asked, run, params)):
-            found.append((places, np.asarray(vectors)[: len(places)]))
+        # All are queued before the first is waited for.
+        found = list(self._encoded(users, asked, self._trained, self.answerer.encoder.maker))
+        vectors = [np.asarray(some)[: len(places)] for places, some in found]
         order = np.argsort(np.concatenate([places for places, _ in found]))
-        return np.concatenate([vectors for _, vectors in found])[order]
+        return np.concatenate(vectors)[order]
 
     def _encoded(
-        self, users: np.ndarray, asked: np.ndarray, run: Run, params: dict
+        self, users: np.ndarray, asked: np.ndarray, trained: Trained, maker: RowMaker
     ) -> Iterator[tuple[np.ndarray, Array]]:
         """Places in `users`, and their vectors: the histories packed into rows, batch by batch."""
-        max_length, scheme = run.config.data.max_length, run.scheme
+        max_length, scheme = maker.max_events, maker.scheme
         events, spans = self._histories(users, asked, max_length)
         count = tokenizer.token_counts(events, spans, scheme)
         longest = max(SHORTEST_ROW, scheme.max_tokens(max_length))
@@ -156,18 +151,11 @@ class LogUsers:
             for first in range(0, rows.packing.num_rows, num_rows):
                 chosen, row, column = rows.between(first, first + num_rows)
                 chosen, slots = group[chosen], Slots(row, column, num_rows, length)
-                batch = tokenizer.fill_rows(
-                    events, run.dataset.catalogue, spans.take(chosen), scheme, slots
-                )
+                some, catalogue = spans.take(chosen), self.dataset.catalogue
+                batch = tokenizer.fill_rows(events, catalogue, some, scheme, slots)
                 last = slots.start + count[chosen] - 1
                 room = buckets.fitting(VECTORS, len(last))
-                yield chosen, self._encode(params, batch, _padded(last, room))
-
-    @functools.cached_property
-    def _encode(self) -> Any:
-        assert self._trained is not None
-        run = self._trained[0]
-        return sharding.on_mesh(run.mesh, jax.jit(functools.partial(_vectors_at, run.graphdef)))
+                yield chosen, trained.encode(batch, _padded(last, room))
 
     def _histories(
         self, users: np.ndarray, asked: np.ndarray, max_length: int
@@ -267,7 +255,7 @@ class LogUsers:
         ids = np.zeros((len(users), wanted.k), np.int32)
         scores = np.full(ids.shape, -np.inf, np.float32)
         width = min(k, wanted.k)
-        for some, found in one_behind(searched()):
+        for some, found in list(searched()):  # all are queued before the first is waited for
             best, items = (np.asarray(values)[: len(some), :width] for values in found)
             ids[some, :width] = np.where(np.isneginf(best), 0, items)
             scores[some, :width] = best
@@ -325,14 +313,6 @@ def places(raw: pl.Series, among: pl.Series) -> Int32[np.ndarray, " n"]:
 def _padded(values: np.ndarray, length: int) -> np.ndarray:
     """Values, with zeros behind up to a length."""
     return np.pad(values, [(0, length - len(values))] + [(0, 0)] * (values.ndim - 1))
-
-
-def _vectors_at(
-    graphdef: nnx.GraphDef, params: dict, batch: Batch, token: Int[Array, " Q"]
-) -> Float[Array, "Q D"]:
-    """The vectors at flat places of tokens."""
-    hidden = nnx.merge(graphdef, params).encode(batch)
-    return hidden.reshape(-1, hidden.shape[-1])[token]
 
 
 @functools.partial(jax.jit, static_argnames=("k", "chunk"))

@@ -25,7 +25,9 @@ from gr_jax.serving.model import TrainedModel, left_out_events
 from gr_jax.serving.newer_log import newer_log
 from gr_jax.serving.retriever import Encoder, Retriever
 from gr_jax.serving.rows import RowMaker
+from gr_jax.serving.trained import Trained
 from gr_jax.training import sharding
+from gr_jax.training.objective import objective_of
 from gr_jax.training.run import Run, open_trained
 
 
@@ -73,7 +75,13 @@ def trained_model(
     reader = HistoryReader.of(run.config, run.dataset, newer)
     left_out = left_out_events(run.config)
     version = version_of(run, params)
-    trained = run, params
+    encode = sharding.on_mesh(run.mesh, jax.jit(functools.partial(vectors_at, run.graphdef)))
+    trained = Trained(
+        run.workdir,
+        run.config,
+        encode=functools.partial(encode, params),
+        evaluate=lambda split: objective_of(run).evaluate(params, split),
+    )
     return TrainedModel(
         run.dataset, reader, answerer, left_out=left_out, trained=trained, version=version
     )
@@ -98,6 +106,14 @@ def last_vectors(
     """Retrieval: the vector at the last token of each row."""
     vectors = nnx.merge(graphdef, params).encode(batch)
     return jnp.take_along_axis(vectors, last[:, None, None], axis=1)[:, 0]
+
+
+def vectors_at(
+    graphdef: nnx.GraphDef, params: dict, batch: Batch, token: Int[Array, " Q"]
+) -> Float[Array, "Q D"]:
+    """Retrieval: the vectors at flat places of tokens."""
+    vectors = nnx.merge(graphdef, params).encode(batch)
+    return vectors.reshape(-1, vectors.shape[-1])[token]
 
 
 def predictions(

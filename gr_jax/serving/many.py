@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import no_type_check
 
 import narwhals as nw
 import numpy as np
 import polars as pl
 from jaxtyping import Int, Int64
 
-from gr_jax.data.batches.sequences import Split
+from gr_jax.data.batches.splits import Split
 from gr_jax.data.dataset import Dataset
 from gr_jax.data.log.frames import Table, as_given
-from gr_jax.errors import shown
+from gr_jax.errors import shown, tells_types
 from gr_jax.serving import neighbours, saved, tables
 from gr_jax.serving.all_users import LogUsers, Wanted, exact
 from gr_jax.serving.history import AtTime, HistoryReader, RawId, RequestError, in_list, raw_id
@@ -23,8 +22,7 @@ from gr_jax.serving.index import ExactIndex
 from gr_jax.serving.popular import PopularItems
 from gr_jax.serving.query import Answerer
 from gr_jax.serving.retriever import Retriever
-from gr_jax.training.objective import objective_of
-from gr_jax.training.run import Run
+from gr_jax.serving.trained import Trained
 
 
 class ModelOfMany:
@@ -45,14 +43,14 @@ class ModelOfMany:
         answerer: Answerer,
         *,
         left_out: int | None,
-        trained: tuple[Run, dict] | None = None,
+        trained: Trained | None = None,
         version: str = "",
     ):
         """A model that answers.
 
         Args:
           left_out: as of `left_out_events`, unless a request says otherwise.
-          trained: the run, and the parameters of its best checkpoint; None = of an export.
+          trained: the run and its best checkpoint; None = of an export.
           version: a short hash of what the answers depend on, told with them when served.
         """
         self.dataset, self.reader, self.answerer = dataset, reader, answerer
@@ -77,15 +75,15 @@ class ModelOfMany:
     @property
     def columns(self) -> tuple[str, str]:
         """Names of the columns of users and items in the log."""
-        data = self._run()[0].config.data
+        data = self._run().config.data
         return data.user_column, data.item_column
 
     @functools.cached_property
     def id_types(self) -> tables.IdTypes:
         """Types of the raw ids of users and items in tables."""
-        return tables.id_types(self.dataset, self._trained and self._trained[0])
+        return tables.id_types(self.dataset, self._trained)
 
-    @no_type_check
+    @tells_types
     def wanted(
         self,
         k: int = 10,
@@ -106,7 +104,7 @@ class ModelOfMany:
         moment = None if at_time is None else self.reader.history([], at_time=at_time).at_time
         return Wanted(min(int(k), self.dataset.num_items), allowed, last, moment, number)
 
-    @no_type_check
+    @tells_types
     def recommend_users(
         self,
         users: Iterable[RawId] | None = None,
@@ -137,7 +135,7 @@ class ModelOfMany:
         found = self.log_users.best(index, self.wanted(k, at_time, **options))
         return as_given(tables.ranked(names, self.raw_items, *found), self.like)
 
-    @no_type_check
+    @tells_types
     def similar_items(self, items: Iterable[RawId], k: int = 10) -> Table:
         """Items near others, by cosine: a table `item, similar_item, rank, score`, best first.
 
@@ -166,7 +164,7 @@ class ModelOfMany:
         vectors = neighbours.item_vectors(self._index())
         return as_given(tables.with_vectors(self.raw_items, vectors), self.like)
 
-    @no_type_check
+    @tells_types
     def user_vectors(self, users: Iterable[RawId] | None = None, at_time: AtTime = None) -> Table:
         """The vector of users of the log: a table `user, vector`.
 
@@ -180,7 +178,7 @@ class ModelOfMany:
         vectors = self.log_users.vectors(index[known], asked)
         return as_given(tables.with_vectors(names.gather(known), vectors), self.like)
 
-    @no_type_check
+    @tells_types
     def evaluate(self, split: Split = "test") -> dict[str, float]:
         """Metrics on the held-out events, as of `python -m gr_jax.evaluate`.
 
@@ -194,8 +192,7 @@ class ModelOfMany:
         """
         if split not in ("test", "valid"):
             raise RequestError(f"split={shown(split)}: must be test or valid")
-        run, params = self._run()
-        return objective_of(run).evaluate(params, split)
+        return self._run().evaluate(split)
 
     def save(self, folder: str | Path) -> None:
         """Copy the run of the model, which `gr_jax.load` and all commands then find there.
@@ -205,9 +202,9 @@ class ModelOfMany:
         Raises:
           RequestError: the folder is there already and not empty, or the model is an export.
         """
-        saved.save(self._run()[0], Path(folder).expanduser())
+        saved.save(self._run().workdir, Path(folder).expanduser())
 
-    def _run(self) -> tuple[Run, dict]:
+    def _run(self) -> Trained:
         if self._trained is None:
             raise RequestError("an exported model has no run: gr_jax.load opens the one that has")
         return self._trained

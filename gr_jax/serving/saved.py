@@ -9,18 +9,17 @@ from pathlib import Path
 from gr_jax import folders
 from gr_jax.config import files
 from gr_jax.serving.history import RequestError
-from gr_jax.training.run import Run
 
 
-def save(run: Run, folder: Path) -> None:
-    """Copy the workdir of a run, so that `folder` is whole or absent.
+def save(workdir: Path, folder: Path) -> None:
+    """Copy a workdir, so that `folder` is whole or absent.
 
     Raises:
       RequestError: `folder` is there already and not empty. ConfigError: it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"{folder} is there already: choose another folder, or delete it")
-    before = run.workdir.absolute()
+    before = workdir.absolute()
     try:
         with folders.whole_folder(folder) as building:
             shutil.copytree(

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int
 
 from gr_jax.data import ids
 from gr_jax.data.dataset import Dataset
-from gr_jax.training.run import Run
+from gr_jax.serving.trained import Trained
 
 _IDS = 1 << 18  # read at once
 LOG_FOLDER, EVENTS = "log", "events.parquet"  # in a workdir: the log of a run on a table
@@ -25,15 +25,15 @@ class IdTypes(NamedTuple):
     item: pl.DataType
 
 
-def id_types(dataset: Dataset, run: Run | None) -> IdTypes:
+def id_types(dataset: Dataset, trained: Trained | None) -> IdTypes:
     """The types of raw ids: those of the table that the run is on.
 
-    Of a run on a file, or of None: integers if all are, else strings.
+    Of a run on a file, or of an export: integers if all are, else strings.
     """
-    file = run.workdir / LOG_FOLDER / EVENTS if run else None
-    if run is not None and file is not None and file.is_file():
+    file = trained.workdir / LOG_FOLDER / EVENTS if trained else None
+    if trained is not None and file is not None and file.is_file():
         there = pl.read_parquet_schema(file)
-        names = run.config.data.user_column, run.config.data.item_column
+        names = trained.config.data.user_column, trained.config.data.item_column
         if all(name in there for name in names):
             return IdTypes(*(there[name] for name in names))
     folder = dataset.catalogue.folder

@@ -76,7 +76,10 @@ def write(
     check_name(out)
     parts = out.with_name(f"{out.name}.parts")
     write_part = _writer(out)
-    size = len(log) if lists.users is None else len(lists.users)
+    chosen = None if lists.users is None else places(lists.users, log.catalogue.users["raw"])
+    size = len(log) if chosen is None else len(chosen)
+    if lists.wanted.at_time is not None:  # before anything is computed
+        log.asked(np.arange(size) if chosen is None else chosen, lists.wanted.at_time)
     count = 0
     try:
         with _only_writer(parts):
@@ -84,7 +87,7 @@ def write(
             for number, start in enumerate(range(0, size, USERS)):
                 part = parts / f"{number:07}{out.suffix}"
                 end = min(start + USERS, size)
-                users, names = _users(log, lists, start, end)
+                users, names = _users(log, lists, chosen, start, end)
                 count += len(users)
                 if not part.is_file():
                     found = log.best(users, wanted)
@@ -114,14 +117,13 @@ def _writer(out: Path) -> Callable[[pl.DataFrame, Path], None]:
 
 
 def _users(
-    log: LogUsers, lists: Lists, start: int, end: int
+    log: LogUsers, lists: Lists, chosen: Int[np.ndarray, " _"] | None, start: int, end: int
 ) -> tuple[Int[np.ndarray, " B"], pl.Series]:
     """The users of a part, and their raw ids."""
-    if lists.users is None:
+    if chosen is None or lists.users is None:
         users, names = np.arange(start, end), log.names(start, end)
     else:
-        names = lists.users[start:end]
-        users = places(names, log.catalogue.users["raw"])
+        users, names = chosen[start:end], lists.users[start:end]
     shard, shards = lists.shard
     if shards > 1:
         mine = hashing.splitmix64(hashing.keys(names)) % np.uint64(shards) == shard
@@ -150,6 +152,7 @@ def _plan(log: LogUsers, lists: Lists) -> dict:
 def _only_writer(parts: Path) -> Iterator[None]:
     """Make the folder of the parts, and keep other processes out of it."""
     parts.mkdir(parents=True, exist_ok=True)
+    (parts / ".lock").touch()
     lock = filelock.FileLock(parts / ".lock", fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
@@ -157,6 +160,8 @@ def _only_writer(parts: Path) -> Iterator[None]:
         raise ConfigError(
             f"{parts}: another process writes these lists; wait for its end"
         ) from None
+    except OSError:  # a file system without locks
+        pass
     try:
         yield
     finally:

@@ -1,1 +1,3 @@
-"""Sweeps: many trainings of one config, to find its best settings by validation."""
+"""Many trainings, judged by validation: sweeps of a config, and the search of a run without one."""
+
+BUDGET = "1x"  # trainings of a search, unless another number is asked for

@@ -10,6 +10,7 @@ from gr_jax import recommend
 from gr_jax.config import ConfigError
 from gr_jax.serving import user_lists
 from gr_jax.serving.history import RequestError
+from gr_jax.serving.index import ExactIndex
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,10 @@ def assert_same(table: pl.DataFrame, expected: dict) -> None:
         )
 
 
+def assert_close(table, expected):
+    assert_frame_equal(table, expected, abs_tol=1e-5)
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -53,6 +58,13 @@ def assert_same(table: pl.DataFrame, expected: dict) -> None:
 def test_a_table_of_users_is_what_each_would_get_alone(model, asked):
     users = ["u3", "u11", "u2", "u60"]
     assert_same(model.recommend_users(users, **asked), lists_one_by_one(model, users, **asked))
+
+
+def test_a_catalogue_in_pieces_gives_the_same_lists(model, retrieval, monkeypatch):
+    pieces = gr_jax.load(retrieval)
+    vectors = pieces.answerer.index.vectors
+    monkeypatch.setattr(pieces.answerer, "index", ExactIndex(vectors, num_items=40, chunk=16))
+    assert_close(pieces.recommend_users(k=30), model.recommend_users(k=30))
 
 
 def test_all_users_come_in_the_order_of_the_log_and_one_of_a_list_once(model):
@@ -124,10 +136,6 @@ def test_a_saved_model_is_a_run_that_evaluates_as_before_and_is_never_written_ov
 
 
 # -- Files --------------------------------------------------------------------------------------
-
-
-def assert_close(table, expected):
-    assert_frame_equal(table, expected, abs_tol=1e-5)
 
 
 def write(run, out, *flags: str) -> pl.DataFrame:
@@ -233,6 +241,13 @@ def test_shards_share_the_users_and_files_of_ids_choose_users_and_items(
     allowed = ["i7", "i9", "i30"]
     chosen = model.recommend_users(["u9", "u4"], 3, exclude_seen=False, allow=allowed)
     assert_close(found, chosen)
+
+
+def test_two_commands_do_not_write_the_same_file(retrieval, tmp_path):
+    parts = tmp_path / "lists.csv.parts"
+    with user_lists._only_writer(parts):
+        with pytest.raises(ConfigError, match="another process writes these lists"):
+            write(retrieval, tmp_path / "lists.csv", "--users=all")
 
 
 def test_histories_of_a_newer_log_are_those_of_the_file(retrieval, tmp_path):

@@ -89,11 +89,16 @@ def write_items(items: object, data: DataConfig, file: Path) -> tuple[str, ...]:
     )
     wanted = {data.item_column: "item"} | {name: "data.item_features" for name in features}
     wanted |= {TITLE: TITLE} if TITLE in there else {}
+    if len(wanted) == 1:
+        raise ConfigError("items: the table has only items; it may have titles and features")
     table = _selected(items, "items", wanted)
     if data.on_bad_row == "error":
         _check_nulls(table, {data.item_column: "item"}, "items")
     frame = pl.DataFrame(
-        [_column(table[name], "items", is_id=name == data.item_column) for name in table.columns]
+        [
+            _column(table[name], "items", is_id=name == data.item_column, lists=name in features)
+            for name in table.columns
+        ]
     )
     for name in features:
         if frame[name].dtype.is_float():
@@ -167,13 +172,15 @@ def _check_nulls(table: nw.DataFrame, wanted: Mapping[str, str], what: str = "ev
             )
 
 
-def _column(given: nw.Series, what: str, *, is_id: bool) -> pl.Series:
-    """A column as polars has it, text as strings; ids are integers or text."""
+def _column(given: nw.Series, what: str, *, is_id: bool, lists: bool = False) -> pl.Series:
+    """A column as polars has it, text as strings; ids are integers or text, some may be lists."""
     try:
         column = given.to_frame().to_polars().to_series()
     except Exception:  # pyarrow is not installed, or does not take what is mixed
         column = _of_values(given, what)
     kind = column.dtype
+    if lists and isinstance(kind, pl.List) and not isinstance(kind.inner, _NO_VALUES):
+        return column
     if isinstance(kind, _TEXT):
         column = column.cast(pl.String)
     elif isinstance(kind, _NO_VALUES) or (is_id and not (kind.is_integer() or kind == pl.Null)):

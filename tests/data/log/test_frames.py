@@ -128,6 +128,10 @@ def test_a_table_of_items_has_titles_and_features(tmp_path):
     assert frames.write_items(items.drop(columns="price"), data, file) == ("brand",)
     assert pl.read_parquet(file).columns == ["item", "brand", "title"]
     assert frames.features_of(file, data) == ("brand",)
+    lists = pl.DataFrame({"item": ["a"], "tags": [["x", "y"]]})
+    assert frames.write_items(lists, data, file) == ("tags",)
+    with pytest.raises(ConfigError, match="items: the table has only items"):
+        frames.write_items(items[["item"]], data, file)
 
 
 @pytest.mark.parametrize("name", ["polars", "narrow types", "categorical and nullable", "pyarrow"])
