@@ -13,7 +13,9 @@ import gr_jax
 from gr_jax import train
 from gr_jax.config import ConfigError
 from gr_jax.serving.load import trained_model
+from gr_jax.training.checkpoint import Progress
 from gr_jax.training.init_from import first_state
+from gr_jax.training.objective import is_out_of_patience, objective_of
 from gr_jax.training.run import open_trained
 from gr_jax.training.tables.admission import catalogue_maker
 from tests.tiny_run import assert_same_state, begun, lines_of
@@ -130,6 +132,16 @@ def test_a_folder_to_begin_from_that_cannot_be_is_one_line(finished, newer, tmp_
             train.main([f"--init-from={folder}", f"--workdir={workdir}", *flags])
     with pytest.raises(ConfigError, match="must be given"):
         train.main([f"--init-from={finished}", *flags, "--config=configs/synthetic.py"])
+
+
+def test_half_of_the_patience_ends_a_run_that_begins_near_its_best(finished, newer, tmp_path):
+    run, _ = begun(finished, newer, tmp_path / "run")
+    for patience, init_from, enough in ((3, "earlier", 2), (4, "earlier", 2), (3, "", 3)):
+        train = dataclasses.replace(run.config.train, patience=patience, init_from=init_from)
+        config = dataclasses.replace(run.config, train=train)
+        objective = objective_of(dataclasses.replace(run, config=config))
+        over = [is_out_of_patience(objective, Progress(stale=stale)) for stale in range(5)]
+        assert over == [stale >= enough for stale in range(5)]
 
 
 def test_hashed_entries_are_those_of_the_same_raw_ids(config_file, newer, tmp_path):
