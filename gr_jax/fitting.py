@@ -37,6 +37,7 @@ _BY_ARGUMENTS = {f"data.{name}" for name in "source path prepared item_file".spl
 }
 _LENGTHS = ("data.max_length", "data.row_length")  # chosen together, after the log is known
 
+T = TypeVar("T")
 Override = str | int | float | bool | tuple[str, ...] | list[str]
 
 
@@ -99,7 +100,10 @@ def fit(
                     config = config_for(data, place)
                 else:
                     config = dataclasses.replace(config, data=data)
-                model = _trained(override_all(config, texts), place)
+                changed = override_all(config, texts)
+                if changed.data.time_unit != config.data.time_unit:  # the log is read once more
+                    shutil.rmtree(place / LOG_FOLDER / PREPARED, ignore_errors=True)
+                model = _trained(changed, place)
         except BaseException:
             close()
             raise
@@ -155,6 +159,8 @@ def _log(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise folders.unwritable(workdir, error) from None
+    if not has_begun(workdir):  # what is there is of a call that came to nothing
+        shutil.rmtree(folder / PREPARED, ignore_errors=True)
     log = _path(events)
     if log is None:
         log = folder / EVENTS
@@ -188,9 +194,6 @@ def _path(given: object) -> Path | None:
     if not path.exists():
         raise ConfigError(f"{path}: no such file")
     return path
-
-
-T = TypeVar("T")
 
 
 def _kept(file: Path, workdir: Path, write: Callable[[Path], T]) -> T:

@@ -81,7 +81,7 @@ class ModelOfMany:
     @functools.cached_property
     def id_types(self) -> tables.IdTypes:
         """Types of the raw ids of users and items in tables."""
-        return tables.id_types(self.dataset, self._trained)
+        return tables.id_types(self.dataset, self._trained, self.reader.newer)
 
     @tells_types
     def wanted(
