@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import math
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from gr_jax.training.console import say, silence
 from gr_jax.training.own_log import config_for
 from gr_jax.training.train import train
 from gr_jax.training.workdir import has_begun
+from gr_jax.tuning.search import search
 
 ITEMS, PREPARED = "items.parquet", "prepared"  # in the folder of the log
 _BY_ARGUMENTS = {f"data.{name}" for name in "source path prepared item_file".split()} | {
@@ -52,6 +54,7 @@ def fit(
     workdir: str | os.PathLike[str] | None = None,
     items: frames.Table | pl.LazyFrame | str | os.PathLike[str] | None = None,
     progress: bool = True,
+    budget: float = 1.0,
     **overrides: Override,
 ) -> TrainedModel:
     """A model trained on a table of events, ready to recommend.
@@ -76,6 +79,8 @@ def fit(
       items: a table or file with the item column. A column `title` names the items, and those of
         `data.item_features` are features: where it has none, all others.
       progress: False prints nothing.
+      budget: without a config: trainings that the search of settings near those chosen may take;
+        0 = none.
       overrides: fields of the config by dotted names: `**{"train.epochs": 5}`; columns of what
         happened at an event too: `**{"data.actions": ("click=is_click",)}`.
 
@@ -85,6 +90,8 @@ def fit(
     """
     if config is not None and not isinstance(config, Config):
         raise ConfigError(f"config={shown(config)}: expected a gr_jax.Config, or None")
+    if not 0 <= budget < math.inf:
+        raise ConfigError(f"budget={shown(budget)}: must be a number of trainings, 0 or more")
     _check_names(overrides)
     if len({user, item, time}) < 3:
         raise ConfigError(f"user={user!r}, item={item!r}, time={time!r}: each has its own column")
@@ -97,13 +104,15 @@ def fit(
             with _tables_named(place):
                 data, like = _log(events, items, _data(config, columns, texts), place)
                 if config is None:
-                    config = config_for(data, place)
+                    by_log = config_for(data, place)
+                    chosen = override_all(by_log, texts)
+                    if chosen.data.time_unit != by_log.data.time_unit:  # it is read once more
+                        shutil.rmtree(place / LOG_FOLDER / PREPARED, ignore_errors=True)
+                    fixed = tuple(texts)
+                    config, code = search(chosen, place, float(budget), fixed=fixed, settles=True)
                 else:
-                    config = dataclasses.replace(config, data=data)
-                changed = override_all(config, texts)
-                if changed.data.time_unit != config.data.time_unit:  # the log is read once more
-                    shutil.rmtree(place / LOG_FOLDER / PREPARED, ignore_errors=True)
-                model = _trained(changed, place)
+                    config, code = override_all(dataclasses.replace(config, data=data), texts), 0
+                model = _trained(config, place, code)
         except BaseException:
             close()
             raise
@@ -217,9 +226,12 @@ def _kept(file: Path, workdir: Path, write: Callable[[Path], T]) -> T:
         new.unlink(missing_ok=True)
 
 
-def _trained(config: Config, workdir: Path) -> TrainedModel:
-    """The best model of the training, which goes on if it has begun."""
-    code = train(config, workdir)
+def _trained(config: Config, workdir: Path, code: int) -> TrainedModel:
+    """The best model of the training, which goes on if it has begun.
+
+    code: of the search before it; 0 = it was not interrupted.
+    """
+    code = code or train(config, workdir)
     shutil.rmtree(workdir / LOG_FOLDER / PREPARED, ignore_errors=True)  # the run has its own
     if code == 128 + signal.SIGTERM:
         raise SystemExit(code)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
@@ -19,11 +20,13 @@ import jax
 from gr_jax import cli
 from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.config.overrides import override_all
+from gr_jax.errors import shown
 from gr_jax.reporting.report import write_after_training
 from gr_jax.training import processes
 from gr_jax.training.init_from import continued
 from gr_jax.training.own_log import config_for
 from gr_jax.training.train import train
+from gr_jax.tuning.search import BUDGET, search
 
 FLAGS: dict[str, cli.Flag] = {
     "data": (str, "", "a log, instead of --config: all that a config says is chosen by it"),
@@ -36,6 +39,11 @@ FLAGS: dict[str, cli.Flag] = {
         "workdir of an earlier run to begin from; its config holds where no --config is given",
     ),
     "workdir": (Path, None, "folder of the run; default runs/<config>[-<variant>], or runs/<log>"),
+    "budget": (
+        str,
+        BUDGET,
+        "with --data: trainings that the search of settings near those chosen may take; 0 = none",
+    ),
     "report": (bool, True, "write report.html at the end of one process; --report=false does not"),
     "coordinator": (
         str,
@@ -63,6 +71,11 @@ def main(argv: list[str]) -> int:
     processes.join(args.coordinator, args.processes, args.process, args.peer_timeout)
     with processes.exit_all_on_error():
         config = config_of(args, workdir)
+        if args.data and args.init_from is None and jax.process_count() == 1:
+            budget = trainings(args.budget)
+            config, code = search(config, workdir, budget, fixed=tuple(args.overrides))
+            if code:
+                return code
         code = train(config, workdir)
         if code == 0 and args.report and jax.process_count() == 1:
             return 0 if write_after_training(workdir) else 1
@@ -73,6 +86,24 @@ def default_workdir(spec: str) -> str:
     """runs/ml_1m-large for configs/ml_1m.py:large, runs/clicks for data/clicks.csv.gz."""
     file, _, variant = spec.partition(":")
     return f"runs/{Path(file).name.split('.')[0]}" + (f"-{variant}" if variant else "")
+
+
+def trainings(budget: str) -> float:
+    """The number of `--budget=2x`.
+
+    >>> trainings("2x"), trainings("0.5")
+    (2.0, 0.5)
+
+    Raises:
+      ConfigError: it is none, or negative.
+    """
+    try:
+        number = float(budget.removesuffix("x"))
+    except ValueError:
+        number = -1
+    if not 0 <= number < math.inf:
+        raise ConfigError(f"--budget={shown(budget)}: must be a number of trainings, such as 2x")
+    return number
 
 
 def config_of(args: argparse.Namespace, workdir: Path) -> Config:

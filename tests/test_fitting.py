@@ -20,6 +20,7 @@ from gr_jax.training import loop
 
 # As the run of tests/serving, so that both share their compiled programs.
 SMALL = {
+    "budget": 0,
     "model.width": 16,
     "model.num_blocks": 1,
     "model.qk_width": 8,
@@ -111,7 +112,7 @@ def test_its_run_is_usable_anywhere_and_goes_on(model, events, items, workdir, t
 def test_without_a_validation_there_is_no_model(events, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "train", lambda *_: 128 + signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="no validation has passed"):
-        gr_jax.fit(events, **COLUMNS, workdir=tmp_path / "run", progress=False)
+        gr_jax.fit(events, **COLUMNS, workdir=tmp_path / "run", progress=False, budget=0)
 
 
 def test_it_trains_in_any_thread_without_a_word_and_leaves_nothing(
@@ -168,10 +169,8 @@ def test_a_mistake_is_one_line(events, arguments, told):
 
 
 def test_a_call_that_failed_leaves_nothing_in_the_way(events, tmp_path, monkeypatch):
-    seen, small = [], {"workdir": tmp_path / "run", "progress": False}
-    monkeypatch.setattr(
-        fitting, "_trained", lambda config, place: seen.append(prepare(config.data))
-    )
+    seen, small = [], {"workdir": tmp_path / "run", "progress": False, "budget": 0}
+    monkeypatch.setattr(fitting, "_trained", lambda config, *_: seen.append(prepare(config.data)))
     for table, more in (
         (events.head(700), {}),
         (events, {}),

@@ -87,7 +87,8 @@ def trained(checkout) -> Path:
     for user in range(40, 56):
         items = [1193, 661, 2355, *rng.integers(3000, 3020, 9)]
         lines += [f"{user},{item},{978_300_000 + 50 * i}" for i, item in enumerate(items)]
-    small = [*(f"--config.{name}={value}" for name, value in SMALL.items()), "--report=false"]
+    small = [*(f"--config.{name}={value}" for name, value in SMALL.items())]
+    small += ["--report=false", "--budget=0"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(checkout)
         Path("clicks.csv").write_text("\n".join(lines) + "\n")
@@ -207,7 +208,9 @@ def test_text_is_at_most_100_columns_wide():
 def test_the_python_of_a_page_runs(name, trained, monkeypatch):
     """Its blocks in order, as one program."""
     monkeypatch.chdir(trained)
-    monkeypatch.setattr(gr_jax, "fit", functools.partial(gr_jax.fit, **SMALL), raising=False)
+    monkeypatch.setattr(
+        gr_jax, "fit", functools.partial(gr_jax.fit, budget=0, **SMALL), raising=False
+    )
     blocks = PYTHON.findall((ROOT / name).read_text())
     assert blocks
     names: dict = {}

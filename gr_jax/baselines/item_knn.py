@@ -55,7 +55,7 @@ def scores(similar: sparse.csr_array, recency: float) -> Scores:
 
     The similarity to an item k events before the last one counts `recency ** k`.
     """
-    width = similar.shape[0]
+    width = len(similar.indptr) - 1
     if width <= DENSE_ITEMS and similar.nnz > 0.05 * width * width:
         table = similar.toarray()
         return DenseScores(lambda part: part.histories(recency).toarray() @ table)

@@ -32,10 +32,15 @@ class LossConfig:
     sampler: str = "uniform"
     # subtract the log of each item's sampling probability (only changes in_batch)
     log_q: bool = False
+    # share of a label that is spread evenly over the catalogue; with full only. Small logs gain
+    smoothing: float = 0.0
     chunk_tokens: int = 512  # tokens whose logits are in memory at once
 
     def __post_init__(self):
         check_types(self, "loss.")
+        check(0 <= self.smoothing < 1, "loss.smoothing", self.smoothing, "in [0, 1)")
+        rule = "0 without loss.kind=full"
+        check(self.smoothing == 0 or self.kind == "full", "loss.smoothing", self.smoothing, rule)
         check_choice("loss.kind", self.kind, ("full", "per_token", "group"))
         check_choice("loss.sampler", self.sampler, ("uniform", "in_batch"))
         check_at_least(1, self, "loss.", "negatives", "group", "chunk_tokens")

@@ -1,8 +1,8 @@
 """A config for a log that nobody has tuned for, by rules from its size, lengths and repeats.
 
 Widths, batches and losses are those of configs/ml_1m.py and configs/amazon.py, whose results are
-measured; the temperature of small logs did best on validation on a log of ten thousand events (.2:
-NDCG@10 .071, .05: .043, .5: .067). Beyond five million events the rules are guesses.
+measured; the settings of small logs did best on validation (experiments/quality/small_logs.py).
+Beyond five million events the rules are guesses.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from gr_jax.config.objective import EvaluateConfig, LossConfig
 from gr_jax.config.train import OptimizerConfig, TrainConfig
 
 FULL_SOFTMAX = 50_000  # items up to which a step compares with all of them
+SMALL = 300_000  # events up to which a model has to be held back from learning them by heart
+EPOCHS = 400  # at most; patience ends a training
+SPARSE = 50  # and events an item
 MANY_REPEATS = 0.1  # share of events from which repeats are ranked
 
 
@@ -48,7 +51,10 @@ def choose(data: DataConfig, log: LogFacts) -> Choice:
     row = max(64, 1 << (history - 1).bit_length())
     width, blocks = (128, 4) if log.events > 5_000_000 else (64, 2)
     temperature = 0.05 if log.events > 150_000 else 0.1 if log.events > 30_000 else 0.2
+    sparse = log.events < SMALL or log.events < SPARSE * log.items
+    dropout = 0.5 if sparse else 0.2
     full = log.items <= FULL_SOFTMAX
+    smoothing = 0.0 if not full or log.events > SMALL else 0.1 if log.events > 30_000 else 0.2
     exclude = "none" if log.repeats > MANY_REPEATS else "history"
     batch = 128 if log.users <= 100_000 else 512
     steps = max(1, log.users // batch)
@@ -63,20 +69,28 @@ def choose(data: DataConfig, log: LogFacts) -> Choice:
             num_heads=1,
             qk_width=width,
             v_width=width,
+            input_dropout=dropout,
+            dropout=dropout,
             temperature=temperature,
         ),
-        loss=LossConfig(kind="full") if full else LossConfig("", "group", negatives=512, group=32),
+        loss=LossConfig(smoothing=smoothing)
+        if full
+        else LossConfig(kind="group", negatives=512, group=32),
         optimizer=OptimizerConfig(table="rowwise_adamw" if rowwise else "dense"),
-        train=TrainConfig(epochs=200, batch_users=batch, validate_every=validate_every, patience=8),
+        train=TrainConfig(
+            epochs=EPOCHS, batch_users=batch, validate_every=validate_every, patience=8
+        ),
         evaluate=EvaluateConfig(exclude=exclude, valid_users=10_000 if log.users > 50_000 else 0),
     )
     against = "all items" if full else "512 random items for 32 neighbouring events"
     reasons = (
         f"histories of {history} events: 95 % of the users have at most {log.long_history:,}",
         f"{blocks} blocks of width {width}, temperature {temperature}: {log.events:,} events",
+        f"dropouts of {dropout}, label smoothing {smoothing}: {log.events / log.items:,.0f} events"
+        " an item",
         f"each next item is compared with {against}: {log.items:,} items",
         f"items that a user had before are {'ranked too' if exclude == 'none' else 'left out'}:"
         f" {log.repeats:.1%} of the events are repeats",
-        "up to 200 epochs, ended by 8 validations without a better one",
+        f"up to {EPOCHS} epochs, ended by 8 validations without a better one",
     )
     return Choice(config, reasons)

@@ -38,20 +38,20 @@ def config_for(data: DataConfig, workdir: Path) -> Config:
     data = detect.described(data)
     dataset = processes.first_then_others(lambda: prepare(data, progress=processes.is_first()))
     config, reasons = choose(data, facts(dataset))
-    told = "\n".join(reasons)
-    text = files.to_python(
-        config,
-        f"Chosen for {Path(data.path).name}.\n\n{told}\n\n"
-        "Edit it, then: python -m gr_jax.train --config=FILE --workdir=ANOTHER\n",
-    )
-    processes.on_first(lambda: _write(workdir / CHOSEN, text))
+    processes.on_first(lambda: write_chosen(config, workdir, "\n".join(reasons)))
     say("\n".join(f"chosen  {line}" for line in (*reasons, f"in {workdir / CHOSEN}, to be edited")))
     return config
 
 
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, text)
+def write_chosen(config: Config, workdir: Path, reasons: str) -> None:
+    """Write `workdir/chosen.py`, a config file to be edited."""
+    text = files.to_python(
+        config,
+        f"Chosen for {Path(config.data.path).name}.\n\n{reasons}\n\n"
+        "Edit it, then: python -m gr_jax.train --config=FILE --workdir=ANOTHER\n",
+    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_whole(workdir / CHOSEN, text)
 
 
 def facts(dataset: Dataset) -> LogFacts:

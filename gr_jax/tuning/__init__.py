@@ -1,1 +1,1 @@
-"""Sweeps: many trainings of one config, to find its best settings by validation."""
+"""Many trainings, judged by validation: sweeps of a config, and the search of a run without one."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gr_jax.baselines.compare import compare
+from gr_jax.baselines.compare import Judged, compare
 from gr_jax.baselines.questions import Questions
 from gr_jax.baselines.training_events import popularity
 from gr_jax.data.batches.evaluation import EvaluationBatches
@@ -34,15 +34,28 @@ def baselines(
       at: K of further metrics.
       tell: is called with the name of each baseline before it is learnt.
     """
-    asked, count = questions(test), popularity(log)
-    judged = compare(log, questions(valid), asked, functools.partial(metrics.ndcg, k=10), tell)
+    asked, count = questions(test).asked, popularity(log)
     results = {}
-    for name, found in judged.items():
+    for name, found in judged(log, valid, test, tell).items():
         values = metrics.rank_means(found.test, at)
-        values |= beyond_accuracy.by_popularity(found.test, asked.asked, count)
+        values |= beyond_accuracy.by_popularity(found.test, asked, count)
         lists = {} if found.best is None else beyond_accuracy.of_lists(found.best, count)
         results[name] = values | lists
     return results
+
+
+def judged(
+    log: TrainingLog,
+    valid: EvaluationBatches,
+    test: EvaluationBatches,
+    tell: Callable[[str], None] = lambda name: None,
+) -> dict[str, Judged]:
+    """The best settings of each baseline on validation, and the ranks of each user of the test.
+
+    Arguments as of `baselines`.
+    """
+    metric = functools.partial(metrics.ndcg, k=10)
+    return compare(log, questions(valid), questions(test), metric, tell)
 
 
 def questions(batches: EvaluationBatches) -> Questions:

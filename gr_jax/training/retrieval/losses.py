@@ -53,6 +53,7 @@ def next_item_loss(
             weights,
             num_items=num_items,
             temperature=temperature,
+            smoothing=config.smoothing,
             chunk_tokens=config.chunk_tokens,
         )
 
@@ -83,9 +84,13 @@ def full_softmax(
     *,
     num_items: int,
     temperature: float,
+    smoothing: float = 0.0,
     chunk_tokens: int = 512,
 ) -> Float[Array, ""]:
     """Weighted mean of -log softmax over items 1..num_items; 0 if no token has a weight.
+
+    With `smoothing` s it is the cross-entropy with 1 - s of a label on its item and s spread evenly
+    over all items (Szegedy et al. 2016, section 7).
 
     hidden: encoder outputs of at most unit length, float32 or bfloat16 (then logits and sums are
     float32). item_table: raw item vectors by id; entry 0 and entries above num_items are padding
@@ -94,7 +99,11 @@ def full_softmax(
     """
     items = l2_normalise(item_table)
     share = _shares(weights)
-    positive = jnp.sum(hidden * items[labels], axis=-1) / temperature
+    target = items[labels]
+    if smoothing:
+        real = _is_real(len(items), num_items)[:, None]
+        target = (1 - smoothing) * target + smoothing / num_items * (items * real).sum(0)
+    positive = jnp.sum(hidden * target, axis=-1) / temperature
     run = partial(
         _full_log_sums, num_items=num_items, temperature=temperature, chunk_tokens=chunk_tokens
     )
@@ -137,6 +146,12 @@ def sampled_softmax(
     )
 
 
+def _is_real(rows, num_items):
+    """[rows] float32: 1 for the entries of items, 0 for padding."""
+    ids = jnp.arange(rows)
+    return ((ids >= 1) & (ids <= num_items)).astype(jnp.float32)
+
+
 def _shares(weights):
     """Weights divided by their sum, all 0 if the sum is 0."""
     total = jnp.sum(weights, dtype=jnp.float32)
@@ -167,8 +182,7 @@ def _full_log_sums(hidden, items, share, *, num_items, temperature, chunk_tokens
     items: unit vectors.
     """
     rows, width = items.shape
-    ids = jnp.arange(rows)
-    real = ((ids >= 1) & (ids <= num_items)).astype(jnp.float32)
+    real = _is_real(rows, num_items)
     items_low = items.astype(hidden.dtype)
 
     def chunk(grad_items, inputs):

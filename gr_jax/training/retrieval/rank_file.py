@@ -63,8 +63,9 @@ def write(path: Path, found: UserRanks, catalogue: Catalogue) -> None:
     try:
         table.write_parquet(partial)
         os.replace(partial, path)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else str(error)
         raise ConfigError(f"{path}: cannot be written: {reason}") from None
     finally:
         partial.unlink(missing_ok=True)
@@ -78,10 +79,15 @@ def read(path: Path, *, remedy: str) -> pl.DataFrame:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: missing; {remedy}")
+    kinds = {"user": pl.String, "item": pl.String, "rank": pl.Int64}
+    columns = [pl.col(name).cast(kind) for name, kind in kinds.items()]
     try:
-        return pl.read_parquet(path, columns=["user", "item", "rank"])
+        table = pl.read_parquet(path).select(columns)
     except (pl.exceptions.PolarsError, OSError):
-        raise ConfigError(f"{path}: damaged, or no file of ranks; {remedy}") from None
+        table = None
+    if table is None or table["user"].is_duplicated().any():
+        raise ConfigError(f"{path}: damaged, or no file of ranks; {remedy}")
+    return table
 
 
 def compare(ours: pl.DataFrame, theirs: pl.DataFrame) -> Difference:
@@ -104,12 +110,11 @@ def compare(ours: pl.DataFrame, theirs: pl.DataFrame) -> Difference:
     ]
     gain = [gains(rank, 10) for rank in ranks]
     difference = gain[0] - gain[1]
-    spread = float(difference.std(ddof=1))
     return Difference(
         users=len(both),
         ndcg=(ndcg(ranks[0], 10), ndcg(ranks[1], 10)),
         hit_rate=(hit_rate(ranks[0], 10), hit_rate(ranks[1], 10)),
         difference=float(difference.mean()),
-        error=spread / np.sqrt(len(both)),
-        p=float(stats.ttest_rel(gain[0], gain[1]).pvalue) if spread else 1.0,
+        error=float(difference.std(ddof=1) / np.sqrt(len(both))),
+        p=float(stats.ttest_rel(gain[0], gain[1]).pvalue) if difference.any() else 1.0,
     )

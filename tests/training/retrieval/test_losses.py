@@ -101,10 +101,8 @@ def assert_same(got, expected, atol=1e-5):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol, err_msg=name)
 
 
-def full(*args, temperature=TEMPERATURE, chunk_tokens=512):
-    return full_softmax(
-        *args, num_items=NUM_ITEMS, temperature=temperature, chunk_tokens=chunk_tokens
-    )
+def full(*args, temperature=TEMPERATURE, **kwargs):
+    return full_softmax(*args, num_items=NUM_ITEMS, temperature=temperature, **kwargs)
 
 
 def sampled(*args, temperature=TEMPERATURE, **kwargs):
@@ -128,6 +126,19 @@ def test_sampled_softmax_equals_the_dense_oracle(groups, count, temperature):
     batch, negatives = make_batch(), make_negatives(groups, count)
     got = value_and_grads(sampled, *batch, negatives, temperature=temperature)
     assert_same(got, oracle(*batch, negatives, temperature=temperature), atol=2e-6 / temperature)
+
+
+def test_smoothing_is_the_mean_of_the_losses_with_each_item_for_a_label():
+    hidden, table, labels, weights = make_batch()
+    got = value_and_grads(full, hidden, table, labels, weights, smoothing=0.25)
+    of_label = oracle(hidden, table, labels, weights)
+    of_items = [
+        oracle(hidden, table, np.where(labels > 0, item, 0), weights)
+        for item in range(1, NUM_ITEMS + 1)
+    ]
+    parts = zip(of_label, *of_items, strict=True)
+    wanted = [0.75 * first + 0.25 * np.mean(others, axis=0) for first, *others in parts]
+    assert_same(got, wanted, atol=4e-5)
 
 
 def test_log_q_is_subtracted_from_labels_and_negatives():

@@ -48,5 +48,17 @@ def test_a_file_that_is_missing_or_no_file_of_ranks_is_told_with_the_remedy(tmp_
     with pytest.raises(ConfigError, match="missing; make it"):
         rank_file.read(path, remedy="make it")
     path.write_text("no Parquet")
-    with pytest.raises(ConfigError, match="damaged, or no file of ranks; make it"):
+    said = "damaged, or no file of ranks; make it"
+    with pytest.raises(ConfigError, match=said):
         rank_file.read(path, remedy="make it")
+    ranks = table([1, 2])
+    for other in (
+        ranks.drop("rank"),
+        ranks.with_columns(rank=pl.lit("first")),
+        ranks.with_columns(user=pl.lit("a")),
+    ):
+        other.write_parquet(path)
+        with pytest.raises(ConfigError, match=said):
+            rank_file.read(path, remedy="make it")
+    ranks.write_parquet(path)
+    assert rank_file.read(path, remedy="").equals(ranks)
