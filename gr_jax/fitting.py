@@ -39,6 +39,7 @@ _BY_ARGUMENTS = {f"data.{name}" for name in "source path prepared item_file".spl
 }
 _LENGTHS = ("data.max_length", "data.row_length")  # chosen together, after the log is known
 
+T = TypeVar("T")
 Override = str | int | float | bool | tuple[str, ...] | list[str]
 
 
@@ -103,7 +104,10 @@ def fit(
             with _tables_named(place):
                 data, like = _log(events, items, _data(config, columns, texts), place)
                 if config is None:
-                    chosen = override_all(config_for(data, place), texts)
+                    by_log = config_for(data, place)
+                    chosen = override_all(by_log, texts)
+                    if chosen.data.time_unit != by_log.data.time_unit:  # it is read once more
+                        shutil.rmtree(place / LOG_FOLDER / PREPARED, ignore_errors=True)
                     fixed = tuple(texts)
                     config, code = search(chosen, place, float(budget), fixed=fixed, settles=True)
                 else:
@@ -164,6 +168,8 @@ def _log(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise folders.unwritable(workdir, error) from None
+    if not has_begun(workdir):  # what is there is of a call that came to nothing
+        shutil.rmtree(folder / PREPARED, ignore_errors=True)
     log = _path(events)
     if log is None:
         log = folder / EVENTS
@@ -197,9 +203,6 @@ def _path(given: object) -> Path | None:
     if not path.exists():
         raise ConfigError(f"{path}: no such file")
     return path
-
-
-T = TypeVar("T")
 
 
 def _kept(file: Path, workdir: Path, write: Callable[[Path], T]) -> T:

@@ -159,7 +159,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
             TimeRemainingColumn(),
         )
         with bar:
-            task = bar.add_task("users", total=None)
+            task = bar.add_task("users", total=0)  # until the first part is told
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
     start = last = time.monotonic()

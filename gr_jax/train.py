@@ -13,20 +13,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import time
 from pathlib import Path
-
-import jax
 
 from gr_jax import cli
 from gr_jax.config import Config, ConfigError, DataConfig
 from gr_jax.config.overrides import override_all
 from gr_jax.errors import shown
-from gr_jax.reporting.report import write_after_training
-from gr_jax.training import processes
-from gr_jax.training.init_from import continued
-from gr_jax.training.own_log import config_for
-from gr_jax.training.train import train
-from gr_jax.tuning.search import BUDGET, search
+from gr_jax.tuning import BUDGET
+
+# What computes is imported by the functions that need it: that takes seconds, after the first line.
 
 FLAGS: dict[str, cli.Flag] = {
     "data": (str, "", "a log, instead of --config: all that a config says is chosen by it"),
@@ -62,12 +58,22 @@ FLAGS: dict[str, cli.Flag] = {
 
 def main(argv: list[str]) -> int:
     """Train as the command line says; 0 if the run is complete, 128 + signal if interrupted."""
+    began = time.monotonic()
     args = cli.parse(argv, doc=__doc__, flags=FLAGS, config="optional")
     given = [bool(x) for x in (args.config, args.data)]
     if sum(given) != 1 and not (args.init_from and sum(given) == 0):
         raise ConfigError("--config=FILE[:variant] or --data=FILE must be given; see --help")
     name = args.config_spec or args.data or str(args.init_from)
     workdir = args.workdir or Path(default_workdir(name))
+    if not args.coordinator or args.process == 0:
+        print(f"run     {workdir}", flush=True)
+    import jax
+
+    from gr_jax.training import processes
+    from gr_jax.training.console import say
+    from gr_jax.training.train import train
+    from gr_jax.tuning.search import search
+
     processes.join(args.coordinator, args.processes, args.process, args.peer_timeout)
     with processes.exit_all_on_error():
         config = config_of(args, workdir)
@@ -78,7 +84,11 @@ def main(argv: list[str]) -> int:
                 return code
         code = train(config, workdir)
         if code == 0 and args.report and jax.process_count() == 1:
-            return 0 if write_after_training(workdir) else 1
+            say("report  ...")
+            from gr_jax.reporting.report import write_after_training
+
+            code = 0 if write_after_training(workdir) else 1
+        say(f"{'ended' if code else 'done'}    after {time.monotonic() - began:.0f} s")
         return code
 
 
@@ -112,6 +122,9 @@ def config_of(args: argparse.Namespace, workdir: Path) -> Config:
     Raises:
       ConfigError: there is no such run, or it would begin from itself; or the log cannot be read.
     """
+    from gr_jax.training.init_from import continued
+    from gr_jax.training.own_log import config_for
+
     names = ("user_column", "item_column", "time_column")
     log = {name: getattr(args, name) for name in names if getattr(args, name)}
     log |= {"path": args.data} if args.data else {}

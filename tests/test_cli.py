@@ -310,3 +310,17 @@ def test_a_flag_that_may_come_several_times_takes_words_without_its_name_too():
     args = parse("a", "--workdir=b", "--workdir", "c", "d", config="none", flags=flags)
     assert args.workdir == [Path("a"), Path("b"), Path("c"), Path("d")]
     assert "--workdir=PATH must be given" in one_line(config="none", flags=flags)
+
+
+# In PYTHONPATH it is imported at the start of Python: jax is not there.
+WITHOUT_JAX = "import sys\nsys.modules['jax'] = None\n"
+
+
+def test_training_tells_its_folder_before_the_imports_that_take_seconds(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_JAX)
+    command = [sys.executable, "-m", "gr_jax.train", "--config=configs/ml_1m.py"]
+    paths = f"{ROOT}{os.pathsep}{tmp_path}"
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.stdout == "run     runs/ml_1m\n" and done.returncode, done

@@ -14,6 +14,7 @@ import pytest
 import gr_jax
 from gr_jax import evaluate, fitting
 from gr_jax.config import Config, ConfigError, DataConfig, ModelConfig
+from gr_jax.data.log.preparation import prepare
 from gr_jax.serving import model as serving_model
 from gr_jax.training import loop
 
@@ -111,7 +112,7 @@ def test_its_run_is_usable_anywhere_and_goes_on(model, events, items, workdir, t
 def test_without_a_validation_there_is_no_model(events, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "train", lambda *_: 128 + signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="no validation has passed"):
-        gr_jax.fit(events, **COLUMNS, workdir=tmp_path / "run", progress=False)
+        gr_jax.fit(events, **COLUMNS, workdir=tmp_path / "run", progress=False, budget=0)
 
 
 def test_it_trains_in_any_thread_without_a_word_and_leaves_nothing(
@@ -165,6 +166,19 @@ def test_it_trains_in_any_thread_without_a_word_and_leaves_nothing(
 def test_a_mistake_is_one_line(events, arguments, told):
     with pytest.raises(ConfigError, match=told):
         gr_jax.fit(**({"events": events} | COLUMNS | arguments))
+
+
+def test_a_call_that_failed_leaves_nothing_in_the_way(events, tmp_path, monkeypatch):
+    seen, small = [], {"workdir": tmp_path / "run", "progress": False, "budget": 0}
+    monkeypatch.setattr(fitting, "_trained", lambda config, *_: seen.append(prepare(config.data)))
+    for table, more in (
+        (events.head(700), {}),
+        (events, {}),
+        (events, {"data.time_unit": "ms", "data.max_length": 7}),
+    ):
+        with pytest.raises(AttributeError):  # nothing was trained
+            gr_jax.fit(table, **COLUMNS, **small, **more)
+    assert [dataset.num_events for dataset in seen] == [700, 896, 896]
 
 
 def test_a_bad_row_is_one_of_the_table(events):

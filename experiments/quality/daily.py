@@ -1,8 +1,8 @@
 """Day by day: training that goes on from yesterday's run, against training from scratch.
 
     python -m experiments.quality.daily --path=ml-1m                 # hours: all users, 3 seeds
-    python -m experiments.quality.daily --path=ml-1m --users=1500 --days=3 --seeds=0 \\
-        -- --config.train.epochs=40                                  # minutes a day
+    python -m experiments.quality.daily --path=ml-1m --users=600 --days=3 --seeds=0 \\
+        -- --config.train.epochs=40 --config.train.batch_users=32    # minutes a day
     python -m experiments.quality.daily --log=beauty --path=ratings.csv.gz
 
 The last fifth of the events, in the order of time, is cut into days of equally many. The run of the
@@ -23,11 +23,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import polars as pl
 
 from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep
-from experiments.common.retrieval_runs import ndcg, outcome
+from experiments.common.retrieval_runs import hardware, ndcg, outcome
 from gr_jax.training.checkpoint import Checkpoints
 
 CONFIGS = {"ml-1m": "configs/ml_1m.py", "beauty": "configs/amazon.py:beauty"}
@@ -120,7 +121,8 @@ def main() -> None:
             gain = {"ndcg@10": float((a - b).mean()), "se": float((a - b).std() / len(a) ** 0.5)}
             kept.append({"day": day, "continued": ours, "scratch": theirs, "gain": gain})
             print(json.dumps(kept[-1], indent=1), flush=True)
-            keep(file, {"command": command_line(), "days": kept})
+            about = {"command": command_line(), "hardware": hardware(jax.devices()[0].device_kind)}
+            keep(file, about | {"days": kept})
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ import polars as pl
 from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep, metrics_lines
 from experiments.common.started import start
 from experiments.speed import sparse_step
-from gr_jax import train
 from gr_jax.config import (
     Config,
     DataConfig,
@@ -61,6 +60,7 @@ from gr_jax.data.log.synthetic import START
 from gr_jax.models.embeddings import table_entries
 from gr_jax.training import sharding
 from gr_jax.training.tables import admission
+from gr_jax.training.train import train
 
 RESULT = RESULTS / "open_vocabulary.json"
 RUNS = ROOT / "runs/open_vocabulary"
@@ -133,7 +133,7 @@ def stream_config(log: Path) -> Config:
 def result_of(config: Config, workdir: Path) -> tuple[dict, list[dict]]:
     """The result and the validations of a run, trained here unless it was before."""
     if not (workdir / "result.json").exists():
-        train.train(config, workdir)
+        train(config, workdir)
     lines = metrics_lines(workdir)
     return json.loads((workdir / "result.json").read_text()), [
         x for x in lines if x["split"] == "valid"

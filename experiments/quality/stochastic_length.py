@@ -37,7 +37,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import gr_jax.train
 from experiments.common.results import RESULTS, ROOT, arguments, command_line, keep, metrics_lines
 from gr_jax.config import Config, SyntheticConfig, files
 from gr_jax.config.overrides import override_all
@@ -46,6 +45,7 @@ from gr_jax.data.log.preparation import prepare
 from gr_jax.training import sharding
 from gr_jax.training.objective import objective_of
 from gr_jax.training.run import open_run
+from gr_jax.training.train import train as train_run
 
 ALPHAS = (1.6, 1.7, 1.8, 1.9, 2.0)
 SELECTIONS = ("greedy", "random", "weighted")
@@ -254,7 +254,7 @@ def train(args: argparse.Namespace) -> None:
         workdir = ROOT / f"runs/stochastic_length/{name_of(args)}-seed{args.seed}/{name}"
         one = with_cuts(config, alpha, selection)
         if not (workdir / "result.json").exists():
-            code = gr_jax.train.train(one, workdir)
+            code = train_run(one, workdir)
             if code:
                 raise SystemExit(code)  # interrupted; the same command goes on
         rows.append(outcome(one, workdir, alpha, selection))

@@ -68,7 +68,8 @@ class TrainConfig:
     batch_users: int = 128  # mean users in a global batch; the rows of a batch follow from it
     log_every: int = 10  # steps between console and metrics lines
     validate_every: int = 1  # epochs between validations
-    patience: int = 10  # validations without a better NDCG@10 before stopping; 0 = never stop early
+    # validations without a better NDCG@10 before stopping, half as many with init_from; 0 = never
+    patience: int = 10
     checkpoint_every: int = 500  # steps between checkpoints, besides the one after each validation
     # where metrics go besides metrics.jsonl, of tensorboard (if it is installed), wandb and mlflow
     trackers: tuple[str, ...] = ("tensorboard",)

@@ -221,7 +221,9 @@ class LogUsers:
         scores: np.ndarray,
     ) -> None:
         """Write the answers to requests, each of one user, into `ids` and `scores`."""
-        allowed = np.flatnonzero(wanted.allowed).astype(np.int32)
+        allowed = None  # all
+        if not wanted.allowed[1:].all():
+            allowed = np.flatnonzero(wanted.allowed).astype(np.int32)
         queries = []
         for user in self.catalogue.raw_users(users[places]):
             history = self.reader.of_log(user, at_time=wanted.at_time)

@@ -81,7 +81,7 @@ class ModelOfMany:
     @functools.cached_property
     def id_types(self) -> tables.IdTypes:
         """Types of the raw ids of users and items in tables."""
-        return tables.id_types(self.dataset, self._trained)
+        return tables.id_types(self.dataset, self._trained, self.reader.newer)
 
     @tells_types
     def wanted(
@@ -233,6 +233,7 @@ class ModelOfMany:
         """The id of each item 1, 2, .. in the type that tables have."""
         return self.dataset.catalogue.items["raw"].cast(self.id_types.item).alias("item")
 
+    @tells_types
     def _checked(self, k: int, exclude_seen: bool | None, task: str) -> tuple[int, int | None]:
         """The number of a task, and how many of the last events keep their items out."""
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:

@@ -25,19 +25,20 @@ class IdTypes(NamedTuple):
     item: pl.DataType
 
 
-def id_types(dataset: Dataset, trained: Trained | None) -> IdTypes:
+def id_types(dataset: Dataset, trained: Trained | None, newer: Dataset | None) -> IdTypes:
     """The types of raw ids: those of the table that the run is on.
 
-    Of a run on a file, or of an export: integers if all are, else strings.
+    Of a run on a file, or of an export: integers if all are, else strings. The users may be those
+    of a newer log, and are not of the table then.
     """
     file = trained.workdir / LOG_FOLDER / EVENTS if trained else None
     if trained is not None and file is not None and file.is_file():
         there = pl.read_parquet_schema(file)
         names = trained.config.data.user_column, trained.config.data.item_column
-        if all(name in there for name in names):
+        if newer is None and all(name in there for name in names):
             return IdTypes(*(there[name] for name in names))
-    folder = dataset.catalogue.folder
-    return IdTypes(*(_type_of(folder / f"{name}.parquet") for name in ("users", "items")))
+    users = (newer or dataset).catalogue.folder / "users.parquet"
+    return IdTypes(_type_of(users), _type_of(dataset.catalogue.folder / "items.parquet"))
 
 
 @no_type_check

@@ -1,7 +1,7 @@
 """A run that begins where an earlier one ended: its best parameters, matched by raw ids.
 
-Users have no parameters of their own, so the log may have others. The optimizer begins anew: see
-`experiments/quality/daily.py` for what its moments would be worth.
+Users have no parameters of their own, so the log may have others. The optimizer begins anew:
+docs/daily.md says what its moments would be worth.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ def train_loop(
     key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
     meter = SpeedMeter(objective.cost, run.config.model.compute_dtype, progress.losses)
     pending: list[tuple[int, dict]] = []
+    say("compile the training step ...")
 
     for batch in batches:
         batch = sharding.put(batch, batch_sharding)
@@ -165,6 +166,10 @@ def validate(
 ) -> tuple[Progress, float]:
     """Validate the parameters after `step` and log the metrics: the progress, and the score."""
     epoch = objective.plan.locate(step)[0]
+    if not progress.best_step:
+        say(
+            "validate, for the first time ..."
+        )  # it is compiled, which takes as long as some epochs
     result = objective.validate(catalogue_maker(objective.run.mesh)(state), epoch)
     score = processes.broadcast_from_first(objective.score(result, epoch))
     progress = progress.after_validation(step, score)

@@ -34,8 +34,14 @@ def is_over(objective: Objective, step: int, progress: Progress) -> bool:
 
 
 def is_out_of_patience(objective: Objective, progress: Progress) -> bool:
-    """True if validation has not improved for `patience` validations."""
-    return 0 < objective.run.config.train.patience <= progress.stale
+    """True if validation has not improved for `patience` validations.
+
+    Half as many, rounded up, in a run that began from an earlier one: it is near its best at once
+    (`experiments/quality/daily.py`).
+    """
+    train = objective.run.config.train
+    patience = -(-train.patience // 2) if train.init_from else train.patience
+    return 0 < patience <= progress.stale
 
 
 def last_step(objective: Objective) -> int:

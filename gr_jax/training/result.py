@@ -103,8 +103,7 @@ def report(
     notes = not_beaten_line(test, baselines), repeats_line(test, "test"), cold_line(test, "test")
     for line in filter(None, notes):
         say(line)
-    folder, seconds = run.workdir / "checkpoints", time.monotonic() - started
-    say(f"best checkpoint: step {best_step} in {folder}; {seconds:.0f} s in all")
+    say(f"best checkpoint: step {best_step} in {run.workdir / 'checkpoints'}")
     say(f"next: python -m gr_jax.evaluate --workdir={run.workdir}, or another --config of configs/")
 
 

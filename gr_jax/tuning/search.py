@@ -26,7 +26,6 @@ from gr_jax.training.own_log import write_chosen
 from gr_jax.training.train import train
 from gr_jax.training.workdir import has_begun
 
-BUDGET = "1x"  # trainings, unless another number is asked for
 FOLDER = "search"  # in the workdir, as long as the search goes on
 FOUND = "search.json"  # in the workdir: what it found
 ROUNDS = (0.25, 0.5, 1.0)  # of the epochs of the first trial

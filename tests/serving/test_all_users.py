@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -8,9 +9,13 @@ from polars.testing import assert_frame_equal
 import gr_jax
 from gr_jax import recommend
 from gr_jax.config import ConfigError
-from gr_jax.serving import user_lists
+from gr_jax.data.batches.tokenizer import TokenScheme
+from gr_jax.serving import tables, user_lists
+from gr_jax.serving.all_users import LogUsers
 from gr_jax.serving.history import RequestError
 from gr_jax.serving.index import ExactIndex
+from gr_jax.serving.retriever import Encoder, Retriever
+from gr_jax.serving.rows import RowMaker
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +65,55 @@ def test_a_table_of_users_is_what_each_would_get_alone(model, asked):
     assert_same(model.recommend_users(users, **asked), lists_one_by_one(model, users, **asked))
 
 
+def test_the_tokens_of_packed_users_are_those_of_each_alone(ranker):
+    """Of histories with actions, item and user features, series, and more events than are seen."""
+    dataset, asked, batches = ranker.dataset, 1_900_000_000, []
+    scheme = TokenScheme("retrieval", True, -1, (), num_user_features=1, max_series=3)
+    maker = RowMaker(dataset, scheme, max_events=8)
+
+    def encode(batch, token):
+        batches.append((batch, token))
+        return np.zeros((len(token), 4), np.float32)
+
+    trained = dataclasses.replace(ranker._trained, encode=encode)
+    index = ExactIndex(np.zeros((21, 4), np.float32), num_items=20)
+    answerer = Retriever(Encoder(lambda *_: None, maker), index)
+    users = np.arange(48)
+    log = LogUsers(ranker.reader, answerer, ranker.popular, trained)
+    assert log.vectors(users, log.asked(users, asked)).shape == (48, 4)
+
+    names = dataset.catalogue.raw_users(users)
+    alone = maker.histories([ranker.reader.of_log(name, at_time=asked) for name in names])
+    expected = sorted(row.time[0].tobytes() + row.item[0].tobytes() for row in alone)
+    ((batch, token),) = batches
+    found = []
+    for row, column in zip(*np.divmod(token[:48], batch.item.shape[1]), strict=True):
+        here = batch.segment[row] == batch.segment[row, column]
+        (one,) = [x for x in alone if np.array_equal(x.item[0], batch.item[row, here])]
+        for name in ("time", "query_time", "position", "action", "item_features", "user_feature"):
+            np.testing.assert_array_equal(getattr(batch, name)[row, here], getattr(one, name)[0])
+        found.append(one.time[0].tobytes() + one.item[0].tobytes())
+    assert sorted(found) == expected
+
+
 def test_a_catalogue_in_pieces_gives_the_same_lists(model, retrieval, monkeypatch):
     pieces = gr_jax.load(retrieval)
     vectors = pieces.answerer.index.vectors
     monkeypatch.setattr(pieces.answerer, "index", ExactIndex(vectors, num_items=40, chunk=16))
     assert_close(pieces.recommend_users(k=30), model.recommend_users(k=30))
+
+
+def test_ids_are_integers_if_all_are(model, tmp_path):
+    catalogue = model.dataset.catalogue
+    assert tables.id_types(model.dataset, None, None) == (pl.String, pl.String)
+    for name in ("users", "items"):
+        table = getattr(catalogue, name).with_columns(raw=pl.col("raw").str.slice(1))
+        table.write_parquet(tmp_path / f"{name}.parquet")
+    numbers = dataclasses.replace(catalogue, folder=tmp_path)
+    dataset = dataclasses.replace(model.dataset, catalogue=numbers)
+    assert tables.id_types(dataset, None, None) == (pl.Int64, pl.Int64)
+    # Users of a newer log may have other names.
+    assert tables.id_types(dataset, None, model.dataset) == (pl.String, pl.Int64)
 
 
 def test_all_users_come_in_the_order_of_the_log_and_one_of_a_list_once(model):

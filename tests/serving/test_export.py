@@ -69,6 +69,16 @@ def test_an_export_recommends_and_scores_as_the_checkpoint(exported):
         )
 
 
+def test_an_export_has_tables_of_users_and_no_run(exported):
+    ours, theirs = load_exported(exported), gr_jax.load(exported)
+    found, expected = (model.recommend_users(["u3", "u5"], k=40) for model in (ours, theirs))
+    assert found.drop("score", "item", "rank").equals(expected.drop("score", "item", "rank"))
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-4)
+    for call in (ours.evaluate, lambda: ours.save("elsewhere")):
+        with pytest.raises(ValueError, match="an exported model has no run"):
+            call()
+
+
 def test_an_export_is_served_where_the_code_of_the_model_cannot_be_imported(exported):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, str(exported)],

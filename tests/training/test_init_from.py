@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import gr_jax
 from gr_jax import train
 from gr_jax.config import ConfigError
 from gr_jax.serving.load import trained_model
+from gr_jax.training.checkpoint import Progress
 from gr_jax.training.init_from import first_state
+from gr_jax.training.objective import is_out_of_patience, objective_of
 from gr_jax.training.run import open_trained
 from gr_jax.training.tables.admission import catalogue_maker
 from tests.tiny_run import assert_same_state, begun, lines_of
@@ -50,17 +53,25 @@ def test_what_the_earlier_run_knew_is_answered_as_it_did_whatever_the_order_of_i
         np.testing.assert_allclose(*scores, atol=1e-5)
 
 
-def test_a_new_item_begins_as_the_mean_of_its_neighbours_and_else_as_the_mean_of_all(
+def test_a_new_item_begins_by_its_neighbours_in_training_and_else_as_the_mean_of_all(
     finished, newer, tmp_path
 ):
     run, state = begun(finished, newer, tmp_path / "run")
-    table = np.asarray(state.params["embeddings"]["item_table"])
-    ids = run.dataset.catalogue.item_ids(["a0", "a1", "i4", "i5", "i6"])
-    vector = dict(zip(["a0", "a1", "i4", "i5", "i6"], table[ids], strict=True))
-    # the last two events of a user are no training events: a1 and a2 have no neighbours there
-    np.testing.assert_allclose(vector["a0"], (vector["i5"] + vector["i6"]) / 2, rtol=1e-5)
-    theirs = item_table(finished)[1:41]
-    np.testing.assert_allclose(vector["a1"], theirs.mean(0), rtol=1e-4, atol=1e-6)
+    table, theirs = np.asarray(state.params["embeddings"]["item_table"]), item_table(finished)
+    then, now = gr_jax.load(finished).dataset.catalogue, run.dataset.catalogue
+    mean, likes = theirs[1:41].mean(0), {}
+    for user in range(run.dataset.num_users):  # but the last two events, which are held out
+        begin, end = run.dataset.events.offsets[user : user + 2]
+        raw = now.raw_items(run.dataset.events.item[begin : end - 2])
+        for item, other in [*pairwise(raw), *pairwise(raw[::-1])]:
+            if other != "a0":
+                likes.setdefault(item, []).append(theirs[then.item_ids([other])[0]])
+    of_any = np.mean([vector for vectors in likes.values() for vector in vectors], axis=0)
+    assert len(likes["a0"]) == 6 and "a1" not in likes
+    a0, a1 = table[now.item_ids(["a0", "a1"])]
+    expected = mean + 2 * (np.mean(likes["a0"], axis=0) - of_any)
+    np.testing.assert_allclose(a0, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(a1, mean, rtol=1e-4, atol=1e-6)
     assert not table[run.dataset.num_items + 1 :].any(), "unused"
     record = json.loads((tmp_path / "run" / "init_from.json").read_text())
     assert record["items"] == {"known": 39, "new": 3, "gone": 1}
@@ -77,7 +88,10 @@ def test_a_continued_run_that_is_interrupted_goes_on_without_the_earlier_one(
     flags = [f"--init-from={earlier}", f"--data={newer}", "--report=false"]
     flags += [f"--config.data.prepared={tmp_path / 'prepared'}", "--config.train.epochs=2"]
     assert train.main([*flags, f"--workdir={tmp_path / 'whole'}"]) == 0
-    assert f"from    {earlier}, step 24: 39 items are known, 3 new" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"from    {earlier}, step 24: 39 items are known, 3 new" in said
+    assert said.splitlines()[0] == f"run     {tmp_path / 'whole'}"
+    assert "done    after" in said.splitlines()[-1]
     parts = [*flags, f"--workdir={tmp_path / 'parts'}"]
     assert train.main([*parts, "--config.train.steps=5"]) == 0
     shutil.rmtree(earlier)
@@ -118,6 +132,16 @@ def test_a_folder_to_begin_from_that_cannot_be_is_one_line(finished, newer, tmp_
             train.main([f"--init-from={folder}", f"--workdir={workdir}", *flags])
     with pytest.raises(ConfigError, match="must be given"):
         train.main([f"--init-from={finished}", *flags, "--config=configs/synthetic.py"])
+
+
+def test_half_of_the_patience_ends_a_run_that_begins_near_its_best(finished, newer, tmp_path):
+    run, _ = begun(finished, newer, tmp_path / "run")
+    for patience, init_from, enough in ((3, "earlier", 2), (4, "earlier", 2), (3, "", 3)):
+        train = dataclasses.replace(run.config.train, patience=patience, init_from=init_from)
+        config = dataclasses.replace(run.config, train=train)
+        objective = objective_of(dataclasses.replace(run, config=config))
+        over = [is_out_of_patience(objective, Progress(stale=stale)) for stale in range(5)]
+        assert over == [stale >= enough for stale in range(5)]
 
 
 def test_hashed_entries_are_those_of_the_same_raw_ids(config_file, newer, tmp_path):

@@ -1,8 +1,16 @@
-"""Tables of another catalogue: entries are found by raw ids, and new ones begin as what they are
-like.
+"""Tables for another catalogue: entries matched by raw id, and a start for those that are new.
 
-An item that is new has neighbours in the log, or features that others have too; the mean of those
-entries is a better start than noise. See `experiments/quality/daily.py` for what it is worth.
+A new item has neighbours in the log. Their mean would put it near the histories of everybody, since
+neighbours are mostly what is popular: it begins at the mean of all entries, moved by what its
+neighbours differ from those of any item. A mean of such differences is about half as long as the
+difference of a single entry, hence `REACH`. An item without neighbours, as those of the catalogue
+that nobody took yet, is the mean of the items that share its features.
+
+Measured on a run on 600 users of MovieLens-1M, of whose items a fifth was taken for new, by NDCG@10
+before any training, of the targets among them and of the others: .083 and .083 if they are kept; as
+noise .000 and .050; as the mean of all .000 and .084; of their neighbours .166 and .029; moved from
+the mean of all .105 and .070. As the mean of the items with its genres and year .019 and .085,
+moved in the same way .033 and .068.
 """
 
 from __future__ import annotations
@@ -18,6 +26,17 @@ from scipy import sparse
 from gr_jax.data.batches.splits import TrainingLog
 from gr_jax.data.dataset import Catalogue
 
+REACH = 2.0
+
+
+class Likeness(NamedTuple):
+    """What new entries are like: weights of earlier entries, [n, earlier + 1], as factors."""
+
+    factors: tuple[sparse.csr_array, ...]
+    # begin at the mean of all, moved by what the likes differ from those of any entry; else at
+    # their mean
+    from_all: bool = True
+
 
 class Match(NamedTuple):
     """Where the entries of a table, by id from 0, come from in an earlier one.
@@ -27,9 +46,8 @@ class Match(NamedTuple):
 
     source: Int32[np.ndarray, " n"]  # id in the earlier table; -1 = new
     earlier: int  # highest id of the earlier table
-    # [n, earlier + 1], each as factors: weights of the entries that a new one is like. The first
-    # that has any decides; where none has, all entries count alike.
-    likeness: tuple[tuple[sparse.csr_array, ...], ...] = ()
+    # The first that says something of a new entry decides; where none does, it is the mean of all.
+    likeness: tuple[Likeness, ...] = ()
 
     @property
     def is_new(self) -> Bool[np.ndarray, " n"]:
@@ -42,17 +60,24 @@ def carry(
 ) -> Shaped[np.ndarray, "rows2 *rest"]:
     """The earlier `table` in the order of `match`, `rows` entries long; unused ones are 0.
 
-    A new entry is the weighted mean of the entries that it is like.
+    New entries begin as the module docstring says, whatever the table holds of an item.
     """
     count = match.earlier + 1
     flat = np.asarray(table[:count], np.float32).reshape(count, -1)
     began = np.zeros((int(match.is_new.sum()), flat.shape[1]), np.float32)
-    began[:] = flat[1:].mean(0) if count > 1 else 0
-    for factors in reversed(match.likeness):
+    all_entries = flat[1:].mean(0) if count > 1 else flat[0]
+    began[:] = all_entries
+    for factors, from_all in reversed(match.likeness):
         of_new = (factors[0][match.is_new], *factors[1:])
         weight = _product(of_new, np.ones((count, 1), np.float32))
         like = weight[:, 0] > 0
-        began[like] = (_product(of_new, flat) / np.maximum(weight, 1e-30))[like]
+        mean = (_product(of_new, flat) / np.maximum(weight, 1e-30))[like]
+        if from_all:
+            of_any = functools.reduce(
+                lambda total, factor: total @ factor, factors[1:], factors[0].sum(0)
+            )
+            mean = all_entries + REACH * (mean - of_any @ flat / max(of_any.sum(), 1e-30))
+        began[like] = mean
 
     found = np.zeros((rows, *table.shape[1:]), table.dtype)
     n = len(match.source)
@@ -99,7 +124,7 @@ def match_values(then: Catalogue, now: Catalogue) -> Match:
     b = sparse.csr_array(
         (ones(columns - 1), (of_then, np.arange(1, columns))), shape=(width, columns)
     )
-    return Match(source, columns - 1, ((a, b),))
+    return Match(source, columns - 1, (Likeness((a, b), from_all=False),))
 
 
 def _places(then: pl.Series, now: pl.Series) -> Int32[np.ndarray, " n"]:
@@ -109,9 +134,7 @@ def _places(then: pl.Series, now: pl.Series) -> Int32[np.ndarray, " n"]:
     return np.concatenate([[0], found.fill_null(-1).to_numpy()]).astype(np.int32)
 
 
-def _neighbours(
-    log: TrainingLog, source: Int32[np.ndarray, " n"], earlier: int
-) -> tuple[sparse.csr_array, ...]:
+def _neighbours(log: TrainingLog, source: Int32[np.ndarray, " n"], earlier: int) -> Likeness:
     """How often each known item came right before or after each item, in training."""
     beside = np.ones(max(0, len(log.item) - 1), bool)
     ends = log.offsets[1:-1]
@@ -121,17 +144,18 @@ def _neighbours(
     known = other > 0
     counts = np.ones(int(known.sum()), np.float32)
     shape = (len(source), earlier + 1)
-    return (sparse.csr_array((counts, (of[known], other[known])), shape=shape),)
+    return Likeness((sparse.csr_array((counts, (of[known], other[known])), shape=shape),))
 
 
-def _of_a_kind(then: Catalogue, now: Catalogue, values: Match) -> tuple[sparse.csr_array, ...]:
+def _of_a_kind(then: Catalogue, now: Catalogue, values: Match) -> Likeness:
     """The known items that share feature values with each item, rare values counting more."""
     assert then.item_features is not None and now.item_features is not None
     theirs = _incidence(np.asarray(then.item_features), values.earlier)
     ours = _incidence(np.maximum(values.source[np.asarray(now.item_features)], 0), values.earlier)
     having = np.maximum(theirs.sum(0), 1).astype(np.float32)
     weight = np.log1p(len(theirs.indptr) / having) / having
-    return ours, sparse.csr_array(sparse.diags_array(weight) @ theirs.T)
+    factors = ours, sparse.csr_array(sparse.diags_array(weight) @ theirs.T)
+    return Likeness(factors, from_all=False)
 
 
 def _incidence(values: Int[np.ndarray, "n F"], highest: int) -> sparse.csr_array:
