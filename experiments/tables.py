@@ -17,6 +17,7 @@ from collections.abc import Callable
 from experiments.common.markdown import bold_best, figure, markdown, spread
 from experiments.common.results import RESULTS, ROOT, arguments, by_seed, read
 from experiments.kernels import kernel_bench
+from experiments.quality.log_tables import daily, own_logs, small_logs
 
 PAGES = [ROOT / "README.md"]
 PAGES += [page for room in ("docs", "experiments") for page in sorted((ROOT / room).rglob("*.md"))]
@@ -362,24 +363,12 @@ def throughput() -> str:
     return markdown(f"{head} | ratio", rows)
 
 
-def daily() -> str:
-    """Training that goes on from the day before, against training from scratch, day by day."""
-    rows = []
-    for seed, run in by_seed(RESULTS / "daily", "ml-1m-600-users").items():
-        for day in run["days"]:
-            ours, theirs, gain = day["continued"], day["scratch"], day["gain"]
-            shown = [f"{x['ndcg@10']:.4f} ±{x['se']:.4f}" for x in (ours, theirs, gain)]
-            spent = [f"{x['seconds']:.0f}, {x['steps']}" for x in (ours, theirs)]
-            rows.append((str(day["day"]), str(seed), str(ours["new"]), *shown, *spent))
-    head = "day | seed | new items | continued | from scratch | difference"
-    return markdown(f"{head} | continued: s, steps | from scratch: s, steps", rows)
-
-
 QUALITY = (retrieval, significance, ablation_bias, ablation_loss, successors, ranking, intensity)
-CHOICES = (daily, sparsity, length_speed, length_quality, open_vocabulary, vocabulary_retrieval)
+LOGS = (own_logs, small_logs, daily)
+CHOICES = (sparsity, length_speed, length_quality, open_vocabulary, vocabulary_retrieval)
 SPEED = (vocabulary_step, train_speed, throughput, layer_memory, cost_per_label, sparse_step)
 OTHERS = (kernels, serving, m_falcon, scaling_law, planned_memory)
-ALL: tuple[Callable[[], str], ...] = (*QUALITY, *CHOICES, *SPEED, *OTHERS)
+ALL: tuple[Callable[[], str], ...] = (*QUALITY, *LOGS, *CHOICES, *SPEED, *OTHERS)
 TABLES = {table.__name__: table for table in ALL}
 
 

@@ -14,7 +14,6 @@ the test split and so flattered. The runs are in runs/own_logs/.
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -24,9 +23,9 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from experiments.common.markdown import spread
 from experiments.common.results import RESULTS, ROOT, arguments, keep
 from experiments.common.retrieval_runs import hardware, ndcg
+from experiments.quality.log_tables import own_logs
 from gr_jax.data.batches.evaluation import evaluation_batches
 from gr_jax.data.batches.splits import training_log
 from gr_jax.training.retrieval.baselines import judged
@@ -48,7 +47,7 @@ def main() -> None:
     if not args.table:
         for seed in args.seeds.split(","):
             one(args.log, Path(args.path).absolute(), int(seed), args.budget)
-    print(table())
+    print(own_logs())
 
 
 def one(log: str, path: Path, seed: int, budget: str) -> None:
@@ -126,31 +125,6 @@ def paired(ranks: np.ndarray, of_baselines: dict[str, np.ndarray]) -> dict:
         "ratio": float(ours.mean() / theirs.mean()),
         "p": float(stats.ttest_rel(ours, theirs).pvalue),
     }
-
-
-def table() -> str:
-    """Mean and standard deviation over the seeds, with the best baseline of each log."""
-    names = ("log", "seeds", "NDCG@10", "HR@10", "best baseline", "its NDCG@10", "ratio", "seconds")
-    lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
-    files: dict[str, list[dict]] = {}
-    for file in sorted((RESULTS / NAME).glob("*.json")):
-        files.setdefault(file.stem.rpartition("-")[0], []).append(json.loads(file.read_text()))
-    for log, runs in files.items():
-        against = runs[0]["against"]["baseline"]
-        theirs = runs[0]["baselines"][against]["ndcg@10"]
-        ours = [run["test"]["ndcg@10"] for run in runs]
-        cells = (
-            log,
-            len(runs),
-            spread(ours),
-            spread([run["test"]["hr@10"] for run in runs]),
-            against,
-            f"{theirs:.4f}",
-            f"{statistics.mean(ours) / theirs:.2f}",
-            f"{statistics.mean(run['seconds'] for run in runs):.0f}",
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

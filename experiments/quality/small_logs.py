@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 
 from experiments.common.results import RESULTS, arguments, keep
 from experiments.common.retrieval_runs import hardware, ndcg
+from experiments.quality.log_tables import small_logs
 from gr_jax.baselines import knn_vectors
 from gr_jax.baselines.questions import DenseScores, Questions
 from gr_jax.baselines.training_events import popularity
@@ -96,7 +97,7 @@ def main() -> None:
         for name in args.only.split(";") if args.only else every:
             for seed in map(int, args.seeds.split(",")):
                 one(args.log, chosen, name, every[name], seed)
-    print(table())
+    print(small_logs())
 
 
 def one(log: str, chosen: Config, name: str, variant: Variant, seed: int) -> None:
@@ -237,23 +238,6 @@ def validate(
         return scores[[begins[int(target)] for target in part.target]]
 
     return DenseScores(of).ranks(every)
-
-
-def table() -> str:
-    """NDCG@10 on validation, and the mean difference over users and seeds to what is chosen."""
-    lines = ["| log | variant | seeds | NDCG@10 | difference |", "| --- | --- | --- | --- | --- |"]
-    for file in sorted((RESULTS / NAME).glob("*.json")):
-        kept = json.loads(file.read_text())
-        base = kept["as chosen"]
-        for name, runs in kept.items():
-            seeds = sorted(set(runs) & set(base))
-            means = np.mean([runs[seed]["gains"] for seed in seeds], axis=0)
-            change = means - np.mean([base[seed]["gains"] for seed in seeds], axis=0)
-            error = change.std(ddof=1) / np.sqrt(len(change))
-            told = "" if name == "as chosen" else f"{change.mean():+.4f} ±{error:.4f}"
-            cells = file.stem, name, len(seeds), f"{means.mean():.4f}", told
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def choose(data: DataConfig, log: LogFacts) -> Choice:
     history = min(200, max(50, -(-log.long_history // 10) * 10))
     row = max(64, 1 << (history - 1).bit_length())
     width, blocks = (128, 4) if log.events > 5_000_000 else (64, 2)
-    temperature = 0.05 if log.events > 150_000 else 0.1 if log.events > 30_000 else 0.2
+    temperature = 0.05 if log.events > SMALL else 0.1 if log.events > 30_000 else 0.2
     sparse = log.events < SMALL or log.events < SPARSE * log.items
     dropout = 0.5 if sparse else 0.2
     full = log.items <= FULL_SOFTMAX
