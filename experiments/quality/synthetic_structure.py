@@ -17,11 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from experiments.common.results import RESULTS, arguments, command_line, keep
-from gr_jax.baselines.compare import learn_all
-from gr_jax.baselines.questions import Questions
 from gr_jax.config import SyntheticConfig
-from gr_jax.data.dataset import Events
-from gr_jax.data.log.synthetic import World, ceilings, generate, simulate
+from gr_jax.data.log.synthetic import World, ceilings, simulate
 
 RESULT = RESULTS / "synthetic_structure.json"
 TOP = 10
@@ -70,16 +67,11 @@ def markov(world: World, num_items: int, *, gap: Int[np.ndarray, "B N"] | None =
     )  # popularity decides between equal counts
 
 
-def popularity(config: SyntheticConfig) -> float:
+def popularity(world: World, num_items: int) -> float:
     """HR@10 of ranking by training count."""
-    log = generate(config)
-    offsets = np.searchsorted(log["user"].to_numpy(), np.arange(1, config.num_users + 2))
-    item = log["item"].to_numpy()
-    events = Events(offsets, item.astype(np.int32), log["timestamp"].to_numpy())
-    first, last = offsets[:-1], offsets[1:] - 1
-    asked = Questions(events.item, first, first, last, config.num_items)
-    baseline = next(learn_all(events, config.num_items))
-    return float((baseline.ranks(asked) <= TOP).mean())
+    fitted = np.arange(world.item.shape[1]) < (world.length - HELD_OUT)[:, None]
+    counts = np.bincount(world.item[fitted], minlength=num_items + 1).astype(float)
+    return hit_rate(np.tile(counts, (len(world.length), 1)), world)
 
 
 def days_since_previous(world: World) -> Int[np.ndarray, "B N"]:
@@ -94,7 +86,7 @@ def measure(config: SyntheticConfig) -> dict[str, float]:
     world = simulate(config)
     best = ceilings(world, top=TOP)
     return {
-        "popularity": popularity(config),
+        "popularity": popularity(world, config.num_items),
         "markov_last_item": markov(world, config.num_items),
         "markov_last_item_and_gap": markov(world, config.num_items, gap=days_since_previous(world)),
         "best_without_time": best["order"],
