@@ -17,6 +17,7 @@ from gr_jax.config.objective import EvaluateConfig, LossConfig
 from gr_jax.config.train import OptimizerConfig, TrainConfig
 
 FULL_SOFTMAX = 50_000  # items up to which a step compares with all of them
+LITTLE = 2_000  # events below which a model may well learn less than the baselines count
 SMALL = 300_000  # events up to which a model has to be held back from learning them by heart
 EPOCHS = 400  # at most; patience ends a training
 SPARSE = 50  # and events an item
@@ -98,4 +99,7 @@ def choose(data: DataConfig, log: LogFacts) -> Choice:
         f" {log.repeats:.1%} of the events are repeats",
         f"up to {EPOCHS} epochs, ended by 8 validations without a better one",
     )
+    if log.events < LITTLE:
+        told = f"{log.events:,} events are few for a model: look at the baselines in its final table"
+        reasons = (*reasons, told)
     return Choice(config, reasons)

@@ -18,6 +18,21 @@ def test_a_small_log_gets_a_small_model_that_is_compared_with_all_items():
     assert any("95 % of the users have at most 17" in line for line in reasons)
 
 
+def test_of_a_log_that_is_hardly_enough_the_choice_says_so():
+    few = choose(DataConfig(), MUSIC._replace(users=20, events=120)).reasons
+    assert few[-1].startswith("120 events are few for a model")
+    assert not any("few for a model" in line for line in choose(DataConfig(), MUSIC).reasons)
+
+
+def test_what_is_not_held_back_by_many_events_is_by_dropout_and_smoothing():
+    small, large = (
+        choose(DataConfig(), MUSIC._replace(items=3_000, events=events)).config
+        for events in (100_000, 1_000_000)
+    )
+    assert (small.model.dropout, small.loss.smoothing, small.model.temperature) == (0.5, 0.1, 0.1)
+    assert (large.model.dropout, large.loss.smoothing, large.model.temperature) == (0.2, 0, 0.05)
+
+
 def test_repeats_are_ranked_where_there_are_many():
     assert choose(DataConfig(), MUSIC._replace(repeats=0.3)).config.evaluate.exclude == "none"
 
