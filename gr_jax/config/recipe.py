@@ -100,6 +100,6 @@ def choose(data: DataConfig, log: LogFacts) -> Choice:
         f"up to {EPOCHS} epochs, ended by 8 validations without a better one",
     )
     if log.events < LITTLE:
-        told = f"{log.events:,} events are few for a model: look at the baselines in its final table"
+        told = f"{log.events:,} events are few for a model: look at the baselines in the table"
         reasons = (*reasons, told)
     return Choice(config, reasons)
