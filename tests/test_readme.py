@@ -41,6 +41,8 @@ MADE = (
     "best.py",
     "config.json",
     "chosen.py",
+    "knn_vectors.npz",
+    "search.json",
     "dataset.json",
     "init_from.json",
     "result.json",

@@ -8,7 +8,7 @@ from gr_jax.training.retrieval.beyond_accuracy import by_popularity, of_lists, p
 
 def test_head_mid_and_tail_have_a_third_of_the_events_each():
     popularity = np.array([0, 1, 6, 0, 3, 1, 1])  # 12 events; the first entry is no item
-    assert popularity_part(popularity.astype(float)).tolist() == [2, 2, 0, 2, 1, 1, 2]
+    assert popularity_part(popularity.astype(float)).tolist() == [2, 2, 0, 2, 1, 2, 2]
     assert (popularity_part(np.zeros(4)) == 2).all()
     equal = np.append(0, np.ones(300))
     assert np.bincount(popularity_part(equal)[1:]).tolist() == [100, 100, 100]
@@ -24,9 +24,10 @@ def test_accuracy_by_popularity_is_that_of_the_targets_of_each_part():
 
 def test_coverage_and_novelty_are_counted_from_the_lists():
     popularity = np.array([0, 4.0, 2.0, 2.0, 0.0])
-    lists = np.array([[1, 2, 0], [1, 4, 2]])
+    lists = np.pad(np.array([[1, 2], [1, 4]]), [(0, 0), (0, 8)])
+    lists[1, 9] = 2  # 0 is no item, wherever it stands
     found = of_lists(lists, popularity)
     assert found["coverage@10"] == 3 / 4
     bits = [-math.log2(n / 8) for n in (4, 2, 4, 1, 2)]
     assert found["novelty@10"] == pytest.approx(np.mean(bits))
-    assert of_lists(np.zeros((2, 3), int), popularity) == {"coverage@10": 0, "novelty@10": 0}
+    assert of_lists(np.zeros((2, 10), int), popularity) == {"coverage@10": 0, "novelty@10": 0}
