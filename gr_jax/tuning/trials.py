@@ -104,10 +104,17 @@ def _next(sweep: Sweep, trials: int) -> Iterator[Trial | None]:
                     study.enqueue_trial(settings)
             trial = None
             for known in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if _hold(sweep.workdir(known.number), held):
-                    trial = Trial(study, known._trial_id)
-                    say(f"trial {trial.number}: its process has ended, going on with it")
-                    break
+                with contextlib.ExitStack() as attempt:
+                    if not _hold(sweep.workdir(known.number), attempt):
+                        continue
+                    # It may have ended between the look at the store and the lock.
+                    now = study.get_trials(deepcopy=False)[known.number].state
+                    if now != TrialState.RUNNING:
+                        continue
+                    held.enter_context(attempt.pop_all())
+                trial = Trial(study, known._trial_id)
+                say(f"trial {trial.number}: its process has ended, going on with it")
+                break
             begun = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
             if trial is None and len(begun) < trials:
                 # By its number, so that a sweep that was interrupted asks for what it would have.
