@@ -35,13 +35,16 @@ def small_logs() -> str:
     rows = []
     for file in sorted((RESULTS / "small_logs").glob("*.json")):
         kept = json.loads(file.read_text())
-        base = kept["as chosen"]
+        gains, base = np.load(file.with_suffix(".npz")), "as chosen"
         for name, runs in kept.items():
-            seeds = sorted(set(runs) & set(base))
-            means = np.mean([runs[seed]["gains"] for seed in seeds], axis=0)
-            change = means - np.mean([base[seed]["gains"] for seed in seeds], axis=0)
+            seeds = sorted(set(runs) & set(kept[base]))
+            means, of_base = (
+                np.mean([gains[f"{which}, {seed}"] for seed in seeds], axis=0)
+                for which in (name, base)
+            )
+            change = means - of_base
             error = change.std(ddof=1) / np.sqrt(len(change))
-            told = "" if name == "as chosen" else f"{change.mean():+.4f} ±{error:.4f}"
+            told = "" if name == base else f"{change.mean():+.4f} ±{error:.4f}"
             rows.append((file.stem, name, str(len(seeds)), figure(means.mean()), told))
     return markdown("log | variant | seeds | NDCG@10 on validation | difference", rows)
 

@@ -115,8 +115,12 @@ def one(log: str, chosen: Config, name: str, variant: Variant, seed: int) -> Non
         "epoch": epoch,
         "seconds": round(time.monotonic() - started),
         "hardware": hardware(jax.devices()[0].device_kind),
-        "gains": [round(float(gain), 3) for gain in gains],
     }
+    of_users = file.with_suffix(".npz")
+    before = dict(np.load(of_users)) if of_users.exists() else {}
+    of_users.parent.mkdir(parents=True, exist_ok=True)
+    key = f"{name}, {seed}"
+    np.savez_compressed(of_users, allow_pickle=False, **before, **{key: gains.astype(np.float32)})
     keep(file, kept)
     print(f"{log}, {name}, seed {seed}: {gains.mean():.4f} after {epoch} epochs", flush=True)
 
