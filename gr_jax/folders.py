@@ -13,8 +13,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gr_jax.config.checks import ConfigError
+
+if TYPE_CHECKING:
+    import filelock
 
 _THREADS = 8  # that read files for their checksums
 
@@ -86,6 +90,33 @@ def check_manifest(folder: Path, listed: Mapping[str, Mapping], *, lists: str, r
     for name, digest in zip(names, checksums(folder / name for name in names), strict=True):
         if digest != listed[name].get("sha256"):
             raise ConfigError(f"{folder / name}: damaged, its checksum is another; {remedy}")
+
+
+def take_lock(folder: Path, *, taken: str) -> filelock.BaseFileLock:
+    """The lock of a folder, which is made if it is not there; without waiting.
+
+    The kernel releases it however the process ends. On a file system without locks there is none.
+
+    Args:
+      taken: what to say if another process has it.
+
+    Raises:
+      ConfigError: another process has it.
+    """
+    import filelock  # takes 60 ms, and most readers of files take no lock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    path.touch()
+    # Without the fallback, whose lock would outlive a killed process.
+    lock = filelock.FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise ConfigError(taken) from None
+    except OSError:  # a file system without locks
+        pass
+    return lock
 
 
 @contextlib.contextmanager

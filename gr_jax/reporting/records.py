@@ -98,12 +98,15 @@ def _read(workdir: Path, name: str) -> Record:
         _json(path) if path.exists() else None
         for path in (workdir / "result.json", workdir / DATASET_FILE)
     )
-    return Record(workdir, name, config, _lines(workdir / "metrics.jsonl"), result, log or {})
+    return Record(workdir, name, config, metrics_lines(workdir), result, log or {})
 
 
-def _lines(path: Path) -> tuple[Json, ...]:
-    """The objects of a metrics.jsonl, without a last line that is still being written."""
-    found = []
+def metrics_lines(workdir: Path) -> tuple[Json, ...]:
+    """The objects of a metrics.jsonl, without a line that is still being written or was cut short.
+
+    Empty if there is none.
+    """
+    path, found = workdir / "metrics.jsonl", []
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
             found.append(json.loads(text))

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import filelock
 import numpy as np
 import polars as pl
 from jaxtyping import Int
@@ -151,17 +150,8 @@ def _plan(log: LogUsers, lists: Lists) -> dict:
 @contextlib.contextmanager
 def _only_writer(parts: Path) -> Iterator[None]:
     """Make the folder of the parts, and keep other processes out of it."""
-    parts.mkdir(parents=True, exist_ok=True)
-    (parts / ".lock").touch()
-    lock = filelock.FileLock(parts / ".lock", fallback_to_soft=False)
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        raise ConfigError(
-            f"{parts}: another process writes these lists; wait for its end"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
+    taken = "another process writes these lists; wait for its end"
+    lock = folders.take_lock(parts, taken=f"{parts}: {taken}")
     try:
         yield
     finally:

@@ -12,13 +12,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-
 from gr_jax.config import Config, ConfigError, files
 from gr_jax.data import run_dataset
 from gr_jax.data.dataset import Dataset, open_dataset
 from gr_jax.data.dataset_identity import DATASET_FILE, identity
 from gr_jax.files import write_whole
+from gr_jax.folders import take_lock
 from gr_jax.training import processes
 
 # Fields that may differ on resuming: they change how long, where or how loudly a run goes and
@@ -47,29 +46,13 @@ def only_training(workdir: Path) -> Iterator[None]:
     Raises:
       ConfigError: another training is inside.
     """
-    lock = processes.on_first(lambda: _lock(workdir))
+    taken = "another training runs there; wait for its end, or choose another --workdir"
+    lock = processes.on_first(lambda: take_lock(workdir, taken=f"{workdir}: {taken}"))
     try:
         yield
     finally:
         if lock is not None:
             lock.release()
-
-
-def _lock(workdir: Path) -> filelock.BaseFileLock:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / ".lock"
-    path.touch()
-    # Without the fallback, whose lock would outlive a killed process.
-    lock = filelock.FileLock(path, fallback_to_soft=False)
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        raise ConfigError(
-            f"{workdir}: another training runs there; wait for its end, or choose another --workdir"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return lock
 
 
 def check_config(workdir: Path, config: Config) -> None:

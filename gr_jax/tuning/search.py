@@ -21,6 +21,7 @@ import jax
 from gr_jax.config import Config, files
 from gr_jax.config.overrides import override_all
 from gr_jax.files import write_whole
+from gr_jax.reporting.records import metrics_lines
 from gr_jax.training.console import say, table
 from gr_jax.training.own_log import write_chosen
 from gr_jax.training.train import train
@@ -146,11 +147,8 @@ def _train(config: Config, trial: Trial, *, until: int = 0) -> int:
 
 def _scores(folder: Path) -> list[tuple[float, float]]:
     """Epoch and score of the validations of a trial so far."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(float(line["epoch"]), float(line[BEST])) for line in lines if line["split"] == "valid"]
+    valid = (line for line in metrics_lines(folder) if line["split"] == "valid")
+    return [(float(line["epoch"]), float(line[BEST])) for line in valid]
 
 
 def _score(trial: Trial) -> float:

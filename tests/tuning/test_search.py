@@ -76,6 +76,15 @@ def test_a_search_that_was_interrupted_goes_on_without_repeating_a_training(trai
         assert len(trained.calls) <= count + 1 + (at > 1), "the first one is asked for its end"
 
 
+def test_a_line_cut_short_by_a_kill_does_not_keep_a_search_from_going_on(trained, tmp_path):
+    trained.interrupted_at = 2
+    search(CONFIG, tmp_path, 1.0)
+    with (tmp_path / "search/0/metrics.jsonl").open("a") as file:
+        file.write('{"split": "va')
+    trained.interrupted_at = 0
+    assert search(CONFIG, tmp_path, 1.0)[0].model.temperature == 0.2
+
+
 def test_a_move_that_was_interrupted_is_finished(trained, tmp_path):
     search(CONFIG, tmp_path, 1.0)
     (tmp_path / "search/1").mkdir(parents=True)
